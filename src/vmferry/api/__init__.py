@@ -1,0 +1,1 @@
+"""The words between command line, agents and other programs: pydantic models and the OpenAPI page made from them."""

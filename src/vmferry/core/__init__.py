@@ -1,0 +1,1 @@
+"""Pure decisions: values in, values out; nothing here does I/O, tells the time or draws random numbers."""

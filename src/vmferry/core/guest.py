@@ -1,0 +1,144 @@
+"""What a guest is: frozen facts, and the hardware that is frozen with it.
+
+`GuestSpec` is what the guest file says. `FrozenGuest` adds everything that both hosts must build
+alike (PCI addresses, device ids, MACs, ROM policy, expanded CPU): the command line is a pure function of it and of the
+host. I/O paths are named as in the vocabulary; paths that come later get a class of their own beside these.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from vmferry.core.ids import GuestName, GuestUuid
+from vmferry.core.units import Bytes
+
+
+class Acceleration(enum.StrEnum):
+    """What runs the guest's instructions."""
+
+    AUTO = "auto"  #: KVM when it really works here, TCG otherwise; said out loud
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class IoPath(enum.StrEnum):
+    """How a guest reaches a device (docs: "How a guest reaches its devices")."""
+
+    EMULATED = "emulated"  #: QEMU emulates real hardware (e1000)
+    VIRTIO = "virtio"  #: front-end in the guest, back-end in QEMU
+
+
+class NetworkKind(enum.StrEnum):
+    """What a NIC is plugged into on the host."""
+
+    USER = "user"  #: QEMU's own user-mode stack; needs nothing, connections die with the move
+    BRIDGE = "bridge"  #: a tap on a named Linux bridge
+
+
+class DiskFormat(enum.StrEnum):
+    """Image formats."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+
+
+class Desired(enum.StrEnum):
+    """What the operator wants of a guest, kept in the journal."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelBoot:
+    """Direct boot of a kernel (Linux or multiboot) with an optional initrd."""
+
+    kernel: str
+    initrd: str | None = None
+    cmdline: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UefiBoot:
+    """UEFI from flash; `nvram` is the guest's own writable copy of the variables."""
+
+    code: str
+    nvram: str
+
+
+@dataclass(frozen=True, slots=True)
+class BiosBoot:
+    """SeaBIOS, from the first disk."""
+
+
+Boot = KernelBoot | UefiBoot | BiosBoot
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One disk image at a path that both hosts see."""
+
+    path: str
+    format: DiskFormat = DiskFormat.QCOW2
+    io_path: IoPath = IoPath.VIRTIO
+    read_only: bool = False
+    cache: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """One network card: its I/O path in the guest, and what it is plugged into."""
+
+    io_path: IoPath = IoPath.VIRTIO
+    network: NetworkKind = NetworkKind.USER
+    bridge: str | None = None
+    mac: str | None = None
+    #: UDP ports forwarded from the host's loopback with network = user: (host port, guest port)
+    forward_udp: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSpec:
+    """What the guest file says, validated; nothing host-specific."""
+
+    name: GuestName
+    memory_bytes: Bytes
+    boot: Boot
+    vcpus: int = 1
+    cpu: str = "qemu64"
+    machine: str = "pc-q35-7.2"
+    acceleration: Acceleration = Acceleration.AUTO
+    disks: tuple[Disk, ...] = ()
+    nics: tuple[Nic, ...] = ()
+    beat: bool = False  #: the guest beats: on org.vmferry.beat, or on port 0xe9 (`beat_device`)
+    beat_device: str = "virtio-serial"  #: or "debugcon"
+    control: bool = False  #: the built-in linux guest's control channel (org.vmferry.control)
+    tpm: str | None = None  #: directory of swtpm state; a blocker for now
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenDevice:
+    """One device as it was built: both hosts build the same."""
+
+    id: str  #: QEMU device id
+    driver: str  #: QEMU driver name, e.g. virtio-net-pci
+    bus: str  #: pcie.0 or the id of a root port
+    addr: str  #: slot[.function] in hex, e.g. "0x2" or "0x2.0x1"
+    properties: tuple[tuple[str, str | int | bool], ...] = ()
+    backend: str | None = None  #: id of the netdev, drive or chardev it hangs on
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenGuest:
+    """A guest with its hardware frozen; what travels to the destination and stands in the journal."""
+
+    spec: GuestSpec
+    uuid: GuestUuid
+    acceleration: Acceleration  #: decided at first start: never AUTO
+    cpu: str  #: expanded: model plus every feature, as `-cpu` takes it
+    machine: str
+    devices: tuple[FrozenDevice, ...]
+    macs: tuple[str, ...]  #: one per NIC, in the order of spec.nics
+    boot_hashes: tuple[tuple[str, str], ...] = field(default=())  #: (path, sha256) of kernel, initrd, firmware code

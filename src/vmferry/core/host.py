@@ -1,0 +1,74 @@
+"""What a host offers, as its agent says it; the input of the checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmferry.core.guest import Acceleration
+from vmferry.core.ids import HostName
+from vmferry.core.units import Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class QemuFacts:
+    """What QEMU on a host can do, asked over QMP of a probe process; versions only as text for people."""
+
+    version: tuple[int, int, int]
+    machines: frozenset[str]  #: versioned machine types
+    cpu_models: frozenset[str]  #: names usable here with the acceleration in use
+    capabilities: frozenset[str]  #: migration capabilities
+    parameters: frozenset[str]  #: migration parameters
+    devices: frozenset[str]  #: device drivers that exist
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """A host as its agent sees it now."""
+
+    name: HostName
+    agent_version: str
+    protocol: int  #: agent-to-agent protocol; N and N-1 work together
+    qemu: QemuFacts
+    acceleration: Acceleration  #: KVM or TCG, as it was found out
+    acceleration_reason: str  #: one sentence: why
+    acceleration_tag: str  #: TCG, nested KVM or bare-metal KVM
+    memory_total_bytes: Bytes
+    memory_free_bytes: Bytes  #: available minus what is reserved for arriving guests
+    bridges: frozenset[str]
+    migration_ports_free: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """One file of the guest as a host sees it; `identity` is equal on two hosts only for the same file."""
+
+    path: str
+    exists: bool
+    readable: bool
+    writable: bool
+    size_bytes: Bytes
+    identity: str  #: file system type, inode, size; or why it is not known
+    sha256: str | None = None  #: only for boot files
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GuestProbe:
+    """What a destination says about one guest that may come; nothing was reserved by asking."""
+
+    files: tuple[FileFacts, ...]
+    names_taken: frozenset[str]
+    macs_taken: frozenset[str]
+    uuids_taken: frozenset[str]
+    cpu_missing_features: tuple[str, ...]  #: of the guest's expanded CPU, not offered by this host
+    cpu_error: str | None = None  #: QEMU's own words, when it refuses the CPU outright
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRuntime:
+    """What the running guest says at the source."""
+
+    run_state: str  #: QEMU's run state
+    busy_with: str | None  #: the hand-over or operation that holds the guest
+    blocked_reasons: tuple[str, ...]  #: QEMU's own, from query-migrate
+    source_files: tuple[FileFacts, ...]

@@ -1,0 +1,151 @@
+"""What a migration tells while it runs, and the report at its end: plain frozen facts, one type per line of NDJSON.
+
+Every fact carries `at_ms`, milliseconds since the hand-over was opened, on the source agent's monotonic clock.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from vmferry.core.errors import Blocker
+from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
+
+
+class Step(enum.IntEnum):
+    """The six steps of a migration, as the article counts them."""
+
+    RESERVE = 1  #: check the destination and reserve there
+    COPY = 2  #: copy all memory while the guest runs
+    ROUNDS = 3  #: copy what changed, again and again
+    PAUSE = 4  #: the difference is small enough: pause the source
+    LAST_PAGES = 5  #: last dirty pages and device state
+    HANDOVER = 6  #: locks over, start at the destination, network
+
+
+class Outcome(enum.StrEnum):
+    """How a hand-over ended."""
+
+    MOVED = "moved"  #: the guest runs at the destination
+    ABORTED = "aborted"  #: it failed before the commit; the guest runs on at the source
+    CANCELLED = "cancelled"  #: as asked, before the commit; the guest runs on at the source
+    BLOCKED = "blocked"  #: nothing was touched
+    RETURNED = "returned"  #: committed, but the destination gave it back before it ever ran there
+    LOST = "lost"  #: the only QEMU that held the guest died
+    HELD = "held"  #: nobody runs it until ownership is certain
+
+
+@dataclass(frozen=True, slots=True)
+class StateEntered:
+    """The hand-over machine entered a state."""
+
+    at_ms: Milliseconds
+    state: str
+    step: Step | None
+    owner: str
+    why: str | None = None
+    event: str = "state"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A reading during pre-copy, about five times a second."""
+
+    at_ms: Milliseconds
+    round: int
+    transferred_bytes: Bytes
+    remaining_bytes: Bytes
+    total_bytes: Bytes
+    bandwidth: BytesPerSecond
+    dirty_bytes_per_second: BytesPerSecond
+    #: what the rest would take, if the guest were stopped now
+    expected_downtime_ms: Milliseconds | None
+    downtime_limit_ms: Milliseconds
+    verdict: str  #: "first round", "converging", "not converging", "fits", in one or two words
+    #: time left until the switchover, when it can be said; never grows without `why_longer`
+    time_left_ms: Milliseconds | None
+    why_longer: str | None = None
+    event: str = "progress"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundEnded:
+    """One pass over dirty memory is done."""
+
+    at_ms: Milliseconds
+    round: int  #: the round that ended, 1 = all of RAM
+    duration_ms: Milliseconds
+    sent_bytes: Bytes
+    dirtied_bytes: Bytes | None  #: dirtied meanwhile = what the next round has to send
+    bandwidth: BytesPerSecond
+    expected_downtime_ms: Milliseconds | None
+    downtime_limit_ms: Milliseconds
+    verdict: str
+    event: str = "round"
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A largest gap seen from outside, and the same guest's largest gap without a migration."""
+
+    largest_ms: Milliseconds
+    uncertainty_ms: Milliseconds
+    baseline_ms: Milliseconds | None  #: None = not measured
+    baseline_window_ms: Milliseconds | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was measured; None is "not measured", never an estimate."""
+
+    handover: str
+    guest: str
+    source: str
+    destination: str
+    outcome: Outcome
+    reason: str | None
+    guarantee: str
+    acceleration: str  #: TCG, nested KVM or bare-metal KVM
+    encrypted: bool
+    total_ms: Milliseconds
+    rounds: int
+    transferred_bytes: Bytes
+    ram_bytes: Bytes
+    bandwidth: BytesPerSecond
+    downtime_limit_ms: Milliseconds
+    downtime_ms: Milliseconds | None  #: QEMU's figure
+    guest_gap: Gap | None  #: by beats, stamped by an outside clock
+    in_guest_stall_ms: Milliseconds | None
+    network_outage: Gap | None  #: by sequence-numbered UDP
+    commit_ms: Milliseconds | None  #: our own share of the stopped time
+    commit_parts_ms: dict[str, float] = field(default_factory=dict)
+    first_byte_ms: Milliseconds | None = None
+    timeline_ms: dict[str, float] = field(default_factory=dict)  #: state -> at_ms
+    event: str = "report"
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The hand-over is over (or held): the last line of a watch."""
+
+    at_ms: Milliseconds
+    outcome: Outcome
+    owner: str | None
+    reason: str | None
+    fix: str | None
+    blockers: tuple[Blocker, ...]
+    report: Report | None
+    event: str = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantee:
+    """What a driver can promise for this guest (design/handover.md)."""
+
+    commit_owner: str  #: vmferry or libvirt
+    rollback_until: str  #: the last state from which the guest goes back to the source
+    disk_fence: str  #: image locks across hosts, lock manager, SCSI reservation, or none
+    sentence: str  #: the same for people
+
+
+ProgressEvent = StateEntered | Progress | RoundEnded | Finished

@@ -1,0 +1,1 @@
+"""What the outside must be able to do, as small Protocol classes; no implementation here."""

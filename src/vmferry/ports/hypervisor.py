@@ -1,0 +1,213 @@
+"""What a hypervisor must be able to do for us. `qemu/` is the reference; fakes in `testing/` are stricter.
+
+A driver turns its own words into these facts and calls once, at its edge: run states, migration samples and events
+carry our units. No method retries; each says how it fails.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vmferry.core.guest import FrozenGuest, GuestSpec
+from vmferry.core.host import QemuFacts
+from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
+
+
+class RunState(enum.StrEnum):
+    """Whether the vCPUs run, and if not why (QEMU's `RunState`, the ones we tell apart)."""
+
+    RUNNING = "running"
+    PAUSED = "paused"  #: stopped by order, or loaded and never started
+    PRELAUNCH = "prelaunch"  #: started with -S, nothing loaded
+    INMIGRATE = "inmigrate"  #: waiting for, or loading, an incoming stream
+    FINISH_MIGRATE = "finish-migrate"  #: stopped for the last pages
+    POSTMIGRATE = "postmigrate"  #: everything was sent; holds the whole guest, stopped
+    SHUTDOWN = "shutdown"  #: the guest powered itself off (-no-shutdown keeps QEMU)
+    PANICKED = "guest-panicked"
+    IO_ERROR = "io-error"
+    INTERNAL_ERROR = "internal-error"
+    OTHER = "other"
+
+
+class MigrationStatus(enum.StrEnum):
+    """QEMU's `MigrationStatus`."""
+
+    NONE = "none"
+    SETUP = "setup"
+    ACTIVE = "active"
+    PRE_SWITCHOVER = "pre-switchover"
+    DEVICE = "device"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+    POSTCOPY_ACTIVE = "postcopy-active"
+    POSTCOPY_PAUSED = "postcopy-paused"
+    WAIT_UNPLUG = "wait-unplug"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationSample:
+    """One reading of a migration's progress; None is "QEMU did not say"."""
+
+    status: MigrationStatus
+    error: str | None = None
+    rounds: int = 0  #: dirty-sync-count
+    transferred_bytes: Bytes = Bytes(0)  #: on the wire so far
+    remaining_bytes: Bytes = Bytes(0)
+    total_bytes: Bytes = Bytes(0)  #: the guest's RAM
+    page_bytes: Bytes = Bytes(4096)
+    duplicate_pages: int = 0
+    normal_pages: int = 0
+    dirty_bytes_per_second: BytesPerSecond = BytesPerSecond(0)  #: as QEMU measured it in the last round
+    bandwidth: BytesPerSecond = BytesPerSecond(0)
+    total_ms: Milliseconds | None = None
+    setup_ms: Milliseconds | None = None
+    downtime_ms: Milliseconds | None = None
+    expected_downtime_ms: Milliseconds | None = None
+    throttle_percent: int | None = None
+    blocked_reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """One QEMU process, recognisable after an agent restart and after a host reboot (a pid alone is reused)."""
+
+    pid: int
+    start_ticks: int  #: field 22 of /proc/PID/stat
+    boot_id: str
+
+
+class GuestEventKind(enum.StrEnum):
+    """What can happen to a guest's process; facts, past tense."""
+
+    STOPPED = "stopped"  #: vCPUs stopped (QEMU's STOP)
+    RESUMED = "resumed"  #: vCPUs run (QEMU's RESUME)
+    RESET = "reset"  #: the guest rebooted itself
+    POWERED_OFF = "powered-off"  #: the guest shut itself down; QEMU stays
+    PANICKED = "panicked"
+    MIGRATION = "migration"  #: the migration's status changed
+    ROUND_ENDED = "round-ended"  #: MIGRATION_PASS
+    EXITED = "exited"  #: the process is gone
+    IO_ERROR = "io-error"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestEvent:
+    """One event of a guest's process; `at_ns` is CLOCK_MONOTONIC in this agent when it was read."""
+
+    kind: GuestEventKind
+    at_ns: int
+    status: MigrationStatus | None = None  #: with MIGRATION
+    round: int | None = None  #: with ROUND_ENDED
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationSetup:
+    """How a stream is set up; both sides get the same, before the destination listens.
+
+    `capabilities` are QAPI names -> on/off. `psk_key` (hex) switches TLS-PSK on.
+    """
+
+    capabilities: Mapping[str, bool]
+    max_bandwidth: BytesPerSecond | None
+    downtime_limit_ms: Milliseconds
+    multifd_channels: int | None = None
+    psk_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostResources:
+    """What the host gives to one guest's process: the host half of the command line's input."""
+
+    run_dir: str  #: the guest's own directory: QMP socket, pid, logs, keys
+    uid: int | None  #: unprivileged user of the process; None = the agent's own
+    beat_port: int | None = None  #: UDP port on 127.0.0.1 to which beats go
+
+
+class GuestProcess(Protocol):
+    """One QEMU process that we started or re-adopted."""
+
+    @property
+    def record(self) -> ProcessRecord:
+        """The process as the journal knows it."""
+
+    def is_alive(self) -> bool:
+        """Tell whether the process exists now; False is proof (same pid, start time and boot)."""
+
+    def events(self) -> AsyncIterator[GuestEvent]:
+        """Yield every event from now on; ends after EXITED. Each call is an independent subscription."""
+
+    async def query_run_state(self) -> RunState:
+        """Ask for the run state."""
+
+    async def query_migration(self) -> MigrationSample:
+        """Ask how the migration goes (either side)."""
+
+    async def cont(self) -> None:
+        """Start the vCPUs; refuses (Broken) unless they are stopped and everything is loaded."""
+
+    async def stop(self) -> None:
+        """Stop the vCPUs."""
+
+    async def prepare_migration(self, setup: MigrationSetup, *, incoming: bool) -> None:
+        """Set capabilities, parameters and TLS credentials; the same call on both sides."""
+
+    async def listen(self, address: str, port: int) -> None:
+        """Listen for the stream (incoming side, started with -S -incoming defer)."""
+
+    async def migrate(self, address: str, port: int) -> None:
+        """Start sending; returns when QEMU accepted the order."""
+
+    async def migrate_continue(self) -> None:
+        """Leave pre-switchover: send the last pages and the device state."""
+
+    async def migrate_cancel(self) -> None:
+        """Ask QEMU to give the migration up; the status tells when it has."""
+
+    async def set_bandwidth(self, bandwidth: BytesPerSecond) -> None:
+        """Change the limit of a running migration."""
+
+    async def set_downtime_limit(self, limit_ms: Milliseconds) -> None:
+        """Change the downtime limit of a running migration."""
+
+    async def announce(self) -> None:
+        """Tell the network where the guest is now (announce-self)."""
+
+    async def quit(self) -> None:
+        """End the process politely and wait for it; kills it when it does not go in time. Idempotent."""
+
+    async def kill(self) -> None:
+        """End the process at once and wait until it is proven dead. Idempotent."""
+
+    async def close(self) -> None:
+        """Let go of the process without touching it (the agent stops, QEMU lives on)."""
+
+
+class Hypervisor(Protocol):
+    """Starts and re-adopts guests on this host."""
+
+    async def query_facts(self) -> QemuFacts:
+        """Ask a probe process what this QEMU can do; cached per binary."""
+
+    async def freeze(self, spec: GuestSpec) -> FrozenGuest:
+        """Decide and fix the hardware of a new guest (addresses, ids, MACs, CPU, acceleration)."""
+
+    async def probe_cpu(self, guest: FrozenGuest) -> Sequence[str]:
+        """Return the guest's CPU features that this host does not offer; empty = it can run here."""
+
+    async def start(self, guest: FrozenGuest, resources: HostResources, *, incoming: bool) -> GuestProcess:
+        """Start the guest's process, paused (-S); with `incoming`, ready for `listen`.
+
+        On failure nothing is left: no process, no tap, no socket.
+        """
+
+    async def adopt(
+        self, guest: FrozenGuest, resources: HostResources, record: ProcessRecord
+    ) -> GuestProcess | None:
+        """Take over a process that an earlier agent started; None when it is proven dead."""

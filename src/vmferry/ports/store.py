@@ -1,0 +1,127 @@
+"""What the agent's journal must be able to do. Every write is durable when the call returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vmferry.core.guest import Desired, FrozenGuest
+from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
+from vmferry.core.units import Bytes
+from vmferry.ports.hypervisor import ProcessRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Who owns a guest: whose vCPUs may run. Written with every change of ownership."""
+
+    epoch: Epoch
+    owner: HostName  #: this host, or the one it was released to
+    running: bool  #: whether the owner's guest ran (else it was paused or stopped by order)
+    cont_intent: bool = False  #: the owner was about to send, or has sent, `cont` in this epoch
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRow:
+    """One guest that this host owns, owned, or holds for an arrival."""
+
+    guest: FrozenGuest
+    token: Token
+    desired: Desired
+    process: ProcessRecord | None
+    beat_port: int | None = None
+    uid: int | None = None
+    note: str | None = None  #: why it stopped: "powered off by the guest", "crashed", "lost in hand-over ..."
+
+
+@dataclass(frozen=True, slots=True)
+class HandoverRow:
+    """One hand-over as one side's journal knows it. `side` is "source" or "destination"."""
+
+    id: HandoverId
+    guest: GuestName
+    side: str
+    peer: HostName
+    state: str
+    request: dict[str, object]  #: what was asked for, as JSON
+    report: dict[str, object] | None
+    finished: bool
+    created_at: float  #: Unix time
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """One journalled event: replaying them in order gives the machine again."""
+
+    seq: int
+    handover: HandoverId
+    side: str
+    event: dict[str, object]
+    state: str  #: the state that it led to
+    at: float  #: Unix time
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What is held at a destination before anything moves."""
+
+    handover: HandoverId
+    guest: GuestName
+    memory_bytes: Bytes
+    port: int
+
+
+class Journal(Protocol):
+    """The agent's durable memory (SQLite). Calls are short and synchronous: about 0.3 ms each."""
+
+    def guests(self) -> Sequence[GuestRow]:
+        """Return every guest row."""
+
+    def guest(self, name: GuestName) -> GuestRow | None:
+        """Return one guest row."""
+
+    def put_guest(self, row: GuestRow) -> None:
+        """Insert or replace a guest row."""
+
+    def remove_guest(self, name: GuestName) -> None:
+        """Forget a guest; unknown names are no error."""
+
+    def open_handover(self, row: HandoverRow) -> None:
+        """Insert a hand-over; raises GuestBusy when the guest has an unfinished one here."""
+
+    def append(
+        self,
+        handover: HandoverId,
+        side: str,
+        event: dict[str, object],
+        state: str,
+        *,
+        token: tuple[GuestName, Token] | None = None,
+        finished: bool = False,
+    ) -> None:
+        """Write event, new state and, if given, the guest's new token in one transaction."""
+
+    def handovers(self, *, unfinished_only: bool = False) -> Sequence[HandoverRow]:
+        """Return hand-overs, newest first."""
+
+    def handover(self, handover: HandoverId, side: str) -> HandoverRow | None:
+        """Return one hand-over."""
+
+    def events(self, handover: HandoverId, side: str) -> Sequence[EventRow]:
+        """Return the events of one hand-over in order."""
+
+    def put_report(self, handover: HandoverId, side: str, report: dict[str, object]) -> None:
+        """Store a hand-over's report."""
+
+    def reserve(self, reservation: Reservation, memory_free_bytes: Bytes) -> None:
+        """Hold memory, port and name, all or nothing; raises Refused when any is gone.
+
+        `memory_free_bytes` is what the host has now; the sum of all reservations is held against it.
+        """
+
+    def release(self, handover: HandoverId) -> None:
+        """Give a reservation back; unknown ones are no error."""
+
+    def reservations(self) -> Sequence[Reservation]:
+        """Return what is held now."""
