@@ -20,15 +20,16 @@ def output_of(argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd:
         fix: what a person should do when it fails.
 
     Raises:
-        Broken: the command is missing, failed, or took longer than TIMEOUT_S; carries the last lines it wrote.
+        Broken: the command is missing or no program, failed, or took longer than TIMEOUT_S;
+            carries the last lines it wrote.
     """
     full_env = {**os.environ, "LC_ALL": "C", **(env or {})}
     try:
         done = subprocess.run(
             argv, env=full_env, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
-    except FileNotFoundError as error:
-        raise Broken(f"command {argv[0]} not found", fix=fix) from error
+    except OSError as error:
+        raise Broken(f"cannot run {argv[0]}: {error.strerror}", fix=fix) from error
     except subprocess.TimeoutExpired as error:
         raise Broken(f"{' '.join(argv[:3])} took more than {TIMEOUT_S:.0f} s", fix=fix, retry=True) from error
     if done.returncode != 0:
