@@ -1,4 +1,4 @@
-'''Everything that can go wrong, as a tree.
+"""Everything that can go wrong, as a tree.
 
     VmferryError
     ├── BadInput            what was asked for makes no sense; nothing was touched
@@ -15,7 +15,7 @@
 
 Each has a stable `code`, typed attributes, `side`, `owner` (where the guest runs now), `retry` and `fix`;
 the text is made from them. The same attributes become the HTTP problem body and the exit code.
-'''
+"""
 
 from __future__ import annotations
 

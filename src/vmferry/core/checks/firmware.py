@@ -1,0 +1,81 @@
+"""What the guest boots from, and what its firmware keeps: the same content there, nothing that stays behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vmferry.core.checks.case import Case
+from vmferry.core.checks.disk import check_shared_file
+from vmferry.core.errors import Blocker
+from vmferry.core.guest import BiosBoot, KernelBoot, UefiBoot
+
+
+def check_boot_files(case: Case) -> Iterator[Blocker]:
+    """Kernel, initrd and firmware code have the guest's own content at the destination: its next reboot reads them."""
+    for label, path in _boot_files(case):
+        yield from _check_content(case, label, path)
+
+
+def check_nvram(case: Case) -> Iterator[Blocker]:
+    """The UEFI variables are one file for both hosts; a copy would lose what the guest wrote."""
+    if isinstance(case.guest.spec.boot, UefiBoot):
+        yield from check_shared_file(case, case.guest.spec.boot.nvram, label="nvram", writable=True)
+
+
+def check_tpm(case: Case) -> Iterator[Blocker]:
+    """A TPM's state lives in a process beside QEMU, and would stay behind."""
+    if case.guest.spec.tpm is None:
+        return
+    yield Blocker(
+        "tpm.state-stays",
+        f"guest {case.guest.spec.name} has a TPM whose state is in {case.guest.spec.tpm} on {case.source.name};"
+        " this version cannot move it",
+        "restart the guest without `tpm` in its file, or stop it and start it on the other host with a copy of the"
+        " state",
+    )
+
+
+def _boot_files(case: Case) -> tuple[tuple[str, str], ...]:
+    """Return (what it is, path) of the files that are read at a boot and never written."""
+    match case.guest.spec.boot:
+        case KernelBoot(kernel=kernel, initrd=initrd):
+            return (("kernel", kernel), *((("initrd", initrd),) if initrd is not None else ()))
+        case UefiBoot(code=code):
+            return (("firmware", code),)
+        case BiosBoot():
+            return ()
+
+
+def _check_content(case: Case, label: str, path: str) -> Iterator[Blocker]:
+    host, guest = case.destination.name, case.guest.spec.name
+    there = case.at_destination(path)
+    if there is None or not there.exists or not there.readable:
+        why = f" ({there.error})" if there is not None and there.error else ""
+        yield Blocker(
+            "boot.file-missing",
+            f"{label} {path} of guest {guest} cannot be read on {host}{why}",
+            f"copy it from {case.source.name} to the same path on {host}",
+        )
+        return
+    expected = _expected_hash(case, path)
+    if expected is not None and there.sha256 == expected:
+        return
+    yield Blocker(
+        "boot.file-differs",
+        f"{label} {path} of guest {guest} has other content on {host}: sha256 {_short(there.sha256)}, the guest was"
+        f" started with {_short(expected)}",
+        f"copy the file that the guest was started with from {case.source.name} to {host}",
+    )
+
+
+def _expected_hash(case: Case, path: str) -> str | None:
+    """Return the hash that was frozen with the guest; the source's file of today only when none was."""
+    frozen = dict(case.guest.boot_hashes).get(path)
+    if frozen is not None:
+        return frozen
+    here = case.at_source(path)
+    return here.sha256 if here is not None else None
+
+
+def _short(sha256: str | None) -> str:
+    return "not known" if sha256 is None else sha256[:12]

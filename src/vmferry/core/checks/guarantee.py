@@ -1,0 +1,68 @@
+"""What vmferry promises for one guest: who commits, how long there is a way back, and what fences the disks."""
+
+from __future__ import annotations
+
+from vmferry.core.checks.files import LOCAL, NFS4, file_system, is_same_file
+from vmferry.core.guest import FrozenGuest, UefiBoot
+from vmferry.core.host import FileFacts, GuestProbe, GuestRuntime
+from vmferry.core.progress import Guarantee
+
+COMMIT_OWNER = "vmferry"
+#: The last state from which the guest goes back to the source (design of the hand-over).
+ROLLBACK_UNTIL = "LOADED"
+
+NOT_NEEDED = "not needed"
+SAME_KERNEL = "image locks (same kernel)"
+NFS = "image locks (NFSv4, not verified)"
+NONE = "none"
+
+#: disk_fence -> the half sentence that says what it means.
+MEANING = {
+    NOT_NEEDED: "it writes to no disk, so nothing has to be fenced",
+    SAME_KERNEL: "QEMU's image locks hold, since both hosts share one kernel",
+    NFS: "QEMU's image locks should hold through the NFSv4 server; nobody has verified that here",
+    NONE: "only the ownership token keeps two hosts from writing to the disks; no lock reaches across them",
+}
+
+
+def guarantee(guest: FrozenGuest, runtime: GuestRuntime, probe: GuestProbe) -> Guarantee:
+    """Return what is promised for this guest with our own QEMU driver; never more than both hosts' files allow.
+
+    The weakest of the guest's writable files decides. A file that a host does not know gives no fence.
+
+    Args:
+        guest: the guest as it was built.
+        runtime: the source's view of its files.
+        probe: the destination's view of its files.
+    """
+    fence = _weakest([_fence(runtime, probe, path) for path in _written_files(guest)])
+    sentence = (
+        f"vmferry commits; until {ROLLBACK_UNTIL} every failure that leaves QEMU at the source alive ends with guest"
+        f" {guest.spec.name} running there; {MEANING[fence]}"
+    )
+    return Guarantee(COMMIT_OWNER, ROLLBACK_UNTIL, fence, sentence)
+
+
+def _written_files(guest: FrozenGuest) -> list[str]:
+    paths = [disk.path for disk in guest.spec.disks if not disk.read_only]
+    if isinstance(guest.spec.boot, UefiBoot):
+        paths.append(guest.spec.boot.nvram)
+    return paths
+
+
+def _fence(runtime: GuestRuntime, probe: GuestProbe, path: str) -> str:
+    here, there = _find(runtime.source_files, path), _find(probe.files, path)
+    if here is None or there is None or not is_same_file(here, there):
+        return NONE
+    kind = file_system(here)
+    if kind in LOCAL:
+        return SAME_KERNEL
+    return NFS if kind in NFS4 else NONE
+
+
+def _find(files: tuple[FileFacts, ...], path: str) -> FileFacts | None:
+    return next((file for file in files if file.path == path), None)
+
+
+def _weakest(fences: list[str]) -> str:
+    return next((fence for fence in (NONE, NFS, SAME_KERNEL) if fence in fences), NOT_NEEDED)

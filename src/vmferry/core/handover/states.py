@@ -1,0 +1,151 @@
+"""The states of a hand-over, on either side: what each means, who owns the guest in it and who is needed.
+
+*owner* is the host whose vCPUs may run. *needs* are the QEMU processes whose loss in this state loses the guest.
+A *deadline* ends every state that waits for a process which may never answer; states without one wait for a person,
+for the network or for the peer, and hold the guest rather than guess.
+
+Source: design/handover.md, "The six steps and the commit point".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmferry.core.handover.words import Word
+from vmferry.core.progress import Step
+
+
+class Side(Word):
+    """Which of the two machines."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+
+
+class Owner(Word):
+    """Whose vCPUs may run."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+
+
+class SourceState(Word):
+    """The source's machine: the conductor's view of the whole hand-over."""
+
+    #: The destination is asked and every blocker collected; nothing is touched.
+    CHECKING = "checking"
+    #: The destination was asked to hold memory, port, disk and name and to start its QEMU.
+    RESERVING = "reserving"
+    #: The destination listens; the source's QEMU is set up and told to send.
+    RESERVED = "reserved"
+    #: RAM is sent in rounds while the guest runs.
+    PRECOPY = "precopy"
+    #: vCPUs stopped; disks still active and locked at the source; `migrate-continue` not sent yet.
+    PRE_SWITCHOVER = "pre-switchover"
+    #: `migrate-continue` sent: last pages and device state. On a cut stream QEMU restarts its vCPUs by itself.
+    SWITCHOVER = "switchover"
+    #: The source's QEMU says completed; the destination has not said so yet.
+    SOURCE_COMPLETED = "source-completed"
+    #: The destination says loaded; the source's QEMU has not said completed yet.
+    DESTINATION_LOADED = "destination-loaded"
+    #: Both say so. The release is being journalled.
+    LOADED = "loaded"
+    #: The source's QEMU died when the destination may already hold everything: its word decides.
+    ORPHANED = "orphaned"
+    #: `released(epoch+1, destination)` is journalled. The source's QEMU gets `quit` and nothing else.
+    COMMITTED = "committed"
+    #: The destination says that the guest runs there; the source is being tidied up.
+    RUNNING = "running"
+    #: Everything is over and tidy; the guest is the destination's.
+    DONE = "done"
+    #: Something failed, or was cancelled, before the commit: the source's QEMU is brought back to running.
+    ABORTING = "aborting"
+    #: The guest runs at the source as before.
+    ABORTED = "aborted"
+    #: The destination proved that it never ran the guest and gave the token back; the source starts it again.
+    RETURNING = "returning"
+    #: The guest runs at the source, one epoch further.
+    RETURNED = "returned"
+    #: The source's QEMU died before the commit and the destination has nothing: a guest crash at its owner.
+    CRASHED = "crashed"
+    #: The destination's QEMU died after the intent to start: a guest crash at its new owner.
+    LOST = "lost"
+
+
+class DestinationState(Word):
+    """The destination's machine."""
+
+    #: Memory, port and name are held; QEMU is being started with -S -incoming defer.
+    PREPARING = "preparing"
+    #: QEMU listens, or loads.
+    RECEIVING = "receiving"
+    #: QEMU says completed + paused. It has not run and must not without the token.
+    LOADED = "loaded"
+    #: `acquired(epoch+1)` is journalled; nothing was started.
+    ACQUIRED = "acquired"
+    #: The intent to send `cont` is journalled: from here the guest may have run.
+    STARTING = "starting"
+    #: The vCPUs run (or stand, if the token says that the guest was paused).
+    RUNNING = "running"
+    #: The arrival is being undone: QEMU killed, reservation given back.
+    DISCARDING = "discarding"
+    #: Nothing is left of the arrival.
+    DISCARDED = "discarded"
+    #: The token reached a host that never started the guest: QEMU is ended before the token goes back.
+    GIVING_BACK = "giving-back"
+    #: QEMU is proven dead and never ran; `returned(epoch+2, source)` is journalled.
+    RETURNED = "returned"
+    #: QEMU died after the intent: a guest crash; the source's copy is never revived.
+    LOST = "lost"
+
+
+AnyState = SourceState | DestinationState
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a state means to everybody outside the machine."""
+
+    owner: Owner
+    needs: frozenset[Side]
+    step: Step | None
+    deadline_ms: int | None = None
+    final: bool = False
+
+
+_S, _D = Owner.SOURCE, Owner.DESTINATION
+_SRC, _DST, _NONE = frozenset({Side.SOURCE}), frozenset({Side.DESTINATION}), frozenset[Side]()
+
+#: Facts of every state; a test holds that none is missing.
+FACTS: dict[AnyState, Facts] = {
+    SourceState.CHECKING: Facts(_S, _SRC, Step.RESERVE, 30_000),
+    SourceState.RESERVING: Facts(_S, _SRC, Step.RESERVE, 60_000),
+    SourceState.RESERVED: Facts(_S, _SRC, Step.COPY, 60_000),
+    SourceState.PRECOPY: Facts(_S, _SRC, Step.ROUNDS),
+    SourceState.PRE_SWITCHOVER: Facts(_S, _SRC, Step.PAUSE, 5_000),
+    SourceState.SWITCHOVER: Facts(_S, _SRC, Step.LAST_PAGES, 30_000),
+    SourceState.SOURCE_COMPLETED: Facts(_S, _SRC, Step.LAST_PAGES, 15_000),
+    SourceState.DESTINATION_LOADED: Facts(_S, _SRC, Step.LAST_PAGES, 15_000),
+    SourceState.LOADED: Facts(_S, _NONE, Step.LAST_PAGES, 15_000),
+    SourceState.ORPHANED: Facts(_S, _DST, Step.LAST_PAGES),
+    SourceState.COMMITTED: Facts(_D, _NONE, Step.HANDOVER),
+    SourceState.RUNNING: Facts(_D, _DST, Step.HANDOVER),
+    SourceState.DONE: Facts(_D, _DST, None, final=True),
+    SourceState.ABORTING: Facts(_S, _SRC, None),
+    SourceState.ABORTED: Facts(_S, _SRC, None, final=True),
+    SourceState.RETURNING: Facts(_S, _SRC, None),
+    SourceState.RETURNED: Facts(_S, _SRC, None, final=True),
+    SourceState.CRASHED: Facts(_S, _NONE, None, final=True),
+    SourceState.LOST: Facts(_D, _NONE, None, final=True),
+    DestinationState.PREPARING: Facts(_S, _SRC, Step.RESERVE, 60_000),
+    DestinationState.RECEIVING: Facts(_S, _SRC, Step.ROUNDS),
+    DestinationState.LOADED: Facts(_S, _NONE, Step.LAST_PAGES),
+    DestinationState.ACQUIRED: Facts(_D, _NONE, Step.HANDOVER),
+    DestinationState.STARTING: Facts(_D, _DST, Step.HANDOVER),
+    DestinationState.RUNNING: Facts(_D, _DST, None, final=True),
+    DestinationState.DISCARDING: Facts(_S, _SRC, None),
+    DestinationState.DISCARDED: Facts(_S, _SRC, None, final=True),
+    DestinationState.GIVING_BACK: Facts(_D, _NONE, None),
+    DestinationState.RETURNED: Facts(_S, _SRC, None, final=True),
+    DestinationState.LOST: Facts(_D, _NONE, None, final=True),
+}
