@@ -84,13 +84,13 @@ class PrivateApt:
         self._apt("update", "--error-on=any")
 
     def download(self, packages: Sequence[str], suite: str) -> list[Path]:
-        """Return the package files of exactly these packages, each from the suite.
+        """Return the package files of exactly these packages, from the suite where it has them, else from the others.
 
         Raises:
-            Broken: a package is not in the suite or cannot be fetched.
+            Broken: no suite has a package, or it cannot be fetched.
         """
         target = self._emptied("wanted")
-        self._apt("download", *(f"{name}/{suite}" for name in packages), cwd=target)
+        self._apt("download", "-t", suite, *packages, cwd=target)
         return sorted(target.glob("*.deb"))
 
     def download_with_dependencies(self, packages: Sequence[str], suite: str) -> list[Path]:
