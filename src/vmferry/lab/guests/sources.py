@@ -1,0 +1,19 @@
+"""Where the guests' own sources lie, and their bytes as build inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+WORKLOAD = _HERE / "workload"
+MICRO = _HERE / "micro_src"
+
+
+def read_all(folder: Path) -> list[bytes]:
+    """Returns name and content of every file in a source folder, in the order of the names."""
+    return [part for file in sorted(folder.iterdir()) for part in (file.name.encode(), file.read_bytes())]
+
+
+def builder_code() -> list[bytes]:
+    """Returns the code that builds: a change in it is a change of every guest's inputs."""
+    return [file.read_bytes() for file in sorted(_HERE.glob("*.py"))]
