@@ -66,13 +66,18 @@ def ensure_qemus(say: Callable[[str], None]) -> list[QemuBinary]:
     Raises:
         Broken: a version cannot be fetched, unpacked or started; the others stay usable.
     """
+    if not _missing():
+        return find_qemus()  # also for a user who may read the cache but not write it
     with held(_home() / "lock"):
-        present = {binary.version[:2] for binary in find_qemus()}
-        for wanted in WANTED_VERSIONS:
-            if wanted not in present:
-                say(f"unpacking QEMU {wanted[0]}.{wanted[1]} beside the installed one (15 to 50 MB to fetch)")
-                _fetch(wanted)
+        for wanted in _missing():
+            say(f"unpacking QEMU {wanted[0]}.{wanted[1]} beside the installed one (15 to 50 MB to fetch)")
+            _fetch(wanted)
     return find_qemus()
+
+
+def _missing() -> list[tuple[int, int]]:
+    present = {binary.version[:2] for binary in find_qemus()}
+    return [wanted for wanted in WANTED_VERSIONS if wanted not in present]
 
 
 def suites_for(wanted: tuple[int, int], codename: str) -> tuple[str, ...]:
