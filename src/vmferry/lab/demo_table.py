@@ -1,0 +1,73 @@
+"""The table at the end of the demonstration: what was measured, both moves side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from vmferry.core.progress import Gap, Report
+from vmferry.core.units import format_bytes, format_ms, format_rate
+
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One move of the demonstration's guest: the agents' report, and what was measured from outside them."""
+
+    report: Report
+    network_outage: Gap | None  #: by the prober in the fabric; None without one
+    oracle: str  #: the guest's own words about its memory after the move
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the guest arrived with its memory whole."""
+        return self.report.outcome == "moved" and self.oracle.startswith("oracle clean")
+
+
+def moves_table(moves: Sequence[Move]) -> Table:
+    """Return the table: one row per measure, one column per move; what nobody measured says so."""
+    tags = ", ".join(dict.fromkeys(move.report.acceleration for move in moves))
+    table = Table(title=f"Measured ({tags})", title_justify="left")
+    table.add_column("")
+    for move in moves:
+        table.add_column(f"{move.report.source} → {move.report.destination}", justify="right")
+    for name, value in ROWS:
+        table.add_row(name, *(value(move) for move in moves))
+    return table
+
+
+def _optional(milliseconds: float | None) -> str:
+    return NOT_MEASURED if milliseconds is None else format_ms(milliseconds)
+
+
+def _gap(gap: Gap | None) -> str:
+    """Return the largest gap with its uncertainty, and what the same guest shows without a migration."""
+    if gap is None:
+        return NOT_MEASURED
+    baseline = "" if gap.baseline_ms is None else f"  (without a move: {format_ms(gap.baseline_ms)})"
+    return f"{format_ms(gap.largest_ms)} ± {format_ms(gap.uncertainty_ms)}{baseline}"
+
+
+def _oracle(move: Move) -> str:
+    return "clean" if move.oracle.startswith("oracle clean") else move.oracle
+
+
+#: (what it is, how it is read); the words are the project's vocabulary
+ROWS: tuple[tuple[str, Callable[[Move], str]], ...] = (
+    ("outcome", lambda move: str(move.report.outcome)),
+    ("total time", lambda move: format_ms(move.report.total_ms)),
+    ("to the first byte", lambda move: _optional(move.report.first_byte_ms)),
+    ("rounds", lambda move: str(move.report.rounds)),
+    ("bytes sent", lambda move: format_bytes(move.report.transferred_bytes)),
+    ("bandwidth", lambda move: format_rate(move.report.bandwidth)),
+    ("encrypted", lambda move: "yes" if move.report.encrypted else "no"),
+    ("downtime, as QEMU has it", lambda move: _optional(move.report.downtime_ms)),
+    ("guest_gap, by beats", lambda move: _gap(move.report.guest_gap)),
+    ("network_outage, by UDP", lambda move: _gap(move.network_outage)),
+    ("stall inside the guest", lambda move: _optional(move.report.in_guest_stall_ms)),
+    ("commit", lambda move: _optional(move.report.commit_ms)),
+    ("memory after the move", _oracle),
+)
