@@ -1,0 +1,362 @@
+"""What requests and replies look like: one type per body, made of the core's own facts where there are some.
+
+Requests refuse keys that they do not know, at every depth: a guest's key that a destination silently ignored would be
+another guest. Replies may grow; who reads them ignores what it does not know.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vmferry.core.errors import Blocker
+from vmferry.core.guest import Acceleration, Desired, FrozenGuest, GuestSpec
+from vmferry.core.host import HostFacts
+from vmferry.core.ids import NAME_PATTERN, Epoch, GuestName, GuestUuid, HandoverId, HostName
+from vmferry.core.progress import Finished, Guarantee, Progress, Report, RoundEnded, StateEntered, Step
+from vmferry.core.units import BytesPerSecond, Milliseconds
+from vmferry.ports.hypervisor import MigrationSetup, MigrationStatus, RunState
+
+#: Agent-to-agent protocol of this version; it also speaks the one before (`OLDEST_PROTOCOL`).
+PROTOCOL = 1
+OLDEST_PROTOCOL = 1
+
+NameField = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+class Request(BaseModel):
+    """Base of everything that is sent to an agent: strict types, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Reply(BaseModel):
+    """Base of everything that an agent answers."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Nothing(Request):
+    """An empty body; `{}` or no body at all."""
+
+
+class Problem(Reply):
+    """Any error (RFC 9457): the attributes of the error, and the text that is made from them."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    what: str
+    owner: str | None = None
+    fix: str | None = None
+    side: str | None = None
+    retry: bool = False
+    blockers: tuple[Blocker, ...] | None = None
+
+
+# Guests
+
+
+class RunGuest(Request):
+    """Define a guest and start it."""
+
+    spec: GuestSpec
+
+
+class StopGuest(Request):
+    """Stop a guest."""
+
+    force: bool = False  #: end QEMU at once instead of asking the guest to power off
+    time_limit_s: Annotated[float, Field(gt=0, le=600)] = 60.0  #: how long the guest may take to power off
+
+
+class GuestView(Reply):
+    """A guest as its agent sees it now."""
+
+    name: GuestName
+    uuid: GuestUuid
+    host: HostName  #: the agent that answers
+    owner: HostName  #: whose vCPUs may run
+    epoch: Epoch
+    desired: Desired
+    run_state: RunState | None  #: None: there is no process
+    acceleration: Acceleration
+    acceleration_tag: str
+    pid: int | None
+    busy_with: HandoverId | None
+    note: str | None
+    spec: GuestSpec
+
+
+class GuestList(Reply):
+    """All guests of a host."""
+
+    guests: tuple[GuestView, ...]
+
+
+# Migration
+
+
+class CheckRequest(Request):
+    """Ask what keeps a guest from moving."""
+
+    destination: NameField
+
+
+class CheckReply(Reply):
+    """Every blocker at once, and what is promised when there is none."""
+
+    blockers: tuple[Blocker, ...]
+    guarantee: Guarantee | None  #: None when the blockers leave nothing to promise
+
+
+class MigrateOptions(Request):
+    """How a guest shall move; None lets the agent decide."""
+
+    plain: bool = False  #: do not encrypt the stream
+    downtime_limit_ms: Annotated[Milliseconds | None, Field(gt=0, le=60_000)] = None
+    max_bandwidth: Annotated[BytesPerSecond | None, Field(gt=0)] = None  #: bytes/s; None: what the link gives
+    time_limit_s: Annotated[float | None, Field(gt=0)] = None  #: give up and stay when pre-copy takes longer
+
+
+class MigrateRequest(Request):
+    """Move a guest."""
+
+    destination: NameField
+    options: MigrateOptions = MigrateOptions()
+
+
+class MigrateReply(Reply):
+    """The hand-over that was opened; watch it by this id."""
+
+    handover: HandoverId
+
+
+ProgressEvent = StateEntered | Progress | RoundEnded | Finished
+
+
+class HandoverView(Reply):
+    """A hand-over as one side's agent sees it."""
+
+    handover: HandoverId
+    guest: GuestName
+    side: Literal["source", "destination"]
+    source: HostName
+    destination: HostName
+    state: str
+    step: Step | None
+    owner: str | None
+    finished: bool
+    created_at: float  #: Unix time
+    progress: Progress | None = None
+    report: Report | None = None
+
+
+class HandoverList(Reply):
+    """All hand-overs that a host knows, newest first."""
+
+    handovers: tuple[HandoverView, ...]
+
+
+# Recovery
+
+
+class RecoverRequest(Request):
+    """Look where guests run and bring journal and reality together."""
+
+    guest: NameField | None = None  #: None: all
+
+
+class FencedRequest(Request):
+    """Say, as a person who made sure of it, that a host is off and stays off."""
+
+    host: NameField
+
+
+class Finding(Reply):
+    """What recovery found about one guest, and what it did."""
+
+    guest: GuestName
+    handover: HandoverId | None
+    found: str  #: one sentence
+    done: str  #: one sentence; "nothing" where all was well
+    owner: str | None  #: None: not known
+
+
+class RecoverReply(Reply):
+    """All findings."""
+
+    findings: tuple[Finding, ...]
+
+
+# Fleet
+
+
+class HostView(Reply):
+    """One host of the fleet, from the fleet document."""
+
+    name: HostName
+    address: str
+    port: int
+    authority: bool  #: whether it renews certificates
+
+
+class HostList(Reply):
+    """The fleet as this agent knows it."""
+
+    version: int  #: of the fleet document
+    hosts: tuple[HostView, ...]
+
+
+class MembershipBody(Request):
+    """A signed fleet document."""
+
+    document: Annotated[str, Field(max_length=500_000)]
+    signature: Annotated[str, Field(max_length=500)]
+
+
+class RenewRequest(Request):
+    """Ask for a new certificate for the identity that asks."""
+
+    request: Annotated[str, Field(max_length=10_000)]  #: certificate request, PEM
+
+
+class RenewReply(Reply):
+    """A new certificate."""
+
+    certificate: str  #: PEM
+
+
+class EnrolRequest(Request):
+    """First half of an enrolment: proves that the operator read the code."""
+
+    secret: Annotated[str, Field(max_length=100)]
+    name: NameField
+
+
+class EnrolReply(Reply):
+    """What the agent wants signed."""
+
+    request: str  #: certificate request, PEM
+    ca: str | None  #: CA certificate of a CA directory on this host, PEM: tells that this host is the authority
+    agent_version: str
+    port: int
+
+
+class EnrolFinish(Request):
+    """Second half of an enrolment: the agent is a member from here."""
+
+    secret: Annotated[str, Field(max_length=100)]
+    certificate: Annotated[str, Field(max_length=10_000)]
+    ca: Annotated[str, Field(max_length=10_000)]
+    membership: MembershipBody
+
+
+# Agent to agent
+
+
+class HelloRequest(Request):
+    """Who asks, and which protocol it speaks."""
+
+    protocol: int
+    agent_version: str
+
+
+class HelloReply(Reply):
+    """Who answers; both go on with the lower of the two protocols."""
+
+    name: HostName
+    protocol: int
+    agent_version: str
+    facts: HostFacts
+
+
+class PingReply(Reply):
+    """Two stamps of the answering agent's CLOCK_MONOTONIC, in ns: for the offset between two hosts' clocks."""
+
+    received_ns: int
+    sent_ns: int
+
+
+class ProbeRequest(Request):
+    """A guest that may come."""
+
+    guest: FrozenGuest
+
+
+class ReserveRequest(Request):
+    """Hold everything that a guest needs and start its QEMU, waiting for the stream.
+
+    Carries the stream's key: never logged, never in an error.
+    """
+
+    guest: FrozenGuest
+    epoch: Epoch  #: of the token that the source holds
+    running: bool  #: whether the guest runs there
+    source: HostName
+    source_address: str
+    setup: MigrationSetup
+    link_address: str | None = None  #: address hint: which of the destination's addresses the stream should reach
+
+
+class ReserveReply(Reply):
+    """Where the stream goes."""
+
+    address: str
+    port: int
+
+
+class WaitLoadedRequest(Request):
+    """Wait until the destination's QEMU has loaded everything, failed, or the time is over."""
+
+    timeout_ms: Annotated[int, Field(gt=0, le=60_000)]
+
+
+class PeerStatus(Reply):
+    """How the destination's side of a hand-over is now."""
+
+    state: str  #: of the destination's machine
+    run_state: RunState | None
+    migration_status: MigrationStatus | None
+    error: str | None = None
+    qemu_alive: bool
+
+
+class CommitRequest(Request):
+    """The source has released the guest; the destination owns it in `epoch`."""
+
+    epoch: Epoch
+    running: bool  #: whether to start the vCPUs
+
+
+class CommitReply(Reply):
+    """What the destination made of it."""
+
+    state: Literal["running", "returned", "lost", "starting"]
+    epoch: Epoch
+    resumed_at_ns: int | None = None  #: the destination's CLOCK_MONOTONIC at RESUME
+    detail: str | None = None
+
+
+class VerdictReply(Reply):
+    """Who owns the guest, as the source's journal has it."""
+
+    verdict: Literal["open", "aborted", "released", "unknown"]
+    epoch: Epoch | None = None
+
+
+class BeatsRequest(Request):
+    """Ask for the beats that were stamped in a window of the answering host's CLOCK_MONOTONIC."""
+
+    start_ns: int
+    end_ns: int
+
+
+class BeatsReply(Reply):
+    """Stamps of beats, in ns."""
+
+    stamps_ns: tuple[int, ...]
+    truncated: bool = False  #: there were more than one reply carries
