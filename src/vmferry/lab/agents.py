@@ -103,6 +103,11 @@ class AgentProcess:
                     f"Agent (pid {process.pid}) did not end within {timeout_s:.0f} s of SIGTERM: {self.tail()}"
                 )
 
+    def reap(self) -> None:
+        """Take note of a supervisor that ended, so that it is no zombie of this process."""
+        if self._process is not None:
+            self._process.wait()
+
     def is_running(self) -> bool:
         """Tell whether the supervisor runs."""
         return self.supervisor is not None

@@ -1,0 +1,99 @@
+"""Asks a host's agent over its HTTP API, from outside the host: as an operator, with the real certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+
+from vmferry.core.errors import Broken, Unreachable
+from vmferry.lab.inside import socket_in
+from vmferry.pki.identity import IdentityDirectory
+
+AddressInfo = tuple[int, int, int, str, Any]
+
+
+class Api:
+    """The operator API of one host's agent; each call is a connection of its own, so that nothing stays open.
+
+    Args:
+        host: the host.
+        identity: the operator's directory.
+        namespace: where connections are made from; None: from here.
+    """
+
+    def __init__(self, host: str, identity: Path, namespace: str | None) -> None:
+        self._host = host
+        self._identity = IdentityDirectory(identity)
+        self._namespace = namespace
+
+    async def get(self, path: str) -> Any:
+        """Return the JSON answer to a GET.
+
+        Raises:
+            Unreachable: no agent answers.
+            Broken: the agent answered with a problem; its text is the error's.
+        """
+        return await self._ask("GET", path, None)
+
+    async def post(self, path: str, body: object = None) -> Any:
+        """Return the JSON answer to a POST; raises as `get` does."""
+        return await self._ask("POST", path, {} if body is None else body)
+
+    async def wait_answer(self, timeout_s: float = 30.0) -> None:
+        """Wait until the agent answers.
+
+        Raises:
+            Unreachable: it did not in time.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            try:
+                await self.get("/v1/host")
+            except Unreachable:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+    async def _ask(self, method: str, path: str, body: object) -> Any:
+        member = self._identity.membership().host(self._host)
+        url = f"https://{member.address}:{member.port}{path}"
+        factory = self._socket if self._namespace else None
+        connector = aiohttp.TCPConnector(socket_factory=factory, force_close=True)
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as session,
+                session.request(
+                    method,
+                    url,
+                    json=body,
+                    ssl=self._identity.client_context(),
+                    server_hostname=member.identity.server_name,
+                ) as answer,
+            ):
+                return _read(method, path, answer.status, await answer.read())
+        except (aiohttp.ClientConnectionError, TimeoutError) as error:
+            raise Unreachable(f"Agent of {self._host} does not answer at {url}: {error!r}", retry=True) from error
+
+    def _socket(self, address: AddressInfo) -> socket.socket:
+        family, kind, protocol, _, _ = address
+        return socket_in(cast("str", self._namespace), family, kind, protocol)
+
+
+def _read(method: str, path: str, status: int, content: bytes) -> Any:
+    """Return what an answer says; a problem becomes the error that it describes."""
+    body = json.loads(content) if content else None
+    if status < 400:
+        return body
+    problem = body if isinstance(body, dict) else {}
+    raise Broken(
+        f"{method} {path} answered {status}: {problem.get('code')}: {problem.get('what', body)}",
+        owner=problem.get("owner"),
+        fix=problem.get("fix"),
+    )
