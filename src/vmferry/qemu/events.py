@@ -1,0 +1,162 @@
+"""QMP events turned into ours, and handed to everyone who listens.
+
+Source: qapi/run-state.json (SHUTDOWN, RESET, STOP, RESUME, GUEST_PANICKED), qapi/migration.json, qapi/block-core.json.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, MigrationStatus
+
+#: how many events a reader may be behind before the unimportant ones are dropped, oldest first
+BACKLOG = 256
+
+#: never dropped: whoever misses one of these waits for ever
+_KEPT = frozenset(
+    {
+        GuestEventKind.EXITED,
+        GuestEventKind.MIGRATION,
+        GuestEventKind.POWERED_OFF,
+        GuestEventKind.PANICKED,
+        GuestEventKind.RESET,
+    }
+)
+
+
+def translate(message: Mapping[str, Any], at_ns: int) -> GuestEvent | None:
+    """Return the event as ours, None when nobody of ours needs it."""
+    make = _TRANSLATIONS.get(message.get("event", ""))
+    return None if make is None else make(message.get("data", {}), at_ns)
+
+
+def _plain(kind: GuestEventKind) -> Callable[[Mapping[str, Any], int], GuestEvent]:
+    return lambda _, at_ns: GuestEvent(kind, at_ns)
+
+
+def _shutdown(data: Mapping[str, Any], at_ns: int) -> GuestEvent | None:
+    # With guest = false it is our own quit or a signal: EXITED follows and says enough.
+    reason = str(data.get("reason", ""))
+    if not data.get("guest") or reason == "guest-panic":
+        return None
+    return GuestEvent(GuestEventKind.POWERED_OFF, at_ns, detail=reason)
+
+
+def _reset(data: Mapping[str, Any], at_ns: int) -> GuestEvent | None:
+    if not data.get("guest"):
+        return None
+    return GuestEvent(GuestEventKind.RESET, at_ns, detail=str(data.get("reason", "")))
+
+
+def _panicked(data: Mapping[str, Any], at_ns: int) -> GuestEvent | None:
+    return GuestEvent(GuestEventKind.PANICKED, at_ns, detail=str(data.get("action", "")))
+
+
+def _io_error(data: Mapping[str, Any], at_ns: int) -> GuestEvent | None:
+    detail = f"{data.get('operation', '?')} on {data.get('node-name') or data.get('device')}: {data.get('reason', '?')}"
+    return GuestEvent(GuestEventKind.IO_ERROR, at_ns, detail=detail)
+
+
+def _migration(data: Mapping[str, Any], at_ns: int) -> GuestEvent | None:
+    return GuestEvent(GuestEventKind.MIGRATION, at_ns, status=migration_status(data.get("status")))
+
+
+def _migration_pass(data: Mapping[str, Any], at_ns: int) -> GuestEvent | None:
+    return GuestEvent(GuestEventKind.ROUND_ENDED, at_ns, round=int(data.get("pass", 0)))
+
+
+def migration_status(word: object) -> MigrationStatus:
+    """Return QEMU's word as ours; an unknown one is OTHER, none at all is NONE."""
+    if word is None:
+        return MigrationStatus.NONE
+    try:
+        return MigrationStatus(str(word))
+    except ValueError:
+        return MigrationStatus.OTHER
+
+
+_TRANSLATIONS: dict[str, Callable[[Mapping[str, Any], int], GuestEvent | None]] = {
+    "STOP": _plain(GuestEventKind.STOPPED),
+    "RESUME": _plain(GuestEventKind.RESUMED),
+    "SHUTDOWN": _shutdown,
+    "RESET": _reset,
+    "GUEST_PANICKED": _panicked,
+    "BLOCK_IO_ERROR": _io_error,
+    "MIGRATION": _migration,
+    "MIGRATION_PASS": _migration_pass,
+}
+
+
+class Subscription(AsyncIterator[GuestEvent]):
+    """One reader's events, from its creation to EXITED or until the process is let go of."""
+
+    def __init__(self) -> None:
+        self._events: deque[GuestEvent] = deque()
+        self._arrived = asyncio.Event()
+        self._ended = False
+
+    def put(self, event: GuestEvent) -> None:
+        """Add an event; when the reader is far behind, drop the oldest that nobody waits for."""
+        if len(self._events) >= BACKLOG:
+            self._drop_one()
+        self._events.append(event)
+        self._ended = self._ended or event.kind is GuestEventKind.EXITED
+        self._arrived.set()
+
+    def end(self) -> None:
+        """End it after what is already there."""
+        self._ended = True
+        self._arrived.set()
+
+    def _drop_one(self) -> None:
+        for event in self._events:
+            if event.kind not in _KEPT:
+                self._events.remove(event)
+                return
+
+    async def __anext__(self) -> GuestEvent:
+        while not self._events:
+            if self._ended:
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._events.popleft()
+
+
+class EventHub:
+    """Hands every event to every living subscription; a forgotten one costs nothing."""
+
+    def __init__(self) -> None:
+        self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
+        self._last: GuestEvent | None = None
+        self._closed = False
+
+    def subscribe(self) -> Subscription:
+        """Return a new subscription; after EXITED it holds just that."""
+        subscription = Subscription()
+        if self._last is not None:
+            subscription.put(self._last)
+        elif self._closed:
+            subscription.end()
+        else:
+            self._subscriptions.add(subscription)
+        return subscription
+
+    def publish(self, event: GuestEvent) -> None:
+        """Hand an event to everyone; nothing comes after EXITED."""
+        if self._last is not None:
+            return
+        if event.kind is GuestEventKind.EXITED:
+            self._last = event
+        for subscription in list(self._subscriptions):
+            subscription.put(event)
+
+    def close(self) -> None:
+        """End all subscriptions without EXITED: the process is let go of, not gone."""
+        self._closed = True
+        for subscription in list(self._subscriptions):
+            subscription.end()

@@ -1,0 +1,269 @@
+"""One guest's QEMU, driven over QMP: the reference implementation of `ports.hypervisor.GuestProcess`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from vmferry.core.errors import Broken, VmferryError
+from vmferry.core.ids import GuestName
+from vmferry.core.units import BytesPerSecond, Milliseconds
+from vmferry.ports.hypervisor import (
+    GuestEvent,
+    GuestEventKind,
+    MigrationSample,
+    MigrationSetup,
+    ProcessRecord,
+    RunState,
+)
+from vmferry.qemu.events import EventHub, translate
+from vmferry.qemu.migration import (
+    NO_BANDWIDTH_LIMIT,
+    TLS_OBJECT,
+    changed_capabilities,
+    check_setup,
+    parameters,
+    sample,
+    uri,
+)
+from vmferry.qemu.process import Process
+from vmferry.qemu.qmp import QmpSession
+from vmferry.qemu.run_dir import TLS_DIR, RunDir
+
+QUIT_TIMEOUT_S = 10.0
+
+#: Everything is loaded, the vCPUs stand still, and no stream is open: only here does `cont` mean "start now".
+#: At `inmigrate` QEMU 10.0 accepts an early `cont` and starts the guest when loading ends, before any commit.
+STARTABLE = frozenset({RunState.PAUSED, RunState.PRELAUNCH, RunState.POSTMIGRATE, RunState.IO_ERROR})
+
+
+def run_state(word: str) -> RunState:
+    """Return QEMU's run state as ours; an unknown one is OTHER."""
+    try:
+        return RunState(word)
+    except ValueError:
+        return RunState.OTHER
+
+
+class QemuGuestProcess:
+    """One QEMU process that we started or re-adopted.
+
+    Args:
+        name: of the guest.
+        process: the process; owned from here on.
+        run_dir: its directory.
+        uid: its user, None for the agent's own.
+
+    Source: docs/interop/qmp-spec, qapi/{run-state,migration,misc}.json.
+    """
+
+    def __init__(self, name: GuestName, process: Process, run_dir: RunDir, uid: int | None) -> None:
+        self._name = name
+        self._process = process
+        self._run_dir = run_dir
+        self._uid = uid
+        self._session = QmpSession(name)
+        self._hub = EventHub()
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def connect(self) -> None:
+        """Connect to QMP and watch the process from now on.
+
+        Raises:
+            Broken: the process ended first.
+            TimedOut: it does not answer.
+        """
+        self._session.on_event(self._publish)
+        try:
+            await self._session.connect(self._run_dir.qmp, self._process)
+        except BaseException:
+            await self._session.close()
+            raise
+        self._watcher = asyncio.create_task(self._watch(), name=f"watch-{self._name}")
+
+    @property
+    def record(self) -> ProcessRecord:
+        """The process as the journal knows it."""
+        return self._process.record
+
+    @property
+    def run_dir(self) -> RunDir:
+        """The paths of the process: console log, QEMU's own log."""
+        return self._run_dir
+
+    def is_alive(self) -> bool:
+        """Tell whether the process exists now; False is proof."""
+        return self._process.is_alive()
+
+    def events(self) -> AsyncIterator[GuestEvent]:
+        """Return a subscription that begins now, not at the first `anext`."""
+        return self._hub.subscribe()
+
+    async def query_run_state(self) -> RunState:
+        """Ask for the run state."""
+        return run_state((await self._session.execute("query-status"))["status"])
+
+    async def query_migration(self) -> MigrationSample:
+        """Ask how the migration goes."""
+        return sample(await self._session.execute("query-migrate"))
+
+    async def cont(self) -> None:
+        """Start the vCPUs; takes the image locks that a migration left open.
+
+        Raises:
+            Broken: they run already, something is not loaded, or QEMU said no (an image is locked elsewhere).
+        """
+        state = await self.query_run_state()
+        if state not in STARTABLE:
+            raise Broken(
+                f"vCPUs of guest {self._name} must not be started: "
+                f"QEMU is in state {state}, expected one of {', '.join(sorted(STARTABLE))}"
+            )
+        await self._session.execute("cont")
+
+    async def stop(self) -> None:
+        """Stop the vCPUs."""
+        await self._session.execute("stop")
+
+    async def prepare_migration(self, setup: MigrationSetup, *, incoming: bool) -> None:
+        """Set capabilities, parameters and the key; on failure the key is gone again.
+
+        Raises:
+            BadInput: this QEMU does not know, or cannot combine, what was asked for.
+            Broken: QEMU said no.
+        """
+        rows = await self._session.execute("query-migrate-capabilities")
+        current = {row["capability"]: bool(row["state"]) for row in rows}
+        known = frozenset(await self._session.execute("query-migrate-parameters"))
+        check_setup(setup, frozenset(current), await self._version())
+        chosen = parameters(setup, known)
+        await self.cleanup_migration()
+        try:
+            if setup.psk_key is not None:
+                await self._add_key(setup.psk_key, "server" if incoming else "client")
+            if changes := changed_capabilities(setup.capabilities, current):
+                await self._session.execute("migrate-set-capabilities", {"capabilities": changes})
+            await self._session.execute("migrate-set-parameters", chosen)
+        except BaseException:
+            with contextlib.suppress(VmferryError):
+                await self.cleanup_migration()
+            raise
+
+    async def cleanup_migration(self) -> None:
+        """Remove the key of the last migration, here and in QEMU. Idempotent; call it when a migration has ended."""
+        self._run_dir.remove_key()
+        if await self._has_object(TLS_OBJECT):
+            await self._session.execute("migrate-set-parameters", {"tls-creds": ""})
+            await self._session.execute("object-del", {"id": TLS_OBJECT})
+
+    async def listen(self, address: str, port: int) -> None:
+        """Listen for the stream.
+
+        Raises:
+            Broken: the port is taken, or this process was not started to receive.
+        """
+        await self._session.execute("migrate-incoming", {"uri": uri(address, port)})
+
+    async def migrate(self, address: str, port: int) -> None:
+        """Start sending."""
+        await self._session.execute("migrate", {"uri": uri(address, port)})
+
+    async def migrate_continue(self) -> None:
+        """Leave pre-switchover."""
+        await self._session.execute("migrate-continue", {"state": "pre-switchover"})
+
+    async def migrate_cancel(self) -> None:
+        """Ask QEMU to give the migration up."""
+        await self._session.execute("migrate_cancel")
+
+    async def set_bandwidth(self, bandwidth: BytesPerSecond) -> None:
+        """Change the limit of a running migration; 0 = none."""
+        limit = bandwidth or NO_BANDWIDTH_LIMIT
+        await self._session.execute("migrate-set-parameters", {"max-bandwidth": limit})
+
+    async def set_downtime_limit(self, limit_ms: Milliseconds) -> None:
+        """Change the downtime limit of a running migration."""
+        await self._session.execute("migrate-set-parameters", {"downtime-limit": round(limit_ms)})
+
+    async def announce(self) -> None:
+        """Send five announcements over 1.5 s, as QEMU does after a migration."""
+        await self._session.execute("announce-self", {"initial": 50, "max": 550, "rounds": 5, "step": 100})
+
+    async def open_console(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open the first serial port; QEMU serves one reader at a time, the log keeps everything.
+
+        Raises:
+            Broken: the process is gone.
+        """
+        return await self._open(self._run_dir.console, "console")
+
+    async def open_control(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open the control port (spec.control).
+
+        Raises:
+            Broken: the process is gone, or the guest has no such port.
+        """
+        return await self._open(self._run_dir.control, "control port")
+
+    async def quit(self) -> None:
+        """End the process politely; kills it when it does not go in time. Idempotent."""
+        if self.is_alive():
+            with contextlib.suppress(VmferryError):
+                await self._session.execute("quit", timeout_s=QUIT_TIMEOUT_S)
+            if not await self._process.wait_exited(QUIT_TIMEOUT_S):
+                await self._process.kill()
+        await self._wait_cleaned()
+
+    async def kill(self) -> None:
+        """End the process at once and wait until it is proven dead. Idempotent."""
+        await self._process.kill()
+        await self._wait_cleaned()
+
+    async def close(self) -> None:
+        """Let go of the process without touching it. Idempotent."""
+        if self._watcher is not None and not self._watcher.done():
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        self._hub.close()
+        await self._session.close()
+        self._process.close()
+
+    def _publish(self, message: Mapping[str, Any], at_ns: int) -> None:
+        if (event := translate(message, at_ns)) is not None:
+            self._hub.publish(event)
+
+    async def _watch(self) -> None:
+        await self._process.wait_exited()
+        tail = self._run_dir.log_tail()
+        self._hub.publish(GuestEvent(GuestEventKind.EXITED, time.monotonic_ns(), detail=tail or None))
+        self._run_dir.remove_sockets()
+        await self._session.close()
+        self._process.close()
+
+    async def _wait_cleaned(self) -> None:
+        if self._watcher is not None:
+            await asyncio.gather(self._watcher, return_exceptions=True)
+
+    async def _version(self) -> tuple[int, int, int]:
+        qemu = (await self._session.execute("query-version"))["qemu"]
+        return qemu["major"], qemu["minor"], qemu["micro"]
+
+    async def _add_key(self, hex_key: str, endpoint: str) -> None:
+        self._run_dir.write_key(hex_key, self._uid)
+        await self._session.execute(
+            "object-add",
+            {"qom-type": "tls-creds-psk", "id": TLS_OBJECT, "dir": TLS_DIR, "endpoint": endpoint},
+        )
+
+    async def _has_object(self, name: str) -> bool:
+        rows = await self._session.execute("qom-list", {"path": "/objects"})
+        return any(row["name"] == name for row in rows)
+
+    async def _open(self, path: object, role: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        try:
+            return await asyncio.open_unix_connection(str(path))
+        except OSError as error:
+            raise Broken(f"{role} of guest {self._name} cannot be opened: {error.strerror}") from error

@@ -1,0 +1,186 @@
+"""Starts, freezes and re-adopts guests on this host: the reference implementation of `ports.hypervisor.Hypervisor`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from vmferry.core.errors import BadInput, Broken, VmferryError
+from vmferry.core.guest import Acceleration, FrozenGuest, GuestSpec
+from vmferry.core.host import QemuFacts
+from vmferry.core.ids import GuestUuid
+from vmferry.ports.hypervisor import HostResources, ProcessRecord
+from vmferry.qemu.binary import QemuBinaryConfig
+from vmferry.qemu.command_line import command_line
+from vmferry.qemu.cpu import freeze_cpu, parse_cpu, without_enforce
+from vmferry.qemu.descriptors import hash_boot_files, opened_for
+from vmferry.qemu.freeze import Drawn, check_machine, check_spec, freeze
+from vmferry.qemu.guest_process import QemuGuestProcess
+from vmferry.qemu.probe import ProbeCache, Prober
+from vmferry.qemu.process import Process, kvm_groups, spawn
+from vmferry.qemu.run_dir import RunDir
+
+
+class QemuHypervisor:
+    """QEMU on this host.
+
+    Args:
+        binary: which QEMU.
+        acceleration: KVM or TCG, as `acceleration.decide` found out; never AUTO.
+        state_dir: where answers of probes are kept.
+
+    Raises:
+        BadInput: there is no such QEMU, or the acceleration is not decided.
+    """
+
+    def __init__(self, binary: QemuBinaryConfig, acceleration: Acceleration, *, state_dir: Path) -> None:
+        if acceleration is Acceleration.AUTO:
+            raise BadInput("acceleration of a hypervisor is auto", fix="decide it first (qemu.acceleration.decide)")
+        self._binary = binary.resolved()
+        self._acceleration = acceleration
+        self._prober = Prober(self._binary, ProbeCache(state_dir / "qemu-probes"))
+
+    @property
+    def binary(self) -> QemuBinaryConfig:
+        """Which QEMU it is."""
+        return self._binary
+
+    @staticmethod
+    def runs_as(uid: int) -> int | None:
+        """Return the user that a guest's process gets when this one is set aside for it.
+
+        The same uid when the agent is root, else None: the agent's own user.
+        """
+        return uid if os.geteuid() == 0 else None
+
+    async def query_facts(self) -> QemuFacts:
+        """Return what this QEMU can do; asked once per program, accelerator and boot.
+
+        Raises:
+            Broken: QEMU does not start.
+        """
+        return await self._prober.query_facts(self._acceleration)
+
+    async def freeze(self, spec: GuestSpec) -> FrozenGuest:
+        """Decide and fix the hardware of a new guest.
+
+        Raises:
+            BadInput: an alias as machine type, a CPU that is whatever the host is, features that are not offered
+                here, acceleration that does not work here, or a device that cannot be built.
+            Broken: a boot file cannot be read.
+        """
+        check_spec(spec)
+        acceleration = self._resolve(spec)
+        facts = await self._prober.query_facts(acceleration)
+        check_machine(spec.machine, facts.machines)
+        request = parse_cpu(spec.cpu)
+        try:
+            answer = await self._prober.query_cpu(request.text(), spec.machine, acceleration)
+        except Broken as error:
+            raise BadInput(f"CPU {spec.cpu!r} cannot be built: {error.what}", fix="name another CPU model") from error
+        drawn = Drawn(
+            uuid=GuestUuid(str(uuid.uuid4())),
+            mac_bytes=tuple(secrets.token_bytes(3) for _ in spec.nics),
+            boot_hashes=await asyncio.to_thread(hash_boot_files, spec),
+        )
+        cpu = freeze_cpu(request, answer.versioned_model, answer.expanded, answer.unavailable)
+        return freeze(spec, acceleration=acceleration, cpu=cpu, drawn=drawn)
+
+    async def probe_cpu(self, guest: FrozenGuest) -> Sequence[str]:
+        """Return the guest's CPU features that this host does not offer; asked once per CPU and boot.
+
+        Raises:
+            Broken: QEMU refuses the CPU outright (unknown model, feature or machine type); in its own words.
+        """
+        if guest.acceleration is Acceleration.KVM and self._acceleration is not Acceleration.KVM:
+            raise Broken(f"guest {guest.spec.name} needs KVM, which does not work on this host")
+        cpu = without_enforce(guest.cpu)
+        return (await self._prober.query_cpu(cpu, guest.machine, guest.acceleration)).unavailable
+
+    async def start(self, guest: FrozenGuest, resources: HostResources, *, incoming: bool) -> QemuGuestProcess:
+        """Start the guest's process, paused; on failure no process, tap, socket or key is left.
+
+        Raises:
+            BadInput: the run directory's path is too long, or an image refers to other files.
+            Broken: a file or tap cannot be opened, or QEMU refused; in its own words.
+            TimedOut: QEMU does not answer.
+        """
+        run_dir = RunDir(Path(resources.run_dir))
+        run_dir.check_length()
+        spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, guest, resources, run_dir, incoming=incoming))
+        try:
+            process = await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped: wait for what it makes, and undo that.
+            (outcome,) = await asyncio.gather(spawning, return_exceptions=True)
+            if isinstance(outcome, Process):
+                await _undo(outcome, run_dir)
+            raise
+        started = QemuGuestProcess(guest.spec.name, process, run_dir, resources.uid)
+        try:
+            await started.connect()
+        except VmferryError as error:
+            await _undo(process, run_dir)
+            error.what = f"guest {guest.spec.name} did not start: {run_dir.log_tail() or error.what}"
+            raise
+        except BaseException:
+            await asyncio.shield(_undo(process, run_dir))
+            raise
+        return started
+
+    async def adopt(
+        self, guest: FrozenGuest, resources: HostResources, record: ProcessRecord
+    ) -> QemuGuestProcess | None:
+        """Take over a process that an earlier agent started; None when it is proven dead.
+
+        Raises:
+            Broken: it lives and its QMP connection broke.
+            TimedOut: it lives and does not answer; it was not touched.
+        """
+        process = Process.of_record(record)
+        if process is None:
+            return None
+        adopted = QemuGuestProcess(guest.spec.name, process, RunDir(Path(resources.run_dir)), resources.uid)
+        try:
+            await adopted.connect()
+        except BaseException:
+            gone = not process.is_alive()
+            process.close()
+            if gone:
+                return None
+            raise
+        return adopted
+
+    def _spawn(self, guest: FrozenGuest, resources: HostResources, run_dir: RunDir, *, incoming: bool) -> Process:
+        run_dir.create(resources.uid)
+        with opened_for(guest, resources.uid) as (descriptors, fds):
+            argv = command_line(guest, resources, descriptors, incoming=incoming)
+            return spawn(
+                self._binary,
+                argv,
+                directory=run_dir.path,
+                log=run_dir.log,
+                fds=fds,
+                uid=resources.uid,
+                groups=kvm_groups() if guest.acceleration is Acceleration.KVM else (),
+            )
+
+    def _resolve(self, spec: GuestSpec) -> Acceleration:
+        if spec.acceleration is Acceleration.AUTO:
+            return self._acceleration
+        if spec.acceleration is Acceleration.KVM and self._acceleration is not Acceleration.KVM:
+            raise BadInput(
+                f"guest {spec.name} asks for KVM, which does not work on this host",
+                fix='set acceleration = "auto" or "tcg"',
+            )
+        return spec.acceleration
+
+
+async def _undo(process: Process, run_dir: RunDir) -> None:
+    await process.kill()
+    process.close()
+    run_dir.remove_sockets()

@@ -1,0 +1,139 @@
+"""How a migration is set up and read: QAPI's names and units on one side, ours on the other. Pure.
+
+Source: qapi/migration.json of QEMU 7.2 and 10.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vmferry.core.errors import BadInput
+from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
+from vmferry.ports.hypervisor import MigrationSample, MigrationSetup
+from vmferry.qemu.events import migration_status
+
+#: Without a limit of its own QEMU takes 128 MiB/s; this is more than any link has.
+NO_BANDWIDTH_LIMIT = 1 << 40
+
+TLS_OBJECT = "migration-psk"
+
+Version = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Two capabilities that must not be on together."""
+
+    one: str
+    other: str
+    why: str
+    until: Version | None = None  #: first version that can do it; None = none yet
+
+
+#: Ours, because 7.2 accepts some of these and fails or hangs later.
+EXCLUSIONS = (
+    Exclusion("multifd", "postcopy-ram", "multifd channels do not carry post-copy pages", (10, 1, 0)),
+    Exclusion("multifd", "xbzrle", "multifd does not know xbzrle"),
+    Exclusion("multifd", "compress", "multifd compresses by itself (multifd-compression)"),
+    Exclusion("postcopy-ram", "compress", "post-copy pages are whole"),
+    Exclusion("auto-converge", "dirty-limit", "both slow the guest down"),
+    Exclusion("postcopy-ram", "release-ram", "a broken post-copy could not be recovered"),
+    Exclusion("mapped-ram", "xbzrle", "mapped-ram has a place for each page"),
+    Exclusion("mapped-ram", "postcopy-ram", "mapped-ram is a file"),
+    Exclusion("background-snapshot", "postcopy-ram", "the guest runs on at the source"),
+    Exclusion("background-snapshot", "pause-before-switchover", "there is no switchover"),
+)
+
+#: (needs this, when that is on)
+REQUIREMENTS = (
+    ("postcopy-ram", "postcopy-preempt"),
+    ("return-path", "switchover-ack"),
+    ("multifd", "zero-copy-send"),
+)
+
+
+def check_setup(setup: MigrationSetup, known: frozenset[str], version: Version) -> None:
+    """Check that a set of capabilities works on this version.
+
+    Args:
+        setup: the capabilities, and whether the stream is encrypted.
+        known: capabilities of this QEMU.
+        version: of this QEMU: it only selects rows of our own table.
+
+    Raises:
+        BadInput: one is unknown here, lacks another, or excludes another; says why.
+    """
+    on = {name for name, is_on in setup.capabilities.items() if is_on}
+    where = f"QEMU {'.'.join(map(str, version))}"
+    if unknown := sorted(on - known):
+        raise BadInput(f"{where} has no migration capability {', '.join(unknown)}", fix="leave it out")
+    for rule in EXCLUSIONS:
+        if {rule.one, rule.other} <= on and (rule.until is None or version < rule.until):
+            raise BadInput(f"{rule.one} and {rule.other} exclude each other on {where}: {rule.why}", fix="choose one")
+    for needed, user in REQUIREMENTS:
+        if user in on and needed not in on:
+            raise BadInput(f"migration capability {user} needs {needed}", fix=f"switch {needed} on")
+    if "zero-copy-send" in on and setup.psk_key is not None:
+        raise BadInput("zero-copy-send cannot be encrypted", fix="switch one of the two off")
+
+
+def changed_capabilities(wanted: Mapping[str, bool], current: Mapping[str, bool]) -> list[dict[str, object]]:
+    """Return what to set: the wanted ones, and off what an earlier migration left on."""
+    goal = {name: wanted.get(name, False) for name in current}
+    return [{"capability": name, "state": on} for name, on in sorted(goal.items()) if current[name] != on]
+
+
+def parameters(setup: MigrationSetup, known: frozenset[str]) -> dict[str, object]:
+    """Return the parameters in QEMU's units (bytes/s, ms); TLS is off unless there is a key.
+
+    Raises:
+        BadInput: a parameter that was asked for is unknown here.
+    """
+    chosen: dict[str, object] = {
+        "max-bandwidth": setup.max_bandwidth or NO_BANDWIDTH_LIMIT,
+        "downtime-limit": round(setup.downtime_limit_ms),
+        "tls-creds": TLS_OBJECT if setup.psk_key is not None else "",
+    }
+    if setup.multifd_channels is not None:
+        chosen["multifd-channels"] = setup.multifd_channels
+    if unknown := sorted(set(chosen) - known):
+        raise BadInput(f"this host's QEMU has no migration parameter {', '.join(unknown)}")
+    return chosen
+
+
+def uri(address: str, port: int) -> str:
+    """Return a TCP address as QEMU takes it; an IPv6 one in brackets."""
+    host = f"[{address}]" if ":" in address else address
+    return f"tcp:{host}:{port}"
+
+
+def sample(info: Mapping[str, Any]) -> MigrationSample:
+    """Return one reading of query-migrate in our units; what QEMU did not say stays None or 0."""
+    ram: Mapping[str, Any] = info.get("ram") or {}
+    page = int(ram.get("page-size", 4096))
+    return MigrationSample(
+        status=migration_status(info.get("status")),
+        error=info.get("error-desc"),
+        rounds=int(ram.get("dirty-sync-count", 0)),
+        transferred_bytes=Bytes(ram.get("transferred", 0)),
+        remaining_bytes=Bytes(ram.get("remaining", 0)),
+        total_bytes=Bytes(ram.get("total", 0)),
+        page_bytes=Bytes(page),
+        duplicate_pages=int(ram.get("duplicate", 0)),
+        normal_pages=int(ram.get("normal", 0)),
+        dirty_bytes_per_second=BytesPerSecond(int(ram.get("dirty-pages-rate", 0)) * page),
+        # `mbps` is megabits of 10**6 per second.
+        bandwidth=BytesPerSecond(round(float(ram.get("mbps", 0.0)) * 1_000_000 / 8)),
+        total_ms=_ms(info, "total-time"),
+        setup_ms=_ms(info, "setup-time"),
+        downtime_ms=_ms(info, "downtime"),
+        expected_downtime_ms=_ms(info, "expected-downtime"),
+        throttle_percent=info.get("cpu-throttle-percentage"),
+        blocked_reasons=tuple(info.get("blocked-reasons") or ()),
+    )
+
+
+def _ms(info: Mapping[str, Any], key: str) -> Milliseconds | None:
+    return Milliseconds(float(info[key])) if key in info else None

@@ -1,0 +1,209 @@
+"""One QEMU process: started in its own session, watched through a pidfd, never waited for by name.
+
+A pid is reused; a pid with its start time and boot is not. The pidfd works for our children and for processes that an
+earlier agent started alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from vmferry.core.errors import Broken
+from vmferry.ports.hypervisor import ProcessRecord
+from vmferry.qemu.binary import QemuBinaryConfig
+
+#: how long the kernel may take to end a killed process: it frees all of its memory first
+KILL_TIMEOUT_S = 30.0
+
+
+def read_boot_id() -> str:
+    """Return what names this boot of the host. Source: random(4)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+def read_start_ticks(pid: int) -> int | None:
+    """Return field 22 of /proc/PID/stat, None when there is no such process. Source: proc_pid_stat(5)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name in parentheses may hold anything, so count from its end.
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def spawn(
+    binary: QemuBinaryConfig,
+    argv: Sequence[str],
+    *,
+    directory: Path,
+    log: Path,
+    fds: Sequence[int] = (),
+    uid: int | None = None,
+    groups: Sequence[int] = (),
+) -> Process:
+    """Start QEMU in its own session; returns after exec. Its descriptors are `fds` and its log, nothing else.
+
+    Args:
+        binary: which QEMU.
+        argv: its arguments.
+        directory: where it starts; entered with the agent's rights.
+        log: where its own words go; truncated.
+        fds: descriptors that it inherits under the same numbers.
+        uid: its user and group; None = the agent's own.
+        groups: further groups of that user.
+
+    Raises:
+        Broken: the program cannot be run.
+    """
+    try:
+        with log.open("wb") as output:
+            log.chmod(0o600)
+            child = subprocess.Popen(
+                [*binary.argv, *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=binary.environment(),
+                cwd=directory,
+                pass_fds=tuple(fds),
+                start_new_session=True,
+                user=uid,
+                group=uid,
+                extra_groups=None if uid is None else groups,
+            )
+    except OSError as error:
+        raise Broken(
+            f"QEMU {binary.argv[0]} cannot be started{f' as uid {uid}' if uid is not None else ''}: {error.strerror}",
+            fix="check that the program is there and that this user may run it",
+        ) from error
+    process = Process.of_pid(child.pid)
+    # From here the pidfd reaps it; Popen must neither warn nor wait for a guest that outlives the agent.
+    child.returncode = 0
+    if process is None:
+        raise Broken(f"QEMU process {child.pid} was gone before it could be watched")
+    return process
+
+
+def kvm_groups() -> list[int]:
+    """Return the group that may open /dev/kvm: an unprivileged QEMU needs it."""
+    try:
+        return [Path("/dev/kvm").stat().st_gid]
+    except OSError:
+        return []
+
+
+class Process:
+    """A process held by its pidfd.
+
+    Args:
+        record: which process.
+        pidfd: owned by this object until `close`.
+    """
+
+    def __init__(self, record: ProcessRecord, pidfd: int) -> None:
+        self.record = record
+        self._pidfd = pidfd
+        self._dead = False
+
+    @classmethod
+    def of_pid(cls, pid: int) -> Process | None:
+        """Return the process that has this pid now, None when there is none."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return None
+        ticks = read_start_ticks(pid)
+        if ticks is None:
+            os.close(pidfd)
+            return None
+        return cls(ProcessRecord(pid, ticks, read_boot_id()), pidfd)
+
+    @classmethod
+    def of_record(cls, record: ProcessRecord) -> Process | None:
+        """Return the recorded process, None when it is proven dead: another boot, no such pid, or a reused one."""
+        if record.boot_id != read_boot_id():
+            return None
+        found = cls.of_pid(record.pid)
+        if found is not None and (found.record != record or not found.is_alive()):
+            found.close()
+            return None
+        return found
+
+    def is_alive(self) -> bool:
+        """Tell whether it exists now; False is proof."""
+        if not self._dead and self._pidfd >= 0:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            if poll.poll(0):
+                self._reap()
+        elif not self._dead:
+            return Process.of_record_alive(self.record)
+        return not self._dead
+
+    @staticmethod
+    def of_record_alive(record: ProcessRecord) -> bool:
+        """Tell whether the recorded process exists, without holding it."""
+        found = Process.of_record(record)
+        if found is None:
+            return False
+        found.close()
+        return True
+
+    async def wait_exited(self, timeout_s: float | None = None) -> bool:
+        """Wait until it is gone; returns False when it is not in time."""
+        if not self.is_alive():
+            return True
+        loop = asyncio.get_running_loop()
+        gone = asyncio.Event()
+        # A descriptor of its own: an event loop keeps one reader per descriptor, and several may wait.
+        watched = os.dup(self._pidfd)
+        loop.add_reader(watched, gone.set)
+        try:
+            await asyncio.wait_for(gone.wait(), timeout_s)
+        except TimeoutError:
+            return not self.is_alive()
+        finally:
+            loop.remove_reader(watched)
+            os.close(watched)
+        return not self.is_alive()
+
+    async def kill(self) -> None:
+        """End it at once and wait until it is proven dead. Idempotent.
+
+        Raises:
+            Broken: the kernel does not end it in time.
+        """
+        if self.is_alive():
+            self._signal(signal.SIGKILL)
+        if not await self.wait_exited(KILL_TIMEOUT_S):
+            raise Broken(
+                f"QEMU process {self.record.pid} is still there {KILL_TIMEOUT_S:.0f} s after SIGKILL",
+                fix="it hangs in the kernel: look at its storage, then reboot the host",
+            )
+
+    def close(self) -> None:
+        """Let go of it without touching it. Idempotent."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._pidfd < 0:
+            raise Broken(f"QEMU process {self.record.pid} was let go of; adopt it again")
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            self._reap()
+
+    def _reap(self) -> None:
+        self._dead = True
+        try:
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            return  # an earlier agent's child: its new parent reaps it

@@ -1,0 +1,109 @@
+"""A QMP session: each command has a deadline, and each failure is one of our errors with QEMU's own words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp.message import Message
+
+from vmferry.core.errors import Broken, TimedOut
+from vmferry.qemu.process import Process
+
+#: QEMU answers within milliseconds, unless a device or its main loop hangs.
+COMMAND_TIMEOUT_S = 15.0
+CONNECT_TIMEOUT_S = 20.0
+POLL_S = 0.005
+
+
+class _Tap(EventListener):
+    """Hands each event over the moment it is read, with the time of that moment."""
+
+    def __init__(self, sink: Callable[[Message, int], None]) -> None:
+        super().__init__()
+        self._sink = sink
+
+    async def put(self, event: Message) -> None:
+        self._sink(event, time.monotonic_ns())
+
+
+class QmpSession:
+    """A connection to one QEMU.
+
+    Args:
+        guest: the guest's name, for messages.
+    """
+
+    def __init__(self, guest: str) -> None:
+        self._guest = guest
+        self._client = QMPClient(guest)
+        # Its loggers repeat, at error level, what we raise anyway.
+        self._client.logger.disabled = True
+
+    async def connect(
+        self, address: Path | socket.socket, process: Process, timeout_s: float = CONNECT_TIMEOUT_S
+    ) -> None:
+        """Connect as soon as the socket answers; gives up at once when the process ends.
+
+        Args:
+            address: where it listens, or a socket whose other end it inherited.
+            process: the QEMU.
+            timeout_s: for everything.
+
+        Raises:
+            Broken: the process ended before it answered.
+            TimedOut: it lives and does not answer.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._wait_connected(address, process)
+        except TimeoutError:
+            raise TimedOut(
+                f"QEMU of guest {self._guest} (pid {process.record.pid}) did not answer on QMP in {timeout_s:.0f} s",
+                fix="look at qemu.log in its run directory",
+            ) from None
+
+    async def _wait_connected(self, address: Path | socket.socket, process: Process) -> None:
+        while True:
+            with contextlib.suppress(QMPError):
+                await self._client.connect(address if isinstance(address, socket.socket) else str(address))
+                return
+            if isinstance(address, socket.socket) or not process.is_alive():
+                raise Broken(f"QEMU of guest {self._guest} (pid {process.record.pid}) ended before it answered on QMP")
+            await asyncio.sleep(POLL_S)
+
+    def on_event(self, sink: Callable[[Message, int], None]) -> None:
+        """Call `sink(event, monotonic ns)` for every event, in order, from now on."""
+        self._client.register_listener(_Tap(sink))
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, timeout_s: float = COMMAND_TIMEOUT_S
+    ) -> Any:
+        """Run a command and return its result.
+
+        Raises:
+            Broken: QEMU said no, or the connection is gone. The command did not run if QEMU said no.
+            TimedOut: no answer in time; whether it ran is not known.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._client.execute(command, dict(arguments) if arguments else None)
+        except ExecuteError as error:
+            raise Broken(f"QEMU of guest {self._guest} refused {command}: {error.error.error.desc}") from error
+        except TimeoutError:
+            raise TimedOut(
+                f"QEMU of guest {self._guest} did not answer {command} in {timeout_s:.0f} s", retry=True
+            ) from None
+        except (QMPError, ExecInterruptedError, OSError, EOFError) as error:
+            raise Broken(f"QMP connection to QEMU of guest {self._guest} is gone during {command}") from error
+
+    async def close(self) -> None:
+        """Close the connection. Idempotent; QEMU is not touched."""
+        with contextlib.suppress(QMPError, OSError, EOFError):
+            await self._client.disconnect()

@@ -1,0 +1,124 @@
+"""The files of one guest's process: where they are, and that they go away with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmferry.core.errors import BadInput, Broken
+
+#: sun_path holds 108 bytes with its end mark. Source: unix(7)
+SOCKET_PATH_MAX = 107
+
+QMP_SOCKET = "qmp.sock"
+CONSOLE_SOCKET = "console.sock"
+CONSOLE_LOG = "console.log"
+CONTROL_SOCKET = "control.sock"
+TLS_DIR = "tls"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths below a guest's own directory."""
+
+    path: Path
+
+    @property
+    def qmp(self) -> Path:
+        """The QMP socket."""
+        return self.path / QMP_SOCKET
+
+    @property
+    def console(self) -> Path:
+        """The socket of the first serial port."""
+        return self.path / CONSOLE_SOCKET
+
+    @property
+    def console_log(self) -> Path:
+        """Everything that the guest wrote to its first serial port."""
+        return self.path / CONSOLE_LOG
+
+    @property
+    def control(self) -> Path:
+        """The socket of the virtio-serial port org.vmferry.control."""
+        return self.path / CONTROL_SOCKET
+
+    @property
+    def log(self) -> Path:
+        """What QEMU itself wrote."""
+        return self.path / "qemu.log"
+
+    @property
+    def tls(self) -> Path:
+        """The directory of a running migration's key."""
+        return self.path / TLS_DIR
+
+    def check_length(self) -> None:
+        """Check that sockets fit below the directory.
+
+        Raises:
+            BadInput: the path is too long for a unix socket.
+        """
+        longest = max(len(os.fsencode(path)) for path in (self.qmp, self.console, self.control))
+        if longest > SOCKET_PATH_MAX:
+            raise BadInput(
+                f"sockets below run directory {self.path} need {longest} bytes, limit {SOCKET_PATH_MAX}",
+                fix="configure a shorter run_dir",
+            )
+
+    def create(self, uid: int | None) -> None:
+        """Make the directory, private to the process's user, without the sockets and keys of an earlier process.
+
+        Raises:
+            Broken: the directory cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.path.chmod(0o700)
+            if uid is not None:
+                os.chown(self.path, uid, uid)
+            self.remove_sockets()
+        except OSError as error:
+            raise Broken(
+                f"run directory {self.path} cannot be made: {error}", fix="make its parent writable"
+            ) from error
+
+    def write_key(self, hex_key: str, uid: int | None) -> None:
+        """Write a migration's pre-shared key where QEMU reads it, readable by its user only.
+
+        Raises:
+            Broken: it cannot be written.
+        """
+        try:
+            self.tls.mkdir(mode=0o700, exist_ok=True)
+            fd = os.open(self.tls / "keys.psk", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(fd, "w", encoding="ascii") as file:
+                file.write(f"qemu:{hex_key}\n")
+                if uid is not None:
+                    os.fchown(file.fileno(), uid, uid)
+                    os.chown(self.tls, uid, uid)
+        except OSError as error:
+            raise Broken(
+                f"migration key below {self.path} cannot be written: {error}", fix="make room there"
+            ) from error
+
+    def remove_key(self) -> None:
+        """Remove the key. Idempotent."""
+        shutil.rmtree(self.tls, ignore_errors=True)
+
+    def remove_sockets(self) -> None:
+        """Remove sockets and keys; logs stay, they say how it ended."""
+        for socket in (self.qmp, self.console, self.control):
+            socket.unlink(missing_ok=True)
+        self.remove_key()
+
+    def log_tail(self, limit: int = 600) -> str:
+        """Return the end of what QEMU wrote, on one line; empty when it wrote nothing."""
+        try:
+            text = self.log.read_text("utf-8", errors="replace")
+        except OSError:
+            return ""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return " | ".join(lines)[-limit:]

@@ -1,0 +1,105 @@
+"""Real QEMUs for the driver's tests: each version that this machine has, and guests that need no image."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from vmferry.core.errors import NotFound
+from vmferry.core.guest import Acceleration, BiosBoot, Disk, FrozenGuest, GuestSpec
+from vmferry.core.ids import GuestName
+from vmferry.core.units import MIB, Bytes
+from vmferry.lab.toolchain import find_qemu
+from vmferry.ports.hypervisor import HostResources
+from vmferry.qemu import QemuBinaryConfig, QemuGuestProcess, QemuHypervisor
+
+VERSIONS = ((10, 0), (7, 2))
+
+Start = Callable[..., Awaitable[QemuGuestProcess]]
+
+
+def binary_of(version: tuple[int, int]) -> QemuBinaryConfig:
+    """Return a QEMU of this machine, or skip saying how to get it."""
+    try:
+        found = find_qemu(*version)
+    except NotFound as error:
+        pytest.skip(str(error))
+    return QemuBinaryConfig(found.argv, found.env)
+
+
+@pytest.fixture(params=VERSIONS, ids=lambda version: f"qemu-{version[0]}.{version[1]}")
+def binary(request: pytest.FixtureRequest) -> QemuBinaryConfig:
+    """Each QEMU version that we support."""
+    return binary_of(request.param)
+
+
+@pytest.fixture(scope="session")
+def probes_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Answers of probes are shared by all tests, as they are by all guests of a host."""
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture
+def hypervisor(binary: QemuBinaryConfig, probes_dir: Path) -> QemuHypervisor:
+    """The driver on each version."""
+    return QemuHypervisor(binary, Acceleration.TCG, state_dir=probes_dir)
+
+
+@pytest.fixture
+def spec() -> GuestSpec:
+    """A guest that is nothing but its firmware: SeaBIOS finds no disk and waits."""
+    return GuestSpec(name=GuestName("web-7"), memory_bytes=Bytes(16 * MIB), boot=BiosBoot())
+
+
+@pytest.fixture
+async def frozen(hypervisor: QemuHypervisor, spec: GuestSpec) -> FrozenGuest:
+    """The same, frozen."""
+    return await hypervisor.freeze(spec)
+
+
+@pytest.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Start]:
+    """Start guests in directories of their own; all are killed at the end."""
+    started: list[QemuGuestProcess] = []
+
+    async def start_one(
+        hypervisor: QemuHypervisor,
+        guest: FrozenGuest,
+        *,
+        incoming: bool = False,
+        uid: int | None = None,
+    ) -> QemuGuestProcess:
+        resources = HostResources(run_dir=str(tmp_path / f"r{len(started)}"), uid=uid)
+        started.append(await hypervisor.start(guest, resources, incoming=incoming))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        await process.kill()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Disk:
+    """A qcow2 image as two hosts see it on shared storage."""
+    path = tmp_path / "shared.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "16M"], check=True)
+    return Disk(path=str(path), cache="writeback")
+
+
+def holds_lock(pid: int, image_path: str) -> bool:
+    """Tell whether a process holds the image's write lock. Source: proc_pid_fdinfo(5), QEMU block/file-posix.c."""
+    inode = Path(image_path).stat().st_ino
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        try:
+            lines = info.read_text("ascii").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            if line.startswith("lock:") and f":{inode} " in line:
+                first, last = line.split()[-2:]
+                if int(first) <= 101 <= int(last):
+                    return True
+    return False
