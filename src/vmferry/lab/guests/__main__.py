@@ -13,7 +13,7 @@ from vmferry.lab.toolchain.cache import cache_dir
 
 
 def main() -> int:
-    """Builds what was asked for and prints where it is; returns the exit code."""
+    """Build what was asked for and prints where it is; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m vmferry.lab.guests")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("build", help="build a guest, or say where it already is")

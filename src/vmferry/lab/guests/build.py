@@ -34,7 +34,7 @@ _HASH = "content-hash"
 
 
 def build(kind: GuestKind, cache: Path) -> GuestImage:
-    """Returns a built-in guest, built now or taken from the cache; both are the same bytes.
+    """Return a built-in guest, built now or taken from the cache; both are the same bytes.
 
     Several processes may ask at once: one builds, the others wait for it. On failure nothing is left behind.
 

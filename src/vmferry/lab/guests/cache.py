@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def digest_of(parts: Iterable[bytes]) -> str:
-    """Returns a SHA-256 over the parts, in which no two different lists of parts look alike."""
+    """Return a SHA-256 over the parts, in which no two different lists of parts look alike."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -24,7 +24,7 @@ def digest_of(parts: Iterable[bytes]) -> str:
 
 
 def files_digest(folder: Path) -> str:
-    """Returns a SHA-256 over names and bytes of all files directly in a folder."""
+    """Return a SHA-256 over names and bytes of all files directly in a folder."""
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         with file.open("rb") as stream:
@@ -33,7 +33,7 @@ def files_digest(folder: Path) -> str:
 
 
 def built_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Returns the folder, filled by `make` if it does not exist yet; it appears whole or not at all.
+    """Return the folder, filled by `make` if it does not exist yet; it appears whole or not at all.
 
     Args:
         folder: Its name holds a hash of all inputs, so that what exists is what would be built.

@@ -17,7 +17,7 @@ _COMMON = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-g0", "-fno-ident", "-f
 
 @cache
 def compiler_version() -> bytes:
-    """Returns what identifies the compiler among a guest's inputs.
+    """Return what identifies the compiler among a guest's inputs.
 
     Raises:
         Broken: When there is no compiler.
@@ -26,7 +26,7 @@ def compiler_version() -> bytes:
 
 
 def compile_c(sources: Sequence[Path], output: Path, flags: Sequence[str]) -> None:
-    """Compiles and links sources into one stripped program without build id, time stamp or path.
+    """Compile and links sources into one stripped program without build id, time stamp or path.
 
     Args:
         sources: All in one folder.

@@ -27,22 +27,22 @@ class Entry:
 
 
 def directory(path: str) -> Entry:
-    """Returns a directory that everyone may read."""
+    """Return a directory that everyone may read."""
     return Entry(path, stat.S_IFDIR | 0o755)
 
 
 def regular(path: str, data: bytes, *, executable: bool = False) -> Entry:
-    """Returns a regular file owned by root."""
+    """Return a regular file owned by root."""
     return Entry(path, stat.S_IFREG | (0o755 if executable else 0o644), data)
 
 
 def device(path: str, major: int, minor: int) -> Entry:
-    """Returns a character device that only root may use."""
+    """Return a character device that only root may use."""
     return Entry(path, stat.S_IFCHR | 0o600, rdev=(major, minor))
 
 
 def archive(entries: list[Entry]) -> bytes:
-    """Returns the entries as an uncompressed "newc" archive, in the order given.
+    """Return the entries as an uncompressed "newc" archive, in the order given.
 
     Inode numbers count up from 1, owner is root and the time is fixed: the same entries give the same bytes.
 

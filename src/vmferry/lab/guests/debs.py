@@ -15,7 +15,7 @@ _APT_FIX = "check the machine's apt sources and run: apt-get update"
 
 
 def unpacked(package: str, cache: Path) -> Path:
-    """Returns the folder that holds the unpacked files of a package, downloaded at the first use.
+    """Return the folder that holds the unpacked files of a package, downloaded at the first use.
 
     A version that is in the cache stays in use: the guests of one cache do not change under running tests.
 
@@ -54,7 +54,7 @@ def _download(package: str, folder: Path) -> Path:
 
 
 def _real_package(package: str) -> str:
-    """Follows a kernel metapackage to the package that holds the kernel."""
+    """Follow a kernel metapackage to the package that holds the kernel."""
     if not package.startswith("linux-image-"):
         return package
     listing = output_of(["apt-cache", "depends", package], fix=_APT_FIX)

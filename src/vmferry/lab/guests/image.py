@@ -37,7 +37,7 @@ class GuestImage:
     content_hash: str
 
     def append(self, **settings: object) -> str:
-        """Returns the kernel command line with the workload's settings added, in the order given.
+        """Return the kernel command line with the workload's settings added, in the order given.
 
         Args:
             **settings: For linux and debian ``mb`` (MiB), ``rate`` (MiB/s), ``pattern`` (sequential, random,

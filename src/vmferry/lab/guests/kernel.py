@@ -25,7 +25,7 @@ _SETUP_SECTS, _PAYLOAD_OFFSET, _PAYLOAD_LENGTH = 0x1F1, 0x248, 0x24C
 
 
 def find_kernel(package: Path) -> Path:
-    """Returns the kernel of an unpacked package.
+    """Return the kernel of an unpacked package.
 
     Raises:
         Broken: When there is not exactly one.
@@ -37,7 +37,7 @@ def find_kernel(package: Path) -> Path:
 
 
 def uncompressed(bzimage: bytes) -> bytes:
-    """Returns the ELF kernel inside a bzImage, or the bzImage itself when nothing here can unpack it.
+    """Return the ELF kernel inside a bzImage, or the bzImage itself when nothing here can unpack it.
 
     QEMU starts the ELF through its PVH entry; under TCG that saves the seconds in which the guest would unpack
     an xz payload (2.4 s instead of 6.3 s for Debian's 6.1 kernel).
@@ -78,7 +78,7 @@ class Module:
 
 
 def modules_in_order(package: Path, wanted: Iterable[str]) -> list[Module]:
-    """Returns the wanted modules and all they depend on, each after what it depends on.
+    """Return the wanted modules and all they depend on, each after what it depends on.
 
     A name that the kernel has built in, or does not have at all, is left out.
     """
@@ -108,7 +108,7 @@ def _read(file: Path) -> bytes:
 
 
 def _depends(module: bytes) -> list[str]:
-    """Returns what the module says about itself: depmod has not run on an unpacked package."""
+    """Return what the module says about itself: depmod has not run on an unpacked package."""
     found = re.search(rb"\0depends=([^\0]*)\0", module)
     names = found[1].decode() if found else ""
     return [name.replace("-", "_") for name in names.split(",") if name]

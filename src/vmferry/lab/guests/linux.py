@@ -26,13 +26,13 @@ CMDLINE = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=nowatchdog"
 
 
 def inputs(cache: Path) -> list[bytes]:
-    """Returns everything that the linux guest's bytes depend on."""
+    """Return everything that the linux guest's bytes depend on."""
     packages = [unpacked(name, cache).name for name in (KERNEL_PACKAGE, BUSYBOX_PACKAGE)]
     return [*read_all(WORKLOAD), CMDLINE.encode(), *(name.encode() for name in packages)]
 
 
 def make(folder: Path, cache: Path) -> None:
-    """Writes the kernel and the initramfs into a folder.
+    """Write the kernel and the initramfs into a folder.
 
     Raises:
         Broken: When a package or the compiler is missing.
@@ -53,7 +53,7 @@ def make(folder: Path, cache: Path) -> None:
 
 
 def compile_workload(program: Path) -> None:
-    """Compiles the workload into one static program.
+    """Compile the workload into one static program.
 
     Raises:
         Broken: When the compiler is missing or refuses.

@@ -19,12 +19,12 @@ _FLAGS = (
 
 
 def inputs(_cache: Path) -> list[bytes]:
-    """Returns everything that the micro guest's bytes depend on."""
+    """Return everything that the micro guest's bytes depend on."""
     return read_all(MICRO)
 
 
 def make(folder: Path, _cache: Path) -> None:
-    """Writes the program into a folder.
+    """Write the program into a folder.
 
     Raises:
         Broken: When the compiler is missing or refuses.

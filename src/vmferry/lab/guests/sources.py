@@ -10,10 +10,10 @@ MICRO = _HERE / "micro_src"
 
 
 def read_all(folder: Path) -> list[bytes]:
-    """Returns name and content of every file in a source folder, in the order of the names."""
+    """Return name and content of every file in a source folder, in the order of the names."""
     return [part for file in sorted(folder.iterdir()) for part in (file.name.encode(), file.read_bytes())]
 
 
 def builder_code() -> list[bytes]:
-    """Returns the code that builds: a change in it is a change of every guest's inputs."""
+    """Return the code that builds: a change in it is a change of every guest's inputs."""
     return [file.read_bytes() for file in sorted(_HERE.glob("*.py"))]
