@@ -70,10 +70,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class RoundEnded:
-    """One pass over dirty memory is done."""
+    """One pass over dirty memory is done; several in one row when they passed between two readings (`covers`)."""
 
     at_ms: Milliseconds
-    round: int  #: the round that ended, 1 = all of RAM
+    round: int  #: the round that ended, 1 = all of RAM; the last of them when the row covers several
     duration_ms: Milliseconds
     sent_bytes: Bytes
     dirtied_bytes: Bytes | None  #: dirtied meanwhile = what the next round has to send
@@ -81,6 +81,7 @@ class RoundEnded:
     expected_downtime_ms: Milliseconds | None
     downtime_limit_ms: Milliseconds
     verdict: str
+    covers: int = 1  #: rounds in this row: duration and bytes are their sum, dirtied is the last one's
     event: str = "round"
 
 

@@ -1,0 +1,68 @@
+"""What a hypervisor says about a guest and its migration: plain facts in our units, whoever the hypervisor is.
+
+A driver makes them at its edge; the core only reads them.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
+
+
+class RunState(enum.StrEnum):
+    """Whether the vCPUs run, and if not why (QEMU's `RunState`, the ones we tell apart)."""
+
+    RUNNING = "running"
+    PAUSED = "paused"  #: stopped by order, or loaded and never started
+    PRELAUNCH = "prelaunch"  #: started with -S, nothing loaded
+    INMIGRATE = "inmigrate"  #: waiting for, or loading, an incoming stream
+    FINISH_MIGRATE = "finish-migrate"  #: stopped for the last pages
+    POSTMIGRATE = "postmigrate"  #: everything was sent; holds the whole guest, stopped
+    SHUTDOWN = "shutdown"  #: the guest powered itself off (-no-shutdown keeps QEMU)
+    PANICKED = "guest-panicked"
+    IO_ERROR = "io-error"
+    INTERNAL_ERROR = "internal-error"
+    OTHER = "other"
+
+
+class MigrationStatus(enum.StrEnum):
+    """QEMU's `MigrationStatus`."""
+
+    NONE = "none"
+    SETUP = "setup"
+    ACTIVE = "active"
+    PRE_SWITCHOVER = "pre-switchover"
+    DEVICE = "device"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+    POSTCOPY_ACTIVE = "postcopy-active"
+    POSTCOPY_PAUSED = "postcopy-paused"
+    WAIT_UNPLUG = "wait-unplug"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationSample:
+    """One reading of a migration's progress; None is "QEMU did not say"."""
+
+    status: MigrationStatus
+    error: str | None = None
+    rounds: int = 0  #: dirty-sync-count
+    transferred_bytes: Bytes = Bytes(0)  #: on the wire so far
+    remaining_bytes: Bytes = Bytes(0)
+    total_bytes: Bytes = Bytes(0)  #: the guest's RAM
+    page_bytes: Bytes = Bytes(4096)
+    duplicate_pages: int = 0
+    normal_pages: int = 0
+    dirty_bytes_per_second: BytesPerSecond = BytesPerSecond(0)  #: as QEMU measured it in the last round
+    bandwidth: BytesPerSecond = BytesPerSecond(0)
+    total_ms: Milliseconds | None = None
+    setup_ms: Milliseconds | None = None
+    downtime_ms: Milliseconds | None = None
+    expected_downtime_ms: Milliseconds | None = None
+    throttle_percent: int | None = None
+    blocked_reasons: tuple[str, ...] = ()
