@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 
 
+_NO_BYTES = Bytes(0)
+_STILL = BytesPerSecond(0)
+_PAGE = Bytes(4096)
+
+
 class RunState(enum.StrEnum):
     """Whether the vCPUs run, and if not why (QEMU's `RunState`, the ones we tell apart)."""
 
@@ -52,14 +57,14 @@ class MigrationSample:
     status: MigrationStatus
     error: str | None = None
     rounds: int = 0  #: dirty-sync-count
-    transferred_bytes: Bytes = Bytes(0)  #: on the wire so far
-    remaining_bytes: Bytes = Bytes(0)
-    total_bytes: Bytes = Bytes(0)  #: the guest's RAM
-    page_bytes: Bytes = Bytes(4096)
+    transferred_bytes: Bytes = _NO_BYTES  #: on the wire so far
+    remaining_bytes: Bytes = _NO_BYTES
+    total_bytes: Bytes = _NO_BYTES  #: the guest's RAM
+    page_bytes: Bytes = _PAGE
     duplicate_pages: int = 0
     normal_pages: int = 0
-    dirty_bytes_per_second: BytesPerSecond = BytesPerSecond(0)  #: as QEMU measured it in the last round
-    bandwidth: BytesPerSecond = BytesPerSecond(0)
+    dirty_bytes_per_second: BytesPerSecond = _STILL  #: as QEMU measured it in the last round
+    bandwidth: BytesPerSecond = _STILL
     total_ms: Milliseconds | None = None
     setup_ms: Milliseconds | None = None
     downtime_ms: Milliseconds | None = None

@@ -164,7 +164,5 @@ class Hypervisor(Protocol):
         On failure nothing is left: no process, no tap, no socket.
         """
 
-    async def adopt(
-        self, guest: FrozenGuest, resources: HostResources, record: ProcessRecord
-    ) -> GuestProcess | None:
+    async def adopt(self, guest: FrozenGuest, resources: HostResources, record: ProcessRecord) -> GuestProcess | None:
         """Take over a process that an earlier agent started; None when it is proven dead."""
