@@ -1,0 +1,128 @@
+"""The shape of the guest file, key by key; what keys say together is in `combinations`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from vmferry.core.guest import Acceleration, DiskFormat, IoPath, NetworkKind
+from vmferry.core.ids import NAME_PATTERN
+from vmferry.guestfile import words
+
+#: Strict: the text "2" is no number and 1 is no truth value; nothing is guessed.
+_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _word(kind: type[Acceleration | DiskFormat | NetworkKind]) -> BeforeValidator:
+    """Return a validator for a key with a few words; TOML has no enums, so the text is turned into one."""
+
+    def convert(value: object) -> object:
+        allowed = [member.value for member in kind]
+        if value not in allowed:
+            raise ValueError(", ".join(allowed))
+        return kind(value)
+
+    return BeforeValidator(convert)
+
+
+def _schema(**more: Any) -> WithJsonSchema:
+    """Return what an editor's schema says about a text key."""
+    return WithJsonSchema({"type": "string", **more})
+
+
+GuestName = Annotated[str, AfterValidator(words.guest_name), _schema(pattern=NAME_PATTERN)]
+FilePath = Annotated[str, AfterValidator(words.absolute_path), _schema(pattern="^/.*[^/]$")]
+Memory = Annotated[
+    int,
+    BeforeValidator(words.memory),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "pattern": r"^\d+(\.\d+)? ?[KMGT]iB$"}]}),
+]
+Cpu = Annotated[str, AfterValidator(words.cpu), _schema(**{"not": {"enum": sorted(words.CPU_REFUSED)}})]
+Machine = Annotated[str, AfterValidator(words.machine), _schema(pattern=r"^pc-q35-\d+\.\d+(\.\d+)?$")]
+Cache = Annotated[str, AfterValidator(words.cache), _schema(enum=list(words.CACHES))]
+Bridge = Annotated[str, AfterValidator(words.bridge), _schema(pattern="^[A-Za-z0-9._-]{1,15}$")]
+Mac = Annotated[str, AfterValidator(words.mac), _schema(pattern="^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")]
+Path = Annotated[IoPath, BeforeValidator(words.io_path), _schema(enum=[path.value for path in IoPath])]
+AccelerationWord = Annotated[Acceleration, _word(Acceleration)]
+FormatWord = Annotated[DiskFormat, _word(DiskFormat)]
+NetworkWord = Annotated[NetworkKind, _word(NetworkKind)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class BootTable(BaseModel):
+    """What the guest boots from: a kernel of the host, UEFI, or BIOS and the first disk."""
+
+    model_config = _STRICT
+
+    firmware: Literal["uefi", "bios"] | None = Field(
+        None, description='`"uefi"` (with `code` and `nvram`) or `"bios"` (from the first disk); not with `kernel`'
+    )
+    kernel: FilePath | None = Field(None, description="Linux or multiboot kernel, started directly")
+    initrd: FilePath | None = Field(None, description="initial RAM disk of `kernel`")
+    cmdline: str | None = Field(None, description="command line of `kernel`")
+    code: FilePath | None = Field(None, description="UEFI firmware code, read only, the same content on every host")
+    nvram: FilePath | None = Field(
+        None, description="the guest's own UEFI variables, writable, on storage that both hosts see"
+    )
+
+
+class DiskTable(BaseModel):
+    """One `[[disk]]`: an image at a path that both hosts see."""
+
+    model_config = _STRICT
+
+    image: FilePath = Field(description="the image file")
+    format: FormatWord = Field(DiskFormat.QCOW2, description="`raw` or `qcow2`; it is never guessed")
+    io_path: Path = Field(IoPath.VIRTIO, description="how the guest reaches it: `virtio` or `emulated`")
+    read_only: bool = Field(default=False, description="whether the guest may only read it")
+    cache: Cache = Field("none", description="`none` or `directsync`: modes that keep nothing in one host's page cache")
+
+
+class NicTable(BaseModel):
+    """One `[[nic]]`: a network card and what it is plugged into."""
+
+    model_config = _STRICT
+
+    path: Path = Field(IoPath.VIRTIO, description="how the guest reaches it: `virtio` or `emulated` (e1000)")
+    network: NetworkWord = Field(
+        NetworkKind.USER,
+        description="`bridge` (a tap on `bridge`), or `user` (QEMU's own stack: connections end when the guest moves)",
+    )
+    bridge: Bridge | None = Field(
+        None, description='the host\'s bridge, with `network = "bridge"`; needed on both hosts'
+    )
+    mac: Mac | None = Field(None, description="unicast MAC address; one is made when it is left out")
+    forward_udp: list[Annotated[list[Port], Field(min_length=2, max_length=2)]] = Field(
+        [], description='`[host port, guest port]` pairs from the host\'s loopback, with `network = "user"`'
+    )
+
+
+class GuestTable(BaseModel):
+    """The whole guest file."""
+
+    model_config = _STRICT
+
+    name: GuestName = Field(description="the guest's name, unique among the hosts: a DNS label in lower case")
+    memory: Memory = Field(description='RAM: `"512 MiB"`, or a number of bytes; whole MiB from 2 MiB to 16 TiB')
+    vcpus: Annotated[int, Field(ge=1, le=255)] = Field(1, description="number of virtual CPUs")
+    cpu: Cpu = Field("qemu64", description="a named model with features switched on or off; never `host` or `max`")
+    machine: Machine = Field(
+        "pc-q35-7.2", description="a versioned machine type that every host's QEMU has; never an alias such as `q35`"
+    )
+    acceleration: AccelerationWord = Field(
+        Acceleration.AUTO, description="`auto` (KVM when it really works there), `kvm` or `tcg`"
+    )
+    beat: bool = Field(
+        default=False, description="whether the guest beats, so that its pause can be measured from outside"
+    )
+    beat_device: Literal["virtio-serial", "debugcon"] = Field(
+        "virtio-serial", description="where it beats: port `org.vmferry.beat`, or I/O port 0xe9 (`debugcon`)"
+    )
+    control: bool = Field(
+        default=False, description="whether it has the built-in guest's channel `org.vmferry.control`"
+    )
+    tpm: FilePath | None = Field(None, description="directory of a TPM's state; such a guest cannot be moved yet")
+    boot: BootTable = Field(description="what it boots from")
+    disk: list[DiskTable] = Field([], description="its disks, in this order")
+    nic: list[NicTable] = Field([], description="its network cards, in this order")
