@@ -9,7 +9,7 @@ import pytest
 
 RUN = Path(__file__).resolve().parents[2] / "run"
 PACKAGES = re.search(r'^packages="([^"]*)"', RUN.read_text(encoding="utf-8"), re.MULTILINE)
-COREUTILS = ("cat", "date", "dirname", "mktemp", "readlink", "rm", "sha256sum", "tail", "basename", "env")
+COREUTILS = ("cat", "date", "dirname", "flock", "mktemp", "readlink", "rm", "sha256sum", "tail", "basename", "env")
 
 
 class Machine:
