@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 
-
 _NO_BYTES = Bytes(0)
 _STILL = BytesPerSecond(0)
 _PAGE = Bytes(4096)
