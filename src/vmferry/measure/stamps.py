@@ -45,6 +45,9 @@ class Datagram:
 def stamping_socket() -> socket.socket:
     """Return a non-blocking IPv4 UDP socket that asks the kernel for receive stamps and its count of losses.
 
+    The first such socket of a machine makes the kernel switch its stamping on, some milliseconds later; until then
+    a datagram is stamped when it is read. So open it before there is something to measure.
+
     Source: Linux Documentation/networking/timestamping.rst, 1.1; socket(7), SO_RXQ_OVFL.
     """
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
