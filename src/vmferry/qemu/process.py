@@ -110,6 +110,8 @@ class Process:
         self.record = record
         self._pidfd = pidfd
         self._dead = False
+        #: how our own child ended: its status, or minus the signal; None while it lives and for others' children
+        self.exit_status: int | None = None
 
     @classmethod
     def of_pid(cls, pid: int) -> Process | None:
@@ -204,6 +206,8 @@ class Process:
     def _reap(self) -> None:
         self._dead = True
         try:
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+            ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
             return  # an earlier agent's child: its new parent reaps it
+        if ended is not None:
+            self.exit_status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status

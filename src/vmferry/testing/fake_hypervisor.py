@@ -1,0 +1,326 @@
+"""A `Hypervisor` in memory, stricter than QEMU: it refuses all that QEMU refuses, and what our rules forbid besides.
+
+Several `FakeHypervisor` on one `FakeLink` are several hosts. Every call is recorded in order, with its host. An agent
+that dies is a `FakeHypervisor` that is dropped: the processes live on in the link, and a new one adopts them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from vmferry.core.errors import BadInput, Broken, VmferryError
+from vmferry.core.guest import Acceleration, FrozenGuest, GuestSpec
+from vmferry.core.host import QemuFacts
+from vmferry.core.ids import GuestUuid
+from vmferry.core.units import BytesPerSecond, Milliseconds
+from vmferry.ports.hypervisor import (
+    GuestEvent,
+    GuestEventKind,
+    HostResources,
+    MigrationSample,
+    MigrationSetup,
+    MigrationStatus,
+    ProcessRecord,
+    RunState,
+)
+from vmferry.qemu.cpu import freeze_cpu, parse_cpu
+from vmferry.qemu.freeze import Drawn, check_machine, freeze
+from vmferry.qemu.guest_process import STARTABLE
+from vmferry.qemu.migration import check_setup
+from vmferry.testing.fake_qemu import ENDED, FakeLink, FakeQemu, Fault, FaultAction
+
+__all__ = ["Call", "FakeGuestProcess", "FakeHypervisor", "FakeLink", "FakeQemu", "Fault", "FaultAction"]
+
+FAKE_FACTS = QemuFacts(
+    version=(10, 0, 2),
+    machines=frozenset({"pc-q35-7.2", "pc-q35-10.0", "pc-i440fx-7.2"}),
+    cpu_models=frozenset({"qemu64", "qemu64-v1", "EPYC", "EPYC-v1"}),
+    capabilities=frozenset(
+        {
+            "auto-converge",
+            "events",
+            "late-block-activate",
+            "multifd",
+            "pause-before-switchover",
+            "postcopy-ram",
+            "return-path",
+            "xbzrle",
+        }
+    ),
+    parameters=frozenset({"max-bandwidth", "downtime-limit", "multifd-channels", "tls-creds"}),
+    devices=frozenset({"virtio-net-pci", "virtio-blk-pci", "e1000", "isa-serial", "pcie-root-port", "ide-hd"}),
+)
+
+#: shared by all guests, so that MACs and uuids never repeat within a test run
+_SERIALS = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call as it was made, refused or not."""
+
+    host: str
+    name: str
+    guest: str | None = None
+
+
+class FakeHypervisor:
+    """One host's hypervisor.
+
+    Args:
+        host: its name in the record of calls.
+        link: what it shares with other hosts.
+        facts: what its QEMU can do.
+        missing_cpu_features: what `probe_cpu` answers.
+        boot_id: of the host; another one means that it was rebooted.
+    """
+
+    def __init__(
+        self,
+        host: str = "host-a",
+        link: FakeLink | None = None,
+        *,
+        facts: QemuFacts = FAKE_FACTS,
+        missing_cpu_features: Sequence[str] = (),
+        boot_id: str = "boot-1",
+    ) -> None:
+        self.host = host
+        self.link = link or FakeLink()
+        self.facts = facts
+        self.missing_cpu_features = tuple(missing_cpu_features)
+        self.boot_id = f"{host}:{boot_id}"
+        self.calls: list[Call] = []
+        self._refusals: dict[str, VmferryError] = {}
+
+    def refuse_next(self, name: str, error: VmferryError) -> None:
+        """Let the next call of that name fail with the error, before it has any effect."""
+        self._refusals[name] = error
+
+    def note(self, name: str, guest: str | None = None) -> None:
+        """Record a call, and fail it when the script says so."""
+        self.calls.append(Call(self.host, name, guest))
+        if error := self._refusals.pop(name, None):
+            raise error
+
+    async def query_facts(self) -> QemuFacts:
+        """Return what the test said."""
+        self.note("query_facts")
+        return self.facts
+
+    async def freeze(self, spec: GuestSpec) -> FrozenGuest:
+        """Freeze as the real driver does, with a CPU of two features."""
+        self.note("freeze", spec.name)
+        check_machine(spec.machine, self.facts.machines)
+        request = parse_cpu(spec.cpu)
+        if request.model not in self.facts.cpu_models:
+            raise BadInput(f"CPU {spec.cpu!r} cannot be built: unable to find CPU model")
+        serial = next(_SERIALS)
+        drawn = Drawn(
+            uuid=GuestUuid(str(uuid.UUID(int=serial))),
+            mac_bytes=tuple((serial * 16 + n).to_bytes(3, "big") for n, _ in enumerate(spec.nics)),
+        )
+        cpu = freeze_cpu(request, f"{request.model}-v1", {"fpu": True, "sse2": True}, self.missing_cpu_features)
+        return freeze(spec, acceleration=Acceleration.TCG, cpu=cpu, drawn=drawn)
+
+    async def probe_cpu(self, guest: FrozenGuest) -> Sequence[str]:
+        """Return what the test said."""
+        self.note("probe_cpu", guest.spec.name)
+        return self.missing_cpu_features
+
+    async def start(self, guest: FrozenGuest, resources: HostResources, *, incoming: bool) -> FakeGuestProcess:
+        """Start a process in the link."""
+        self.note("start", guest.spec.name)
+        if guest.machine not in self.facts.machines:
+            raise Broken(f"guest {guest.spec.name} did not start: unsupported machine type {guest.machine}")
+        if self.missing_cpu_features:
+            raise Broken(f"guest {guest.spec.name} did not start: host does not offer {self.missing_cpu_features[0]}")
+        running = [q for q in self.link.processes.values() if q.alive and q.record.boot_id == self.boot_id]
+        if any(q.guest.spec.name == guest.spec.name for q in running):
+            raise Broken(f"guest {guest.spec.name} did not start: it has a process on {self.host} already")
+        return FakeGuestProcess(self, self.link.spawn(guest, resources, self.boot_id, incoming=incoming))
+
+    async def adopt(
+        self, guest: FrozenGuest, resources: HostResources, record: ProcessRecord
+    ) -> FakeGuestProcess | None:
+        """Take a living process of this boot over; refuses one that was started in another directory."""
+        self.note("adopt", guest.spec.name)
+        qemu = self.link.processes.get(record.pid)
+        if qemu is None or not qemu.alive or qemu.record != record or record.boot_id != self.boot_id:
+            return None
+        if qemu.resources.run_dir != resources.run_dir:
+            raise Broken(f"guest {guest.spec.name}: no QMP socket in {resources.run_dir}")
+        return FakeGuestProcess(self, qemu)
+
+
+class FakeGuestProcess:
+    """A handle on one process of the link.
+
+    Args:
+        hypervisor: of its host.
+        qemu: the process.
+    """
+
+    def __init__(self, hypervisor: FakeHypervisor, qemu: FakeQemu) -> None:
+        self._hypervisor = hypervisor
+        self._link = hypervisor.link
+        self._closed = False
+        self.qemu = qemu
+
+    @property
+    def record(self) -> ProcessRecord:
+        """The process as the journal knows it."""
+        return self.qemu.record
+
+    def is_alive(self) -> bool:
+        """Tell whether the process exists now."""
+        return self.qemu.alive
+
+    def events(self) -> AsyncIterator[GuestEvent]:
+        """Return a subscription that begins now."""
+        return self.qemu.hub.subscribe()
+
+    async def query_run_state(self) -> RunState:
+        """Return the run state."""
+        self._call("query_run_state")
+        return self.qemu.state
+
+    async def query_migration(self) -> MigrationSample:
+        """Return how the migration goes; an outgoing one hides an earlier arrival."""
+        self._call("query_migration")
+        if self.qemu.stream is not None:
+            return self.qemu.stream.sample()
+        return MigrationSample(status=self.qemu.incoming_status)
+
+    async def cont(self) -> None:
+        """Start the vCPUs, with all that the real driver refuses."""
+        self._call("cont")
+        self._require(self.qemu.state in STARTABLE, "cont", f"QEMU is in state {self.qemu.state}")
+        self._link.take_locks(self.qemu)
+        self.qemu.state = RunState.RUNNING
+        self.qemu.ran = True
+        self.qemu.emit(GuestEventKind.RESUMED)
+
+    async def stop(self) -> None:
+        """Stop the vCPUs; nothing happens when they stand still."""
+        self._call("stop")
+        if self.qemu.state is RunState.RUNNING:
+            self.qemu.state = RunState.PAUSED
+            self.qemu.emit(GuestEventKind.STOPPED)
+
+    async def prepare_migration(self, setup: MigrationSetup, *, incoming: bool) -> None:
+        """Keep the setup; refuses combinations as the real driver does, and a side that is the wrong way round."""
+        self._call("prepare_migration")
+        waits = self.qemu.state is RunState.INMIGRATE
+        self._require(incoming == waits, "prepare_migration", f"incoming = {incoming} in state {self.qemu.state}")
+        self._require(self.qemu.listening is None, "prepare_migration", "it listens already")
+        self._require(not self._is_migrating(), "prepare_migration", "there is a migration in progress")
+        check_setup(setup, self._hypervisor.facts.capabilities, self._hypervisor.facts.version)
+        self.qemu.setup = dataclasses.replace(setup, capabilities=dict(setup.capabilities))
+        self.qemu.bandwidth = setup.max_bandwidth
+        self.qemu.downtime_limit_ms = setup.downtime_limit_ms
+
+    async def cleanup_migration(self) -> None:
+        """Forget the key. Idempotent."""
+        self._call("cleanup_migration")
+
+    async def listen(self, address: str, port: int) -> None:
+        """Listen, once, prepared and started to receive."""
+        self._call("listen")
+        self._require(self.qemu.state is RunState.INMIGRATE, "listen", "'-incoming' was not specified")
+        self._require(self.qemu.setup is not None, "listen", "it was not prepared")
+        started = self.qemu.incoming_status is not MigrationStatus.NONE
+        self._require(not started, "listen", "The incoming migration has already been started")
+        self._link.listen(self.qemu, (address, port))
+
+    async def migrate(self, address: str, port: int) -> None:
+        """Start sending, prepared and from a state that allows it."""
+        self._call("migrate")
+        self._require(not self._is_migrating(), "migrate", "There's a migration process in progress")
+        self._require(self.qemu.setup is not None, "migrate", "it was not prepared")
+        wrong = self.qemu.state in {RunState.INMIGRATE, RunState.POSTMIGRATE, RunState.FINISH_MIGRATE}
+        self._require(not wrong, "migrate", f"Guest is in state {self.qemu.state}")
+        self._link.open_stream(self.qemu, (address, port))
+
+    async def migrate_continue(self) -> None:
+        """Leave pre-switchover."""
+        self._call("migrate_continue")
+        stream = self.qemu.stream
+        if stream is None or stream.status is not MigrationStatus.PRE_SWITCHOVER or stream.continued:
+            status = MigrationStatus.NONE if stream is None else stream.status
+            raise Broken(f"QEMU refused migrate-continue: Migration not in expected state: {status}")
+        self._link.order_continue(stream)
+
+    async def migrate_cancel(self) -> None:
+        """Give the migration up; nothing happens when there is none."""
+        self._call("migrate_cancel")
+        if self.qemu.stream is not None:
+            self._link.order_cancel(self.qemu.stream)
+
+    async def set_bandwidth(self, bandwidth: BytesPerSecond) -> None:
+        """Keep the limit."""
+        self._call("set_bandwidth")
+        self.qemu.bandwidth = bandwidth
+
+    async def set_downtime_limit(self, limit_ms: Milliseconds) -> None:
+        """Keep the limit."""
+        self._call("set_downtime_limit")
+        self.qemu.downtime_limit_ms = limit_ms
+
+    async def announce(self) -> None:
+        """Note the order; only a guest that runs announces itself."""
+        self._call("announce")
+        self._require(self.qemu.state is RunState.RUNNING, "announce", "the guest does not run here")
+
+    async def quit(self) -> None:
+        """End the process. Idempotent."""
+        self._end("quit")
+
+    async def kill(self) -> None:
+        """End the process. Idempotent."""
+        self._end("kill")
+
+    async def close(self) -> None:
+        """Let go of the process. Idempotent."""
+        self._hypervisor.note("close", self.qemu.guest.spec.name)
+        self._closed = True
+
+    def guest_powers_off(self) -> None:
+        """Let the guest shut itself down."""
+        self.qemu.state = RunState.SHUTDOWN
+        self.qemu.emit(GuestEventKind.POWERED_OFF, detail="guest-shutdown")
+        self.qemu.emit(GuestEventKind.STOPPED)
+
+    def guest_reboots(self) -> None:
+        """Let the guest reboot itself."""
+        self.qemu.emit(GuestEventKind.RESET, detail="guest-reset")
+
+    def guest_panics(self) -> None:
+        """Let the guest's kernel panic."""
+        self.qemu.state = RunState.PANICKED
+        self.qemu.emit(GuestEventKind.PANICKED, detail="pause")
+        self.qemu.emit(GuestEventKind.STOPPED)
+
+    def die(self) -> None:
+        """End the process as kill -9 from outside does; no call is recorded."""
+        self._link.die(self.qemu, "killed from outside")
+
+    def _call(self, name: str) -> None:
+        guest = self.qemu.guest.spec.name
+        self._hypervisor.note(name, guest)
+        if not self.qemu.alive or self._closed:
+            raise Broken(f"QMP connection to QEMU of guest {guest} is gone during {name}")
+
+    def _require(self, holds: object, name: str, why: str) -> None:
+        if not holds:
+            raise Broken(f"QEMU of guest {self.qemu.guest.spec.name} refused {name}: {why}")
+
+    def _is_migrating(self) -> bool:
+        return self.qemu.stream is not None and self.qemu.stream.status not in ENDED
+
+    def _end(self, name: str) -> None:
+        self._hypervisor.note(name, self.qemu.guest.spec.name)
+        self._link.die(self.qemu)

@@ -1,0 +1,358 @@
+"""The world behind `FakeHypervisor`: QEMU processes, image locks and streams in memory, moved on step by step.
+
+Nothing here waits or tells the time. `FakeLink.step` moves every stream by one status; with `auto` the link does that
+by itself whenever the event loop is free. Faults are scripted: a side dies, hangs or fails when the stream enters a
+status. A cut link keeps streams where they are, as TCP does until somebody gives up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vmferry.core.errors import Broken
+from vmferry.core.guest import FrozenGuest
+from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds
+from vmferry.ports.hypervisor import (
+    GuestEvent,
+    GuestEventKind,
+    HostResources,
+    MigrationSample,
+    MigrationSetup,
+    MigrationStatus,
+    ProcessRecord,
+    RunState,
+)
+from vmferry.qemu.events import EventHub
+
+#: where a stream has ended
+ENDED = frozenset({MigrationStatus.COMPLETED, MigrationStatus.FAILED, MigrationStatus.CANCELLED, MigrationStatus.NONE})
+
+FAKE_BANDWIDTH = BytesPerSecond(100 * MIB)
+
+
+class FaultAction(enum.StrEnum):
+    """What goes wrong."""
+
+    DIE = "die"  #: the side's process ends
+    HANG = "hang"  #: the stream stays in the status until `FakeLink.release`
+    FAIL = "fail"  #: the stream breaks
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One scripted failure, met once: when a stream enters `status` (as the source sees it)."""
+
+    status: MigrationStatus
+    action: FaultAction
+    side: str = "destination"  #: which process dies
+
+
+@dataclass(eq=False)
+class FakeQemu:
+    """One process: what is left of it when every handle is gone."""
+
+    guest: FrozenGuest
+    record: ProcessRecord
+    incoming: bool
+    now_ns: Callable[[], int]
+    state: RunState
+    resources: HostResources
+    alive: bool = True
+    hub: EventHub = field(default_factory=EventHub)
+    setup: MigrationSetup | None = None
+    listening: tuple[str, int] | None = None
+    stream: FakeStream | None = None
+    incoming_status: MigrationStatus = MigrationStatus.NONE
+    ran: bool = False  #: its vCPUs ran at some time
+    bandwidth: BytesPerSecond | None = None  #: last limit that was set
+    downtime_limit_ms: Milliseconds | None = None  #: last limit that was set
+
+    def emit(self, kind: GuestEventKind, *, round_: int | None = None, detail: str | None = None) -> None:
+        """Tell every reader."""
+        self.hub.publish(GuestEvent(kind, self.now_ns(), round=round_, detail=detail))
+
+    def emit_status(self, status: MigrationStatus) -> None:
+        """Tell every reader of a migration status, if that was asked for."""
+        if self.setup is not None and self.setup.capabilities.get("events"):
+            self.hub.publish(GuestEvent(GuestEventKind.MIGRATION, self.now_ns(), status=status))
+
+    def writable_images(self) -> list[str]:
+        """Return the images on which it takes a write lock."""
+        return [disk.path for disk in self.guest.spec.disks if not disk.read_only]
+
+
+@dataclass(eq=False)
+class FakeStream:
+    """One migration as its source sees it."""
+
+    source: FakeQemu
+    address: tuple[str, int]
+    status: MigrationStatus = MigrationStatus.SETUP
+    destination: FakeQemu | None = None
+    rounds: int = 0
+    before: RunState = RunState.RUNNING
+    continued: bool = False
+    hung: bool = False
+    loaded: bool = False
+    error: str | None = None
+
+    def sample(self) -> MigrationSample:
+        """Return a reading; figures are made up and agree with each other."""
+        total = self.source.guest.spec.memory_bytes
+        left = 0 if self.status is MigrationStatus.COMPLETED else total >> min(self.rounds * 4, 40)
+        return MigrationSample(
+            status=self.status,
+            error=self.error,
+            rounds=self.rounds,
+            transferred_bytes=Bytes(total - left if self.rounds else 0),
+            remaining_bytes=Bytes(left),
+            total_bytes=total,
+            bandwidth=FAKE_BANDWIDTH,
+            dirty_bytes_per_second=BytesPerSecond(MIB),
+            total_ms=Milliseconds(100.0 * self.rounds),
+            expected_downtime_ms=Milliseconds(left * 1000 / FAKE_BANDWIDTH),
+            downtime_ms=Milliseconds(10.0) if self.status is MigrationStatus.COMPLETED else None,
+        )
+
+
+class FakeLink:
+    """What hosts share: the network between them, the storage with its locks, and the script of faults.
+
+    Args:
+        auto: move streams on by itself; else the test calls `step`.
+        rounds: how many rounds a stream takes until it is ripe.
+        now_ns: the clock for events; counts calls by default.
+    """
+
+    def __init__(self, *, auto: bool = True, rounds: int = 2, now_ns: Callable[[], int] | None = None) -> None:
+        ticks = itertools.count(1)
+        self.now_ns = now_ns or (lambda: next(ticks))
+        self.rounds = rounds
+        self.locks: dict[str, FakeQemu] = {}
+        self.faults: list[Fault] = []
+        self.processes: dict[int, FakeQemu] = {}
+        self.is_cut = False
+        self._auto = auto
+        self._pids = itertools.count(1001)
+        self._streams: list[FakeStream] = []
+
+    def script(self, *faults: Fault) -> None:
+        """Add failures to come."""
+        self.faults += faults
+
+    def cut(self) -> None:
+        """Cut the hosts off from each other: streams stay where they are, new ones fail."""
+        self.is_cut = True
+
+    def heal(self) -> None:
+        """Join them again; streams go on."""
+        self.is_cut = False
+        self._kick()
+
+    def release(self) -> None:
+        """Let streams go on that hang."""
+        for stream in self._streams:
+            stream.hung = False
+        self._kick()
+
+    def step(self) -> None:
+        """Move every stream by one status."""
+        for stream in list(self._streams):
+            self._step(stream)
+            if stream.status in ENDED:
+                self._streams.remove(stream)
+
+    def spawn(self, guest: FrozenGuest, resources: HostResources, boot_id: str, *, incoming: bool) -> FakeQemu:
+        """Start a process; a guest that does not arrive takes its locks now.
+
+        Raises:
+            Broken: an image is locked elsewhere.
+        """
+        pid = next(self._pids)
+        state = RunState.INMIGRATE if incoming else RunState.PRELAUNCH
+        qemu = FakeQemu(guest, ProcessRecord(pid, pid * 10, boot_id), incoming, self.now_ns, state, resources)
+        if not incoming:
+            self.take_locks(qemu)
+        self.processes[pid] = qemu
+        return qemu
+
+    def take_locks(self, qemu: FakeQemu) -> None:
+        """Take the write lock of each image, all or none.
+
+        Raises:
+            Broken: one is held by another process.
+        """
+        for path in qemu.writable_images():
+            if self.locks.get(path, qemu) is not qemu:
+                raise Broken(f'Failed to get "write" lock on {path}: is another process using the image?')
+        self.locks.update(dict.fromkeys(qemu.writable_images(), qemu))
+
+    def drop_locks(self, qemu: FakeQemu) -> None:
+        """Drop what it holds."""
+        self.locks = {path: holder for path, holder in self.locks.items() if holder is not qemu}
+
+    def die(self, qemu: FakeQemu, why: str | None = None) -> None:
+        """End a process as kill -9 does: locks, ports and stream go with it."""
+        if not qemu.alive:
+            return
+        qemu.alive = False
+        qemu.listening = None
+        self.drop_locks(qemu)
+        qemu.emit(GuestEventKind.EXITED, detail=why)
+        for stream in list(self._streams):
+            if stream.source is qemu:
+                self._streams.remove(stream)
+                self._abandon_destination(stream)
+        self._kick()
+
+    def listen(self, qemu: FakeQemu, address: tuple[str, int]) -> None:
+        """Occupy a port.
+
+        Raises:
+            Broken: it is taken.
+        """
+        if any(other.listening == address for other in self.processes.values()):
+            raise Broken(f"Failed to find an available port: {address[0]}:{address[1]} Address already in use")
+        qemu.listening = address
+        self._set_incoming(qemu, MigrationStatus.SETUP)
+
+    def open_stream(self, source: FakeQemu, address: tuple[str, int]) -> None:
+        """Begin to send; whether anybody listens shows later, as with QEMU."""
+        source.stream = FakeStream(source, address, before=source.state)
+        source.emit_status(MigrationStatus.SETUP)
+        self._streams.append(source.stream)
+        self._meet_faults(source.stream)
+        self._kick()
+
+    def order_continue(self, stream: FakeStream) -> None:
+        """Let a stream leave pre-switchover."""
+        stream.continued = True
+        self._kick()
+
+    def order_cancel(self, stream: FakeStream) -> None:
+        """Give a stream up; in `device` it is too late and the stream goes on."""
+        if stream.status in ENDED or stream.status is MigrationStatus.DEVICE:
+            return
+        stream.hung = False
+        self._enter(stream, MigrationStatus.CANCELLING)
+        self._kick()
+
+    def _kick(self) -> None:
+        if self._auto and self._streams:
+            asyncio.get_running_loop().call_soon(self._auto_step)
+
+    def _auto_step(self) -> None:
+        before = [(stream.status, stream.rounds, stream.loaded) for stream in self._streams]
+        self.step()
+        if before != [(stream.status, stream.rounds, stream.loaded) for stream in self._streams]:
+            self._kick()
+
+    def _step(self, stream: FakeStream) -> None:
+        if stream.status is MigrationStatus.CANCELLING:
+            self._give_back(stream, MigrationStatus.CANCELLED)
+            return
+        if stream.hung or (self.is_cut and stream.destination is not None):
+            return
+        if self._waits_for_order(stream):
+            return  # QEMU does not look at the stream here: a dead destination goes unseen
+        if stream.status is MigrationStatus.SETUP:
+            self._connect(stream)
+        elif stream.destination is None or not stream.destination.alive:
+            self._fail(stream, "Unable to write to socket: Broken pipe")
+        else:
+            self._advance(stream, stream.destination)
+
+    @staticmethod
+    def _waits_for_order(stream: FakeStream) -> bool:
+        return stream.status is MigrationStatus.PRE_SWITCHOVER and not stream.continued
+
+    def _connect(self, stream: FakeStream) -> None:
+        found = [q for q in self.processes.values() if q.alive and q.listening == stream.address]
+        if self.is_cut or not found:
+            self._fail(stream, f"Failed to connect to '{stream.address[0]}:{stream.address[1]}': Connection refused")
+            return
+        stream.destination = found[0]
+        if stream.destination.setup != stream.source.setup:
+            self._fail(stream, "the two sides are set up differently")
+            return
+        self._set_incoming(stream.destination, MigrationStatus.ACTIVE)
+        self._enter(stream, MigrationStatus.ACTIVE)
+
+    def _advance(self, stream: FakeStream, destination: FakeQemu) -> None:
+        setup = stream.source.setup
+        if stream.status is MigrationStatus.ACTIVE and stream.rounds < self.rounds:
+            stream.rounds += 1
+            stream.source.emit(GuestEventKind.ROUND_ENDED, round_=stream.rounds)
+        elif stream.status is MigrationStatus.ACTIVE:
+            self._stop_source(stream)
+            pauses = setup is not None and setup.capabilities.get("pause-before-switchover")
+            self._enter(stream, MigrationStatus.PRE_SWITCHOVER if pauses else MigrationStatus.DEVICE)
+        elif stream.status is MigrationStatus.PRE_SWITCHOVER:
+            self._enter(stream, MigrationStatus.DEVICE)
+        elif not stream.loaded:
+            # The destination is done first; the source still waits for its word.
+            stream.loaded = True
+            destination.state = RunState.PAUSED if stream.before is RunState.RUNNING else stream.before
+            destination.listening = None
+            self._set_incoming(destination, MigrationStatus.COMPLETED)
+        else:
+            stream.source.state = RunState.POSTMIGRATE
+            self._enter(stream, MigrationStatus.COMPLETED)
+
+    def _enter(self, stream: FakeStream, status: MigrationStatus) -> None:
+        stream.status = status
+        if status is MigrationStatus.DEVICE:
+            self.drop_locks(stream.source)
+        stream.source.emit_status(status)
+        self._meet_faults(stream)
+
+    def _meet_faults(self, stream: FakeStream) -> None:
+        for fault in [fault for fault in self.faults if fault.status is stream.status]:
+            self.faults.remove(fault)
+            if fault.action is FaultAction.HANG:
+                stream.hung = True
+            elif fault.action is FaultAction.FAIL:
+                self._fail(stream, "Unable to read from socket: Connection reset by peer")
+            elif fault.side == "source":
+                self.die(stream.source, "killed by the script")
+            elif stream.destination is not None:
+                self.die(stream.destination, "killed by the script")
+
+    @staticmethod
+    def _stop_source(stream: FakeStream) -> None:
+        stream.before = stream.source.state
+        stream.source.state = RunState.FINISH_MIGRATE
+        if stream.before is RunState.RUNNING:
+            stream.source.emit(GuestEventKind.STOPPED)
+
+    def _fail(self, stream: FakeStream, why: str) -> None:
+        stream.error = why
+        self._give_back(stream, MigrationStatus.FAILED)
+
+    def _give_back(self, stream: FakeStream, status: MigrationStatus) -> None:
+        """End a stream at the source: its vCPUs run again by themselves if they ran before."""
+        source = stream.source
+        if stream in self._streams:
+            self._streams.remove(stream)
+        self._abandon_destination(stream)
+        stream.status = status
+        if source.state is RunState.FINISH_MIGRATE:
+            self.take_locks(source)
+            source.state = stream.before
+            if stream.before is RunState.RUNNING:
+                source.emit(GuestEventKind.RESUMED)
+        source.emit_status(status)
+
+    def _abandon_destination(self, stream: FakeStream) -> None:
+        # A QEMU whose incoming stream breaks exits, unless everything had arrived.
+        if stream.destination is not None and stream.destination.state is RunState.INMIGRATE:
+            self.die(stream.destination, "load of migration failed: Input/output error")
+
+    @staticmethod
+    def _set_incoming(qemu: FakeQemu, status: MigrationStatus) -> None:
+        qemu.incoming_status = status
+        qemu.emit_status(status)
