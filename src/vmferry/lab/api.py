@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import aiohttp
 
-from vmferry.core.errors import Broken, Unreachable
+from vmferry.api.problems import from_problem
+from vmferry.core.errors import Unreachable
 from vmferry.lab.inside import socket_in
 from vmferry.pki.identity import IdentityDirectory
 
@@ -36,13 +37,17 @@ class Api:
 
         Raises:
             Unreachable: no agent answers.
-            Broken: the agent answered with a problem; its text is the error's.
+            VmferryError: what the agent raised.
         """
         return await self._ask("GET", path, None)
 
     async def post(self, path: str, body: object = None) -> Any:
         """Return the JSON answer to a POST; raises as `get` does."""
         return await self._ask("POST", path, {} if body is None else body)
+
+    async def delete(self, path: str) -> None:
+        """Send a DELETE; raises as `get` does."""
+        await self._ask("DELETE", path, None)
 
     async def wait_answer(self, timeout_s: float = 30.0) -> None:
         """Wait until the agent answers.
@@ -77,7 +82,7 @@ class Api:
                     server_hostname=member.identity.server_name,
                 ) as answer,
             ):
-                return _read(method, path, answer.status, await answer.read())
+                return _read(self._host, answer.status, await answer.read())
         except (aiohttp.ClientConnectionError, TimeoutError) as error:
             raise Unreachable(f"Agent of {self._host} does not answer at {url}: {error!r}", retry=True) from error
 
@@ -86,14 +91,9 @@ class Api:
         return socket_in(cast("str", self._namespace), family, kind, protocol)
 
 
-def _read(method: str, path: str, status: int, content: bytes) -> Any:
-    """Return what an answer says; a problem becomes the error that it describes."""
+def _read(host: str, status: int, content: bytes) -> Any:
+    """Return what an answer says; a problem is raised as the error that the agent raised."""
     body = json.loads(content) if content else None
-    if status < 400:
-        return body
-    problem = body if isinstance(body, dict) else {}
-    raise Broken(
-        f"{method} {path} answered {status}: {problem.get('code')}: {problem.get('what', body)}",
-        owner=problem.get("owner"),
-        fix=problem.get("fix"),
-    )
+    if status >= 400:
+        raise from_problem(body, status, host)
+    return body

@@ -40,3 +40,19 @@ async def _ask(path: Path, question: str, prefix: str) -> str:
         raise Broken(f"Guest channel {path} closed before it answered {question!r}")
     finally:
         writer.close()
+
+
+async def send(path: Path, order: str) -> None:
+    """Send something that has no answer.
+
+    Raises:
+        Broken: nobody has the channel open.
+    """
+    try:
+        _, writer = await asyncio.open_unix_connection(path)
+        writer.write(order.encode())
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+    except OSError as error:
+        raise Broken(f"Guest channel {path} is not there: {error}") from error

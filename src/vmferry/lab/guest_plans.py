@@ -1,0 +1,99 @@
+"""Built-in guests as guest files: pure, the same plan gives the same text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tomli_w
+
+from vmferry.lab.guests import GuestImage, GuestKind
+from vmferry.lab.network import BRIDGE
+
+#: Of the guest's first NIC, in the fabric's network; every lab has its own fabric.
+GUEST_ADDRESS = "10.78.0.10"
+MACHINE = "pc-q35-7.2"  #: the newest that both supported QEMUs have
+
+
+@dataclass(frozen=True, slots=True)
+class NicPlan:
+    """One NIC: how the guest reaches it, and whether it hangs on the host's bridge."""
+
+    path: str = "virtio"
+    bridge: bool = True
+
+    def table(self) -> dict[str, object]:
+        """Return the NIC as a guest file has it."""
+        network: dict[str, object] = {"network": "bridge", "bridge": BRIDGE} if self.bridge else {"network": "user"}
+        return {"path": self.path, **network}
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPlan:
+    """One disk image on a path that all hosts of the lab see."""
+
+    image: Path
+    format: str = "qcow2"
+
+    def table(self) -> dict[str, object]:
+        """Return the disk as a guest file has it."""
+        return {"image": str(self.image), "format": self.format}
+
+
+@dataclass(frozen=True, slots=True)
+class GuestPlan:
+    """A built-in guest and its workload."""
+
+    kind: GuestKind
+    name: str = "web-7"
+    memory_mib: int = 256
+    vcpus: int = 1
+    working_set_mib: int = 64
+    rate: int = 20  #: MiB/s written
+    pattern: str = "sequential"  #: sequential, random, hotspot (linux)
+    data: str = "random"  #: random, compressible (linux)
+    machine: str = MACHINE
+    nics: tuple[NicPlan, ...] = ()
+    disks: tuple[DiskPlan, ...] = ()
+    extra: dict[str, object] = field(default_factory=dict)  #: more keys of the guest file
+
+    def settings(self) -> dict[str, object]:
+        """Return the workload's settings, as the guest's command line has them."""
+        common: dict[str, object] = {"mb": self.working_set_mib, "rate": self.rate}
+        if self.kind == "micro":
+            return common
+        address = {"ip": f"{GUEST_ADDRESS}/24"} if self.nics and self.nics[0].bridge else {}
+        return {**common, "pattern": self.pattern, "data": self.data, **address}
+
+    def toml(self, image: GuestImage) -> str:
+        """Return the guest file."""
+        boot: dict[str, object] = {"kernel": str(image.kernel), "cmdline": image.append(**self.settings())}
+        if image.initrd:
+            boot["initrd"] = str(image.initrd)
+        linux = self.kind != "micro"
+        return tomli_w.dumps(
+            {
+                "name": self.name,
+                "memory": f"{self.memory_mib} MiB",
+                "vcpus": self.vcpus,
+                "machine": self.machine,
+                "beat": True,
+                "beat_device": "virtio-serial" if linux else "debugcon",
+                "control": linux,
+                **self.extra,
+                "boot": boot,
+                "nic": [nic.table() for nic in self.nics],
+                "disk": [disk.table() for disk in self.disks],
+            }
+        )
+
+
+def linux_guest(name: str, *, memory_mib: int, rate: int, bridge: bool) -> GuestPlan:
+    """Return the linux guest as the demonstration and most tests use it."""
+    nics = (NicPlan(),) if bridge else ()
+    return GuestPlan("linux", name, memory_mib=memory_mib, rate=rate, nics=nics)
+
+
+def micro_guest(name: str = "web-7") -> GuestPlan:
+    """Return the micro guest: up in well under a second, for tests that need no Linux."""
+    return GuestPlan("micro", name, memory_mib=64, working_set_mib=16, rate=8)

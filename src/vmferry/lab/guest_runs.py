@@ -1,0 +1,123 @@
+"""A built-in guest that runs in a lab: started, moved, asked, through the real commands."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from vmferry.api.models import GuestList, GuestView, HandoverList, HandoverView
+from vmferry.core.errors import Broken, TimedOut
+from vmferry.core.progress import Report
+from vmferry.lab.channel import ask, send
+from vmferry.lab.guest_plans import GuestPlan
+from vmferry.lab.guests import build
+from vmferry.lab.toolchain import cache_dir
+
+if TYPE_CHECKING:
+    from vmferry.lab.hosts import Lab, LabHost
+
+READY_TIMEOUT_S = 90.0
+
+
+class GuestRun:
+    """One guest of a lab, and where it runs as far as the test knows."""
+
+    def __init__(self, lab: Lab, plan: GuestPlan, host: str) -> None:
+        self._lab = lab
+        self.plan = plan
+        self.host = host
+
+    @property
+    def name(self) -> str:
+        """The guest's name."""
+        return self.plan.name
+
+    @classmethod
+    async def start(cls, lab: Lab, plan: GuestPlan, host: str) -> Self:
+        """Build the guest's image if needed, write its file, run it on a host.
+
+        Raises:
+            Broken: the command refused.
+        """
+        image = await asyncio.to_thread(build, plan.kind, cache_dir())
+        file = lab.directory / f"{plan.name}.toml"
+        file.write_text(plan.toml(image), "utf-8")
+        await lab.must(host, "guest", "run", str(file), "--on", host)
+        return cls(lab, plan, host)
+
+    def moved_to(self, host: str) -> None:
+        """Take note of where the guest runs now."""
+        self.host = host
+
+    async def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Wait until the workload works.
+
+        Raises:
+            TimedOut: it does not; the error has the end of the guest's console.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                await (self.oracle(2.0) if self.plan.kind == "micro" else self.ask("status", "ready", 10.0))
+            except (TimedOut, Broken) as error:
+                if time.monotonic() > deadline:
+                    raise TimedOut(f"Guest {self.name} is not ready: {error}; console: {self.console()}") from error
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+    async def oracle(self, timeout_s: float = 60.0) -> str:
+        """Return what the guest says about its memory: "oracle clean ..." or "oracle DIRTY ..."."""
+        return await self.ask("oracle", "oracle", timeout_s)
+
+    async def ask(self, question: str, prefix: str, timeout_s: float = 60.0) -> str:
+        """Ask the guest on the host on which it runs; the micro guest knows single letters."""
+        if self.plan.kind == "micro":
+            return await ask(self._socket("console.sock"), question[0], prefix, timeout_s)
+        return await ask(self._socket("control.sock"), f"{question}\n", prefix, timeout_s)
+
+    async def tell(self, order: str) -> None:
+        """Give the guest an order that has no answer: "reboot", "poweroff"; the micro guest takes its first letter."""
+        micro = self.plan.kind == "micro"
+        await send(self._socket("console.sock" if micro else "control.sock"), order[0] if micro else f"{order}\n")
+
+    async def view(self, host: str | None = None) -> GuestView:
+        """Return the guest as a host's agent sees it."""
+        return GuestView.model_validate(await self._on(host or self.host).api.get(f"/v1/guests/{self.name}"))
+
+    async def list_on(self, host: str) -> list[GuestView]:
+        """Return what a host lists under this guest's name: one entry or none."""
+        found = GuestList.model_validate(await self._on(host).api.get("/v1/guests"))
+        return [view for view in found.guests if view.name == self.name]
+
+    async def handovers(self, host: str) -> list[HandoverView]:
+        """Return the guest's hand-overs that a host knows, newest first."""
+        found = HandoverList.model_validate(await self._on(host).api.get("/v1/handovers"))
+        return [view for view in found.handovers if view.guest == self.name]
+
+    async def last_report(self, source: str) -> Report:
+        """Return the report of the newest hand-over from a host.
+
+        Raises:
+            Broken: there is none.
+        """
+        newest = next((view for view in await self.handovers(source) if view.side == "source"), None)
+        if newest is None or newest.report is None:
+            raise Broken(f"Host {source} has no report of a hand-over of guest {self.name}")
+        return newest.report
+
+    def console(self, characters: int = 400) -> str:
+        """Return the end of what the guest wrote to its console on its present host."""
+        logs = list(self._on(self.host).run_dir.rglob(f"{self.name}/console.log"))
+        return logs[0].read_text("utf-8", "replace")[-characters:] if logs else "(nothing)"
+
+    def _socket(self, name: str) -> Path:
+        found = list(self._on(self.host).run_dir.rglob(f"{self.name}/{name}"))
+        if not found:
+            raise Broken(f"Guest {self.name} has no {name} on {self.host}")
+        return found[0]
+
+    def _on(self, host: str) -> LabHost:
+        return self._lab.hosts[host]

@@ -1,0 +1,112 @@
+"""A migration to try, as one value, and the one runner for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from vmferry.api.models import HandoverView
+from vmferry.core.errors import Broken, TimedOut
+from vmferry.core.progress import Report
+from vmferry.lab.guest_plans import GuestPlan
+from vmferry.lab.guest_runs import GuestRun
+from vmferry.lab.hosts import Lab
+from vmferry.ports.hypervisor import RunState
+
+THERE_AND_BACK = (("host-a", "host-b"), ("host-b", "host-a"))
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One guest and the moves it makes."""
+
+    plan: GuestPlan
+    moves: Sequence[tuple[str, str]] = THERE_AND_BACK
+    options: dict[str, object] = field(default_factory=dict)  #: of the agent's migrate request
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One move as it went."""
+
+    report: Report
+    oracle: str
+    run_state_there: RunState | None
+    still_at_source: bool  #: whether a QEMU of the guest still runs where it came from
+
+
+async def run_scenario(lab: Lab, scenario: Scenario) -> list[Leg]:
+    """Start the guest, make its moves, ask its oracle after each, and remove it."""
+    guest = await started(lab, scenario.plan)
+    legs = []
+    for source, destination in scenario.moves:
+        view = await wait_finished(lab, source, await migrate(lab, guest, destination, scenario.options))
+        guest.moved_to(destination)
+        legs.append(await _leg(guest, view, source))
+    await remove(lab, guest)
+    return legs
+
+
+async def started(lab: Lab, plan: GuestPlan, host: str = "host-a") -> GuestRun:
+    """Start a guest and wait until its workload works."""
+    guest = await GuestRun.start(lab, plan, host)
+    await guest.wait_ready()
+    return guest
+
+
+async def migrate(lab: Lab, guest: GuestRun, destination: str, options: dict[str, object] | None = None) -> str:
+    """Open a hand-over; returns its id."""
+    body = {"destination": destination, "options": options or {}}
+    answer = await lab.hosts[guest.host].api.post(f"/v1/guests/{guest.name}/migrate", body)
+    return str(answer["handover"])
+
+
+async def wait_handover(
+    lab: Lab, source: str, handover: str, until: Callable[[HandoverView], bool], timeout_s: float = 120.0
+) -> HandoverView:
+    """Wait until the source's view of a hand-over is as asked.
+
+    Raises:
+        TimedOut: it never was; the error has the last view.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        view = HandoverView.model_validate(await lab.hosts[source].api.get(f"/v1/handovers/{handover}"))
+        if until(view):
+            return view
+        if time.monotonic() > deadline:
+            raise TimedOut(f"Hand-over {handover} is not as expected after {timeout_s:.0f} s: {view}")
+        await asyncio.sleep(0.02)
+
+
+async def wait_finished(lab: Lab, source: str, handover: str) -> HandoverView:
+    """Wait until a hand-over is over."""
+    return await wait_handover(lab, source, handover, lambda view: view.finished and view.report is not None)
+
+
+async def wait_state(lab: Lab, source: str, handover: str, state: str) -> HandoverView:
+    """Wait until a hand-over is in a state; fails at once when it is over instead.
+
+    Raises:
+        Broken: it ended without having been seen there.
+    """
+    view = await wait_handover(lab, source, handover, lambda seen: seen.state == state or seen.finished)
+    if view.state != state:
+        raise Broken(f"Hand-over {handover} ended in {view.state}, expected to see {state}: {view.report}")
+    return view
+
+
+async def remove(lab: Lab, guest: GuestRun) -> None:
+    """End a guest and forget it."""
+    api = lab.hosts[guest.host].api
+    await api.post(f"/v1/guests/{guest.name}/stop", {"force": True})
+    await api.delete(f"/v1/guests/{guest.name}")
+
+
+async def _leg(guest: GuestRun, view: HandoverView, source: str) -> Leg:
+    if view.report is None:
+        raise Broken(f"Hand-over {view.handover} has no report")
+    left = [seen for seen in await guest.list_on(source) if seen.pid is not None]
+    return Leg(view.report, await guest.oracle(), (await guest.view()).run_state, bool(left))

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmferry.core.guest import GuestSpec, IoPath, KernelBoot, NetworkKind
+from vmferry.core.units import MIB
+from vmferry.guestfile import parse_guest_file
+from vmferry.lab.guest_plans import GUEST_ADDRESS, DiskPlan, GuestPlan, NicPlan, linux_guest, micro_guest
+from vmferry.lab.guests import GuestImage
+
+LINUX = GuestImage("linux", Path("/c/vmlinux"), Path("/c/initrd"), "console=ttyS0 quiet", (), None, None, "0")
+MICRO = GuestImage("micro", Path("/c/micro.elf"), None, "", (), None, None, "0")
+
+
+def parsed(plan: GuestPlan, image: GuestImage) -> GuestSpec:
+    """Return what the guest file's own reader makes of a plan."""
+    return parse_guest_file(plan.toml(image), "plan.toml")
+
+
+def test_the_linux_plan_is_a_valid_guest_file() -> None:
+    """The guest file says memory, workload, address, beat and control as planned."""
+    spec = parsed(linux_guest("web-7", memory_mib=512, rate=20, bridge=True), LINUX)
+    assert isinstance(spec.boot, KernelBoot)
+    assert spec.memory_bytes == 512 * MIB
+    assert spec.boot.cmdline.startswith("console=ttyS0 quiet mb=64 rate=20 ")
+    assert f"ip={GUEST_ADDRESS}/24" in spec.boot.cmdline
+    assert (spec.beat, spec.control) == (True, True)
+    assert spec.nics[0].bridge == "br0"
+
+
+def test_the_micro_plan_is_a_valid_guest_file() -> None:
+    """The micro guest has no initrd and no control channel, and beats on the debug port."""
+    spec = parsed(micro_guest(), MICRO)
+    assert isinstance(spec.boot, KernelBoot)
+    assert spec.boot.initrd is None
+    assert (spec.beat, spec.beat_device, spec.control) == (True, "debugcon", False)
+
+
+@pytest.mark.parametrize("bridge", [True, False])
+def test_a_guest_has_an_address_only_on_a_bridge(bridge: bool) -> None:
+    """The fabric's address belongs to a NIC on the bridge; user networking hands out its own."""
+    plan = GuestPlan("linux", nics=(NicPlan(bridge=bridge),))
+    assert ("ip" in plan.settings()) is bridge
+
+
+def test_nics_and_disks_arrive_in_order() -> None:
+    """Every NIC and disk of the plan is in the file, with its I/O path and format."""
+    nics = (NicPlan("emulated", bridge=False), NicPlan())
+    spec = parsed(GuestPlan("linux", nics=nics, disks=(DiskPlan(Path("/d/a.qcow2")),)), LINUX)
+    assert [(nic.io_path, nic.network) for nic in spec.nics] == [
+        (IoPath.EMULATED, NetworkKind.USER),
+        (IoPath.VIRTIO, NetworkKind.BRIDGE),
+    ]
+    assert [disk.path for disk in spec.disks] == ["/d/a.qcow2"]
