@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def operator_environment(directory: Path) -> dict[str, str]:
     """Return what tells the command line whose identity to use."""
-    return {"VMFERRY_IDENTITY": str(directory)}
+    return {"VMFERRY_CONFIG": str(directory)}
 
 
 async def enrol(lab: Lab) -> None:
