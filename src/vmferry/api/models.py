@@ -275,7 +275,7 @@ class HelloReply(Reply):
 
 
 class PingReply(Reply):
-    """Two stamps of the answering agent's CLOCK_MONOTONIC, in ns: for the offset between two hosts' clocks."""
+    """Two stamps of the answering agent's clock (Unix time), in ns: for the offset between two hosts' clocks."""
 
     received_ns: int
     sent_ns: int
@@ -337,8 +337,9 @@ class CommitReply(Reply):
 
     state: Literal["running", "returned", "lost", "starting"]
     epoch: Epoch
-    resumed_at_ns: int | None = None  #: the destination's CLOCK_MONOTONIC at RESUME
+    resumed_at_ns: int | None = None  #: the destination's clock at RESUME
     detail: str | None = None
+    parts_ms: dict[str, float] = {}  #: where the destination's share of the commit went
 
 
 class VerdictReply(Reply):
@@ -349,7 +350,7 @@ class VerdictReply(Reply):
 
 
 class BeatsRequest(Request):
-    """Ask for the beats that were stamped in a window of the answering host's CLOCK_MONOTONIC."""
+    """Ask for the beats that were stamped in a window of the answering host's clock (Unix time)."""
 
     start_ns: int
     end_ns: int

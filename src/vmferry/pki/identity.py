@@ -1,7 +1,7 @@
-"""An identity on disk: a directory with key and certificate (one file), CA certificate and newest fleet document.
+"""An identity on disk: key and certificate, CA certificate, newest fleet document.
 
-Agents keep theirs in `<state_dir>/identity`, operators in `~/.config/vmferry`. Key and certificate share a file, so that
-a renewal replaces both at once: there is no moment at which they do not match.
+Agents keep theirs in `<state_dir>/identity`, operators in `~/.config/vmferry`. Key and certificate share a file,
+so that a renewal replaces both at once: there is no moment at which they do not match.
 """
 
 from __future__ import annotations

@@ -1,0 +1,77 @@
+"""One listening socket, and what is behind it: first enrolment, then normal work, without closing it between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+
+from aiohttp import web
+
+from vmferry.core.errors import Broken
+
+_HANDSHAKE_TIME_LIMIT_S = 10.0
+_BACKLOG = 128
+
+
+class Listener:
+    """Listens on one address.
+
+    Args:
+        address: IP address.
+        port: TCP port; 0 takes a free one.
+
+    Raises:
+        Broken: the port is taken, or the address is not one of this host.
+    """
+
+    def __init__(self, address: str, port: int) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((address, port))
+            # From now on nobody is refused, also while what is behind the socket is exchanged.
+            self._socket.listen(_BACKLOG)
+            self._socket.settimeout(0)
+        except OSError as error:
+            self._socket.close()
+            raise Broken(
+                f"Agent cannot listen on {address} port {port}: {error.strerror}",
+                fix="end what listens there, or set another listen address or port in agent.toml",
+            ) from error
+        self._server: asyncio.Server | None = None
+        self._protocol: web.Server | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return int(self._socket.getsockname()[1])
+
+    async def serve(self, protocol: web.Server, context: ssl.SSLContext) -> None:
+        """Answer new connections with this protocol; what was behind the socket before is closed."""
+        await self.pause()
+        self._protocol = protocol
+        self._server = await asyncio.get_running_loop().create_server(
+            protocol,
+            sock=self._socket.dup(),
+            ssl=context,
+            backlog=_BACKLOG,
+            ssl_handshake_timeout=_HANDSHAKE_TIME_LIMIT_S,
+        )
+
+    async def pause(self, grace_s: float = 5.0) -> None:
+        """Stop answering: open connections get `grace_s` to end, new ones wait in the backlog."""
+        if self._server is not None:
+            self._server.close()
+        if self._protocol is not None:
+            self._protocol.pre_shutdown()
+            await self._protocol.shutdown(grace_s)
+        self._server = self._protocol = None
+
+    async def close(self) -> None:
+        """Stop listening. Idempotent."""
+        await self.pause()
+        with contextlib.suppress(OSError):
+            self._socket.close()
