@@ -128,6 +128,10 @@ class QemuGuestProcess:
         """Stop the vCPUs."""
         await self._session.execute("stop")
 
+    async def power_down(self) -> None:
+        """Press the guest's power button (ACPI)."""
+        await self._session.execute("system_powerdown")
+
     async def prepare_migration(self, setup: MigrationSetup, *, incoming: bool) -> None:
         """Set capabilities, parameters and the key; on failure the key is gone again.
 
@@ -160,10 +164,10 @@ class QemuGuestProcess:
             await self._session.execute("object-del", {"id": TLS_OBJECT})
 
     async def listen(self, address: str, port: int) -> None:
-        """Listen for the stream.
+        """Listen for the stream, once: QEMU 10.0 does not listen again after a failure.
 
         Raises:
-            Broken: the port is taken, or this process was not started to receive.
+            Broken: the port is taken (end the process then), or it was not started to receive.
         """
         await self._session.execute("migrate-incoming", {"uri": uri(address, port)})
 

@@ -115,7 +115,7 @@ def sample(info: Mapping[str, Any]) -> MigrationSample:
     page = int(ram.get("page-size", 4096))
     return MigrationSample(
         status=migration_status(info.get("status")),
-        error=info.get("error-desc"),
+        error=_error(info),
         rounds=int(ram.get("dirty-sync-count", 0)),
         transferred_bytes=Bytes(ram.get("transferred", 0)),
         remaining_bytes=Bytes(ram.get("remaining", 0)),
@@ -133,6 +133,12 @@ def sample(info: Mapping[str, Any]) -> MigrationSample:
         throttle_percent=info.get("cpu-throttle-percentage"),
         blocked_reasons=tuple(info.get("blocked-reasons") or ()),
     )
+
+
+def _error(info: Mapping[str, Any]) -> str | None:
+    # 7.2 fails without a word when the stream breaks in the last phase.
+    reason = "QEMU gave no reason" if info.get("status") == "failed" else None
+    return info.get("error-desc") or reason
 
 
 def _ms(info: Mapping[str, Any], key: str) -> Milliseconds | None:

@@ -135,6 +135,7 @@ class FakeLink:
         self.locks: dict[str, FakeQemu] = {}
         self.faults: list[Fault] = []
         self.processes: dict[int, FakeQemu] = {}
+        self.taken_ports: set[tuple[str, int]] = set()  #: by somebody else
         self.is_cut = False
         self._auto = auto
         self._pids = itertools.count(1001)
@@ -210,15 +211,15 @@ class FakeLink:
         self._kick()
 
     def listen(self, qemu: FakeQemu, address: tuple[str, int]) -> None:
-        """Occupy a port.
+        """Occupy a port; as with QEMU 10.0, a process that failed here can never listen again.
 
         Raises:
             Broken: it is taken.
         """
-        if any(other.listening == address for other in self.processes.values()):
+        self._set_incoming(qemu, MigrationStatus.SETUP)
+        if address in self.taken_ports or any(q.listening == address for q in self.processes.values()):
             raise Broken(f"Failed to find an available port: {address[0]}:{address[1]} Address already in use")
         qemu.listening = address
-        self._set_incoming(qemu, MigrationStatus.SETUP)
 
     def open_stream(self, source: FakeQemu, address: tuple[str, int]) -> None:
         """Begin to send; whether anybody listens shows later, as with QEMU."""
