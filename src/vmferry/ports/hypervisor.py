@@ -98,7 +98,7 @@ class GuestProcess(Protocol):
         """Tell whether the process exists now; False is proof (same pid, start time and boot)."""
 
     def events(self) -> AsyncIterator[GuestEvent]:
-        """Yield every event from now on; ends after EXITED. Each call is an independent subscription."""
+        """Return a subscription that begins now; it ends after EXITED. Each call is an independent one."""
 
     async def query_run_state(self) -> RunState:
         """Ask for the run state."""
@@ -111,6 +111,9 @@ class GuestProcess(Protocol):
 
     async def stop(self) -> None:
         """Stop the vCPUs."""
+
+    async def power_down(self) -> None:
+        """Press the guest's power button (ACPI); the guest may take its time, or not listen."""
 
     async def prepare_migration(self, setup: MigrationSetup, *, incoming: bool) -> None:
         """Set capabilities, parameters and TLS credentials; the same call on both sides."""
@@ -132,6 +135,9 @@ class GuestProcess(Protocol):
 
     async def set_downtime_limit(self, limit_ms: Milliseconds) -> None:
         """Change the downtime limit of a running migration."""
+
+    async def cleanup_migration(self) -> None:
+        """Remove the key of the last migration, here and in the process. Idempotent; for when a migration has ended."""
 
     async def announce(self) -> None:
         """Tell the network where the guest is now (announce-self)."""

@@ -132,6 +132,10 @@ class QemuGuestProcess:
         """Press the guest's power button (ACPI)."""
         await self._session.execute("system_powerdown")
 
+    async def power_down(self) -> None:
+        """Press the guest's power button (ACPI); POWERED_OFF comes when the guest obeys."""
+        await self._session.execute("system_powerdown")
+
     async def prepare_migration(self, setup: MigrationSetup, *, incoming: bool) -> None:
         """Set capabilities, parameters and the key; on failure the key is gone again.
 

@@ -1,0 +1,114 @@
+"""Collects the facts for the checks: at the source about guest and destination, at the destination about a guest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vmferry.agent.files import guest_files
+from vmferry.agent.host_facts import HostView, bridges
+from vmferry.conductor.guests import Guests
+from vmferry.core.checks import find_blockers, guarantee
+from vmferry.core.errors import BadInput, Blocker, VmferryError
+from vmferry.core.guest import FrozenGuest, GuestSpec, NetworkKind
+from vmferry.core.host import GuestProbe, GuestRuntime, HostFacts
+from vmferry.core.ids import GuestName, HostName
+from vmferry.core.progress import Guarantee
+from vmferry.ports.hypervisor import Hypervisor
+from vmferry.ports.peer import Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a check found."""
+
+    blockers: tuple[Blocker, ...]
+    guarantee: Guarantee | None  #: None when the blockers leave nothing to promise
+
+
+@dataclass(frozen=True, slots=True)
+class Checking:
+    """Checks and probes.
+
+    Args:
+        guests: this host's guests.
+        host_view: what this host offers.
+        hypervisor: asked about CPUs.
+        peer: another host's agent, by name.
+    """
+
+    guests: Guests
+    host_view: HostView
+    hypervisor: Hypervisor
+    peer: Callable[[HostName], Peer]
+
+    async def check(self, name: GuestName, destination: HostName, own_operation: str | None) -> Found:
+        """Return every blocker for a guest and a destination.
+
+        Args:
+            name: a guest of this host.
+            destination: another host of the fleet.
+            own_operation: the operation on whose behalf this is asked, and which therefore does not make it busy.
+        """
+        row = self.guests.row(name)
+        runtime, here, (there, probe) = await asyncio.gather(
+            self._runtime(row.guest, own_operation), self.host_view.facts(), self._ask(destination, row.guest)
+        )
+        blockers = find_blockers(row.guest, runtime, here, there, probe)
+        return Found(blockers, None if blockers else guarantee(row.guest, runtime, probe))
+
+    async def _ask(self, destination: HostName, guest: FrozenGuest) -> tuple[HostFacts, GuestProbe]:
+        if destination == self.host_view.offer.name:
+            return await self.host_view.facts(), await self.probe(guest)
+        peer = self.peer(destination)
+        return await asyncio.gather(peer.hello(), peer.probe(guest))
+
+    async def _runtime(self, guest: FrozenGuest, own_operation: str | None) -> GuestRuntime:
+        name = guest.spec.name
+        busy = self.guests.busy_with(name)
+        process = self.guests.process(name)
+        run_state = "stopped"
+        reasons: tuple[str, ...] = ()
+        if process is not None:
+            run_state = str(await process.query_run_state())
+            reasons = (await process.query_migration()).blocked_reasons
+        files = await asyncio.to_thread(guest_files, guest)
+        return GuestRuntime(run_state, None if busy == own_operation else busy, reasons, files)
+
+    async def probe(self, guest: FrozenGuest) -> GuestProbe:
+        """Return what a guest would find here; nothing is reserved."""
+        missing, error = await self._cpu(guest)
+        rows = self.guests.journal.guests()
+        return GuestProbe(
+            files=await asyncio.to_thread(guest_files, guest),
+            names_taken=frozenset(row.guest.spec.name for row in rows),
+            macs_taken=frozenset(mac for row in rows for mac in row.guest.macs),
+            uuids_taken=frozenset(row.guest.uuid for row in rows),
+            cpu_missing_features=missing,
+            cpu_error=error,
+        )
+
+    async def _cpu(self, guest: FrozenGuest) -> tuple[tuple[str, ...], str | None]:
+        try:
+            return tuple(await self.hypervisor.probe_cpu(guest)), None
+        except VmferryError as error:
+            return (), error.what
+
+    async def check_new(self, spec: GuestSpec) -> None:
+        """Refuse a new guest that this host cannot run, all reasons at once, before anything is touched.
+
+        Raises:
+            BadInput: files that are not there, bridges that do not exist, MACs that are taken.
+        """
+        have = set(bridges())
+        complaints = [
+            f"network card {index} is on bridge {nic.bridge}, which this host does not have"
+            f" (it has {', '.join(sorted(have)) or 'none'})"
+            for index, nic in enumerate(spec.nics)
+            if nic.network is NetworkKind.BRIDGE and nic.bridge not in have
+        ]
+        taken = {mac: row.guest.spec.name for row in self.guests.journal.guests() for mac in row.guest.macs}
+        complaints += [f"MAC {nic.mac} is guest {taken[nic.mac]}'s" for nic in spec.nics if nic.mac in taken]
+        if complaints:
+            raise BadInput(f"Guest {spec.name} cannot run on {self.host_view.offer.name}: " + "; ".join(complaints))

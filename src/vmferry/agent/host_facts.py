@@ -1,0 +1,109 @@
+"""What this host offers right now: memory, bridges, ports, QEMU and acceleration."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmferry import __version__
+from vmferry.core.checks import memory_needed
+from vmferry.core.guest import Acceleration
+from vmferry.core.host import HostFacts
+from vmferry.core.ids import HostName
+from vmferry.core.units import Bytes
+from vmferry.ports.hypervisor import Hypervisor
+from vmferry.ports.store import GuestRow, Journal
+
+_SYS_NET = Path("/sys/class/net")
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What does not change while the agent runs."""
+
+    name: HostName
+    protocol: int
+    acceleration: Acceleration
+    acceleration_reason: str
+    acceleration_tag: str
+    ports: range
+    memory_reserve: Bytes  #: never given to guests
+
+
+class HostView:
+    """Answers what the host offers.
+
+    Args:
+        offer: the fixed part.
+        journal: guests and reservations.
+        hypervisor: what QEMU can do.
+    """
+
+    def __init__(self, offer: Offer, journal: Journal, hypervisor: Hypervisor) -> None:
+        self.offer = offer
+        self._journal = journal
+        self._hypervisor = hypervisor
+
+    async def facts(self) -> HostFacts:
+        """Return everything, measured now."""
+        offer = self.offer
+        reserved = sum(reservation.memory_bytes for reservation in self._journal.reservations())
+        return HostFacts(
+            name=offer.name,
+            agent_version=__version__,
+            protocol=offer.protocol,
+            qemu=await self._hypervisor.query_facts(),
+            acceleration=offer.acceleration,
+            acceleration_reason=offer.acceleration_reason,
+            acceleration_tag=offer.acceleration_tag,
+            memory_total_bytes=_meminfo()["MemTotal"],
+            memory_free_bytes=Bytes(max(0, self.free_memory() - reserved)),
+            bridges=frozenset(bridges()),
+            migration_ports_free=self._ports_free(),
+        )
+
+    def free_memory(self) -> Bytes:
+        """Return what is there for arrivals, reservations not subtracted.
+
+        The least of what the kernel says is available, and what all guests here may grow to.
+        """
+        memory = _meminfo()
+        promised = sum(memory_needed(row.guest) for row in self._running())
+        total = memory["MemTotal"] - self.offer.memory_reserve - promised
+        return Bytes(max(0, min(memory["MemAvailable"] - self.offer.memory_reserve, total)))
+
+    def _running(self) -> Iterable[GuestRow]:
+        """Return the guests whose memory is in use here; arrivals are counted by their reservation instead."""
+        rows = self._journal.guests()
+        return (row for row in rows if row.process is not None and row.token.owner == self.offer.name)
+
+    def _ports_free(self) -> int:
+        taken = {reservation.port for reservation in self._journal.reservations()}
+        return len(self.offer.ports) - len(taken)
+
+
+def bridges() -> list[str]:
+    """Return the Linux bridges of this network namespace."""
+    if not _SYS_NET.is_dir():
+        return []
+    return sorted(path.name for path in _SYS_NET.iterdir() if (path / "bridge").is_dir())
+
+
+def port_is_free(address: str, port: int) -> bool:
+    """Tell whether something else listens on the port now."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+    return True
+
+
+def _meminfo() -> dict[str, Bytes]:
+    """Return /proc/meminfo in bytes. Source: proc_meminfo(5)."""
+    rows = (line.split() for line in Path("/proc/meminfo").read_text("ascii").splitlines())
+    return {row[0].rstrip(":"): Bytes(int(row[1]) * 1024) for row in rows if len(row) == 3}

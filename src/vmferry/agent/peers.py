@@ -1,0 +1,94 @@
+"""Other hosts' agents as the conductor sees them: `PeerClient`'s words turned into the port's, clients kept open."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from vmferry.agent.peer_client import PeerClient
+from vmferry.api import models as m
+from vmferry.core.guest import FrozenGuest
+from vmferry.core.host import GuestProbe, HostFacts
+from vmferry.core.ids import Epoch, HandoverId, HostName
+from vmferry.core.units import Milliseconds, Nanoseconds
+from vmferry.ports.peer import ClockSample, CommitReply, PeerStatus, ReserveReply, ReserveRequest, Verdict
+
+#: How long the destination may take to start the guest before it answers "on the way" and is asked again.
+_COMMIT_LIMIT_S = 8.0
+
+
+class RemotePeer:
+    """One other host's agent; looked up anew at each call, so that a changed address counts at once.
+
+    Args:
+        host: its name.
+        client: returns the open client to it; raises NotFound for a host that is not in the fleet.
+        own_address: where this agent can be reached.
+    """
+
+    def __init__(self, host: HostName, client: Callable[[HostName], PeerClient], own_address: str) -> None:
+        self._host = host
+        self._client_of = client
+        self._own_address = own_address
+
+    @property
+    def _client(self) -> PeerClient:
+        return self._client_of(self._host)
+
+    async def hello(self) -> HostFacts:
+        """Ask who is there and what the host offers."""
+        return (await self._client.hello(time_limit_s=10.0)).facts
+
+    async def probe(self, guest: FrozenGuest) -> GuestProbe:
+        """Ask what stands against a guest coming there."""
+        return await self._client.probe(guest, time_limit_s=25.0)
+
+    async def reserve(self, request: ReserveRequest) -> ReserveReply:
+        """Have everything held and QEMU listening."""
+        body = m.ReserveRequest(
+            guest=request.guest,
+            epoch=request.epoch,
+            running=request.running,
+            source=request.source,
+            source_address=self._own_address,
+            setup=request.setup,
+        )
+        reply = await self._client.reserve(request.handover, body, time_limit_s=55.0)
+        return ReserveReply(reply.address, reply.port)
+
+    async def wait_loaded(self, handover: HandoverId, limit_ms: Milliseconds) -> PeerStatus:
+        """Wait until the destination is loaded, has failed or is gone."""
+        reply = await self._client.wait_loaded(handover, int(limit_ms))
+        return PeerStatus(reply.state, reply.qemu_alive, reply.run_state, reply.migration_status, reply.error)
+
+    async def commit(self, handover: HandoverId, epoch: Epoch, *, running: bool) -> CommitReply:
+        """Hand the token over."""
+        body = m.CommitRequest(epoch=epoch, running=running)
+        reply = await self._client.commit(handover, body, time_limit_s=_COMMIT_LIMIT_S + 2)
+        stamp = None if reply.resumed_at_ns is None else Nanoseconds(reply.resumed_at_ns)
+        return CommitReply(reply.state, reply.epoch, stamp, reply.detail, tuple(reply.parts_ms.items()))
+
+    async def discard(self, handover: HandoverId) -> None:
+        """Have the arrival undone."""
+        await self._client.discard(handover, time_limit_s=3.0)
+
+    async def status(self, handover: HandoverId) -> PeerStatus:
+        """Ask how an arrival stands."""
+        reply = await self._client.status(handover)
+        return PeerStatus(reply.state, reply.qemu_alive, reply.run_state, reply.migration_status, reply.error)
+
+    async def verdict(self, handover: HandoverId) -> Verdict:
+        """Ask the source who owns the guest."""
+        return Verdict((await self._client.verdict(handover, time_limit_s=5.0)).verdict)
+
+    async def ping(self) -> ClockSample:
+        """Measure the clock once."""
+        sent = time.monotonic_ns()
+        reply = await self._client.ping()
+        received = time.monotonic_ns()
+        theirs = (reply.received_ns + reply.sent_ns) // 2
+        return ClockSample(Nanoseconds(sent), Nanoseconds(theirs), Nanoseconds(received))
+
+    async def beats(self, handover: HandoverId, start_ns: Nanoseconds, end_ns: Nanoseconds) -> Sequence[int]:
+        """Return the stamps of the guest's beats in a window."""
+        return (await self._client.beats(handover, start_ns, end_ns)).stamps_ns

@@ -1,0 +1,267 @@
+"""What the agent does when asked: each route's method, thin over the conductor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from vmferry import __version__
+from vmferry.agent.beats import BeatBook
+from vmferry.agent.checking import Checking
+from vmferry.agent.console import QemuConsole
+from vmferry.agent.host_facts import HostView
+from vmferry.agent.peer_client import check_protocol
+from vmferry.agent.recovery import Recovery
+from vmferry.agent.views import guest_view, handover_view, past_events
+from vmferry.api import models as m
+from vmferry.conductor.guests import Guests
+from vmferry.conductor.handovers import Handovers
+from vmferry.core.errors import BadInput, Denied, NotFound
+from vmferry.core.handover.states import Side
+from vmferry.core.host import GuestProbe, HostFacts
+from vmferry.core.ids import GuestName, HandoverId, HostName
+from vmferry.core.progress import ProgressEvent
+from vmferry.ports.peer import ReserveRequest
+from vmferry.ports.store import HandoverRow
+
+_COMMIT_LIMIT_S = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Implements service_port.AgentService.
+
+    Args:
+        guests: this host's guests.
+        handovers: this host's hand-overs.
+        host_view: what this host offers.
+        checking: checks and probes.
+        recovery: what `recover` does.
+        beat_book: this host's beats.
+        known_hosts: names in the fleet document.
+    """
+
+    guests: Guests
+    handovers: Handovers
+    host_view: HostView
+    checking: Checking
+    recovery: Recovery
+    beat_book: BeatBook
+    known_hosts: Callable[[], Sequence[str]]
+
+    async def start(self) -> None:
+        """Re-adopt guests and take up unfinished hand-overs."""
+        await self.recovery.start()
+
+    async def close(self) -> None:
+        """Let go of everything: guests live on."""
+        await self.handovers.close()
+        await self.guests.close()
+        await self.beat_book.close_all()
+
+    # -- operators ------------------------------------------------------------------------------------------------
+
+    async def host(self) -> HostFacts:
+        """Return what this host offers."""
+        return await self.host_view.facts()
+
+    async def list_guests(self) -> m.GuestList:
+        """Return all guests of this host."""
+        rows = self.guests.rows()
+        return m.GuestList(guests=tuple([await self._view(row.guest.spec.name) for row in rows]))
+
+    async def show_guest(self, name: GuestName) -> m.GuestView:
+        """Return one guest."""
+        return await self._view(name)
+
+    async def run_guest(self, body: m.RunGuest) -> m.GuestView:
+        """Define a guest and start it; on failure nothing is left."""
+        await self.checking.check_new(body.spec)
+        await self.guests.run(body.spec)
+        return await self._view(body.spec.name)
+
+    async def start_guest(self, name: GuestName, body: m.Nothing) -> m.GuestView:
+        """Start a guest that is stopped."""
+        await self.guests.start(name)
+        return await self._view(name)
+
+    async def stop_guest(self, name: GuestName, body: m.StopGuest) -> m.GuestView:
+        """Power a guest off."""
+        await self.guests.stop(name, power_down_s=None if body.force else body.time_limit_s)
+        return await self._view(name)
+
+    async def pause_guest(self, name: GuestName, body: m.Nothing) -> m.GuestView:
+        """Stop a guest's vCPUs."""
+        await self.guests.pause(name)
+        return await self._view(name)
+
+    async def resume_guest(self, name: GuestName, body: m.Nothing) -> m.GuestView:
+        """Let a guest's vCPUs run."""
+        await self.guests.resume(name)
+        return await self._view(name)
+
+    async def remove_guest(self, name: GuestName) -> None:
+        """Forget a guest that is stopped."""
+        await self.guests.remove(name)
+
+    async def open_console(self, name: GuestName) -> QemuConsole:
+        """Open a guest's serial console."""
+        self.guests.row(name)
+        return await QemuConsole.open(self.guests.process(name), name)
+
+    async def check(self, name: GuestName, body: m.CheckRequest) -> m.CheckReply:
+        """Return everything that keeps a guest from moving."""
+        self._known_host(body.destination)
+        found = await self.checking.check(name, HostName(body.destination), None)
+        return m.CheckReply(blockers=found.blockers, guarantee=found.guarantee)
+
+    async def migrate(self, name: GuestName, body: m.MigrateRequest) -> m.MigrateReply:
+        """Open a hand-over; it goes on after the answer."""
+        self._known_host(body.destination)
+        options = body.options
+        handover = self.handovers.open(
+            name,
+            HostName(body.destination),
+            downtime_limit_ms=options.downtime_limit_ms,
+            bandwidth=options.max_bandwidth,
+            time_limit_s=options.time_limit_s,
+            encrypted=not options.plain,
+        )
+        return m.MigrateReply(handover=handover)
+
+    async def list_handovers(self) -> m.HandoverList:
+        """Return all hand-overs, newest first."""
+        return m.HandoverList(handovers=tuple(self._handover_view(row) for row in self.guests.journal.handovers()))
+
+    async def show_handover(self, handover: HandoverId) -> m.HandoverView:
+        """Return one hand-over."""
+        return self._handover_view(self._row(handover))
+
+    async def watch_handover(self, handover: HandoverId) -> AsyncIterator[ProgressEvent]:
+        """Return a hand-over's events from its start; the iterator ends after Finished."""
+        row = self._row(handover)
+        if row.side != str(Side.SOURCE):
+            raise BadInput(
+                f"Hand-over {handover} is watched at its source", fix=f"ask the agent of {row.peer}", side="destination"
+            )
+        source = self.handovers.source(handover)
+        if source is not None:
+            return source.feed.follow()
+        return past_events(row, self.guests.journal, self.guests.settings.name)
+
+    async def cancel_handover(self, handover: HandoverId, body: m.Nothing) -> m.HandoverView:
+        """Give a hand-over up before its commit."""
+        await self.handovers.cancel(handover)
+        return self._handover_view(self._row(handover))
+
+    async def recover(self, body: m.RecoverRequest) -> m.RecoverReply:
+        """Bring journal and reality together."""
+        guest = None if body.guest is None else GuestName(body.guest)
+        return m.RecoverReply(findings=await self.recovery.findings(guest))
+
+    async def recover_fenced(self, body: m.FencedRequest) -> m.RecoverReply:
+        """Take it from a person that a host is off and stays off."""
+        return m.RecoverReply(findings=await self.recovery.fenced(HostName(body.host)))
+
+    # -- other agents ---------------------------------------------------------------------------------------------
+
+    async def hello(self, peer: HostName, body: m.HelloRequest) -> m.HelloReply:
+        """Say who this is."""
+        protocol = check_protocol(body.protocol, body.agent_version, peer)
+        facts = await self.host_view.facts()
+        return m.HelloReply(name=facts.name, protocol=protocol, agent_version=__version__, facts=facts)
+
+    async def ping(self, peer: HostName, body: m.Nothing) -> m.PingReply:
+        """Return two clock stamps."""
+        received = time.monotonic_ns()
+        return m.PingReply(received_ns=received, sent_ns=time.monotonic_ns())
+
+    async def probe(self, peer: HostName, body: m.ProbeRequest) -> GuestProbe:
+        """Return what a guest would find here; nothing is reserved."""
+        return await self.checking.probe(body.guest)
+
+    async def reserve(self, peer: HostName, handover: HandoverId, body: m.ReserveRequest) -> m.ReserveReply:
+        """Hold everything and start QEMU, listening; on failure nothing is left."""
+        if body.source != peer:
+            raise Denied(f"Host {peer} asked for a reservation in the name of {body.source}")
+        request = ReserveRequest(handover, body.guest, body.epoch, body.running, body.source, body.setup)
+        reply = await self.handovers.reserve(request)
+        return m.ReserveReply(address=reply.address, port=reply.port)
+
+    async def wait_loaded(self, peer: HostName, handover: HandoverId, body: m.WaitLoadedRequest) -> m.PeerStatus:
+        """Wait until everything is loaded, it failed, or the time is over."""
+        self._of_peer(peer, handover, Side.DESTINATION)
+        status = await self.handovers.wait_loaded(handover, body.timeout_ms / 1000)
+        return m.PeerStatus(
+            state=status.state,
+            run_state=status.run_state,
+            migration_status=status.migration_status,
+            error=status.error,
+            qemu_alive=status.qemu_alive,
+        )
+
+    async def status(self, peer: HostName, handover: HandoverId, body: m.Nothing) -> m.PeerStatus:
+        """Return how this side is."""
+        return await self.wait_loaded(peer, handover, m.WaitLoadedRequest(timeout_ms=1))
+
+    async def commit(self, peer: HostName, handover: HandoverId, body: m.CommitRequest) -> m.CommitReply:
+        """Take the guest over; repeating it changes nothing."""
+        if self._of_peer(peer, handover, Side.DESTINATION) is None:
+            raise NotFound(f"Hand-over {handover} was never reserved on host {self.guests.settings.name}")
+        reply = await self.handovers.commit(handover, body.epoch, _COMMIT_LIMIT_S, running=body.running)
+        return m.CommitReply(
+            state=reply.state,
+            epoch=reply.epoch,
+            resumed_at_ns=reply.resumed_at_ns,
+            detail=reply.detail,
+            parts_ms=dict(reply.parts_ms),
+        )
+
+    async def discard(self, peer: HostName, handover: HandoverId, body: m.Nothing) -> None:
+        """Drop the arrival; repeating it changes nothing."""
+        if self._of_peer(peer, handover, Side.DESTINATION) is not None:
+            self.handovers.discard(handover)
+
+    async def verdict(self, peer: HostName, handover: HandoverId, body: m.Nothing) -> m.VerdictReply:
+        """Return who owns the guest, from the source's journal."""
+        self._of_peer(peer, handover, Side.SOURCE)
+        return m.VerdictReply(verdict=self.handovers.verdict(handover).value)
+
+    async def beats(self, peer: HostName, handover: HandoverId, body: m.BeatsRequest) -> m.BeatsReply:
+        """Return the beats that were stamped here in a window."""
+        row = self._of_peer(peer, handover, Side.DESTINATION)
+        if row is None:
+            raise NotFound(f"Hand-over {handover} was never reserved on host {self.guests.settings.name}")
+        return m.BeatsReply(stamps_ns=tuple(self.beat_book.stamps(row.guest, body.start_ns, body.end_ns)))
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    async def _view(self, name: GuestName) -> m.GuestView:
+        return await guest_view(self.guests, name, self.host_view.offer.acceleration_tag)
+
+    def _known_host(self, name: str) -> None:
+        known = self.known_hosts()
+        if name not in known:
+            raise NotFound(f"Host {name} is not in the fleet; it has: {', '.join(sorted(known))}")
+
+    def _row(self, handover: HandoverId) -> HandoverRow:
+        journal = self.guests.journal
+        row = journal.handover(handover, str(Side.SOURCE)) or journal.handover(handover, str(Side.DESTINATION))
+        if row is None:
+            raise NotFound(f"Hand-over {handover} is not known on host {self.guests.settings.name}")
+        return row
+
+    def _handover_view(self, row: HandoverRow) -> m.HandoverView:
+        return handover_view(row, self.guests.settings.name, self.handovers.source(row.id))
+
+    def _of_peer(self, peer: HostName, handover: HandoverId, side: Side) -> HandoverRow | None:
+        """Return the hand-over's row if there is one; it must be that peer's.
+
+        Raises:
+            Denied: it is between this host and another one.
+        """
+        row = self.guests.journal.handover(handover, str(side))
+        if row is not None and row.peer != peer:
+            raise Denied(f"Hand-over {handover} is not one with host {peer}")
+        return row

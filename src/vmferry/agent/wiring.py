@@ -1,0 +1,126 @@
+"""Joins everything: the only place where the floors meet. Built once per agent, when it is a member of a fleet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from vmferry.agent.beats import BeatBook
+from vmferry.agent.checking import Checking
+from vmferry.agent.config import AgentConfig
+from vmferry.agent.host_facts import HostView, Offer, port_is_free
+from vmferry.agent.measuring import Measuring
+from vmferry.agent.peer_client import PeerClient
+from vmferry.agent.peers import RemotePeer
+from vmferry.agent.recovery import Recovery
+from vmferry.agent.service import Service
+from vmferry.api.models import PROTOCOL
+from vmferry.conductor.guests import Guests, HostSettings
+from vmferry.conductor.handovers import Handovers, Surroundings
+from vmferry.conductor.link import link_bandwidth
+from vmferry.conductor.runner import no_hold
+from vmferry.core.errors import Blocker
+from vmferry.core.handover.states import AnyState
+from vmferry.core.ids import GuestName, HandoverId, HostName
+from vmferry.core.progress import Guarantee
+from vmferry.core.units import BytesPerSecond
+from vmferry.lab.hold import holder
+from vmferry.ports.peer import Peer
+from vmferry.qemu.acceleration import decide
+from vmferry.qemu.binary import QemuBinaryConfig
+from vmferry.qemu.hypervisor import QemuHypervisor
+from vmferry.store.sqlite import SqliteJournal
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What the agent knows of its fleet, looked up at each call since it changes.
+
+    Args:
+        name: this host's name.
+        address: where others reach this agent; also where streams arrive unless the configuration says otherwise.
+        client: the open client to another host's agent; raises NotFound for one that is not in the fleet.
+        host_address: a host's address.
+        hosts: names of all hosts.
+    """
+
+    name: HostName
+    address: str
+    client: Callable[[HostName], PeerClient]
+    host_address: Callable[[HostName], str]
+    hosts: Callable[[], Sequence[str]]
+
+
+async def build(config: AgentConfig, fleet: Membership) -> Service:
+    """Return the agent's service, not started yet.
+
+    Raises:
+        BadInput: QEMU is missing.
+        Broken: the state directory cannot be used.
+    """
+    config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config.run_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    journal = await asyncio.to_thread(SqliteJournal, config.state_dir / "journal.sqlite")
+    binary = QemuBinaryConfig(config.qemu.argv, config.qemu.env).resolved()
+    verdict = await decide(binary, config.state_dir, override=config.qemu.acceleration)
+    hypervisor = QemuHypervisor(binary, verdict.acceleration, state_dir=config.state_dir)
+    uid_base = QemuHypervisor.runs_as(config.qemu.uids[0])
+    beats = BeatBook()
+    guests = Guests(HostSettings(fleet.name, config.run_dir, uid_base), journal, hypervisor, beats)
+    first, last = config.migration.ports
+    listen = config.migration.address or fleet.address
+    offer = Offer(
+        fleet.name,
+        PROTOCOL,
+        verdict.acceleration,
+        verdict.reason,
+        verdict.tag,
+        range(first, last + 1),
+        config.memory_reserve,
+    )
+    host_view = HostView(offer, journal, hypervisor)
+
+    def peer(host: HostName) -> Peer:
+        return RemotePeer(host, fleet.client, fleet.address)
+
+    checking = Checking(guests, host_view, hypervisor, peer)
+    measuring = Measuring(fleet.name, journal, beats, verdict.tag)
+    around = Surroundings(
+        peer=peer,
+        check=_check(checking),
+        leaving=measuring.leaving,
+        report=measuring.report,
+        link_bandwidth=_bandwidth(config, fleet),
+        free_memory=host_view.free_memory,
+        listen_address=listen,
+        ports=offer.ports,
+        port_is_free=port_is_free,
+        hold=_hold(),
+    )
+    handovers = Handovers(guests, around)
+    recovery = Recovery(guests, handovers)
+    return Service(guests, handovers, host_view, checking, recovery, beats, fleet.hosts)
+
+
+def _check(
+    checking: Checking,
+) -> Callable[[GuestName, HostName, HandoverId], Awaitable[tuple[tuple[Blocker, ...], Guarantee | None]]]:
+    async def check(
+        guest: GuestName, destination: HostName, handover: HandoverId
+    ) -> tuple[tuple[Blocker, ...], Guarantee | None]:
+        found = await checking.check(guest, destination, f"hand-over {handover}")
+        return found.blockers, found.guarantee
+
+    return check
+
+
+def _bandwidth(config: AgentConfig, fleet: Membership) -> Callable[[HostName], BytesPerSecond | None]:
+    def of(host: HostName) -> BytesPerSecond | None:
+        return config.migration.max_bandwidth or link_bandwidth(fleet.host_address(host)).bytes_per_second
+
+    return of
+
+
+def _hold() -> Callable[[AnyState], Awaitable[None]]:
+    return holder() or no_hold

@@ -1,0 +1,279 @@
+"""The destination's side of a hand-over: how each order of its table is carried out.
+
+Nothing here decides; every method does one thing and posts what happened. What a repeat does stands in
+core/handover/effects.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Callable
+
+import structlog
+
+from vmferry.conductor.guests import Guests
+from vmferry.conductor.marks import Marks
+from vmferry.conductor.runner import Order, Runner, background
+from vmferry.core.errors import Broken, Refused, VmferryError
+from vmferry.core.handover.effects import AnyEffect, DestinationEffect
+from vmferry.core.handover.events import DestinationEvent
+from vmferry.core.handover.states import DestinationState
+from vmferry.core.ids import Epoch, GuestName
+from vmferry.core.migration import MigrationStatus, RunState
+from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess
+from vmferry.ports.peer import Peer, PeerStatus, ReserveReply, ReserveRequest, Verdict
+
+_log = structlog.get_logger(__name__)
+
+_E, _T, _Y = DestinationEvent, DestinationState, DestinationEffect
+
+#: States in which nothing is decided yet for whoever waits for the load.
+UNDECIDED = frozenset({_T.PREPARING, _T.RECEIVING})
+#: States in which a commit is on its way to an answer.
+UNDER_WAY = frozenset({_T.LOADED, _T.ACQUIRED, _T.STARTING, _T.GIVING_BACK})
+_ASK_SOURCE_EVERY_S = 2.0
+_LOOK_AGAIN_S = 1.0
+
+
+class Destination:
+    """One hand-over at its destination.
+
+    Args:
+        request: what the source asked to be held.
+        reply: where QEMU shall listen.
+        guests: this host's guests; the arrival's row is there already.
+        peer: the source's agent.
+        runner: lives the machine.
+        marks: when what happened.
+        release: gives the reservation back.
+    """
+
+    def __init__(
+        self,
+        request: ReserveRequest,
+        reply: ReserveReply,
+        guests: Guests,
+        peer: Peer,
+        runner: Runner,
+        marks: Marks,
+        release: Callable[[], None],
+    ) -> None:
+        self.request = request
+        self.reply = reply
+        self.runner = runner
+        self.marks = marks
+        self.error: str | None = None
+        self.last_run_state: RunState | None = None
+        self.last_status: MigrationStatus | None = None
+        self._guests = guests
+        self._peer = peer
+        self._release = release
+        self._seen: asyncio.Task[None] | None = None
+        runner.obey(self._orders())
+
+    def _orders(self) -> dict[AnyEffect, Order]:
+        return {
+            _Y.PREPARE: background(self._prepare, _T.PREPARING, failed=_E.PREPARATION_FAILED),
+            _Y.WATCH: background(self._watch, _T.RECEIVING, _T.LOADED),
+            _Y.RECORD_INTENT: Order(self._record_intent),
+            _Y.START: background(self._start, _T.STARTING),
+            _Y.ANNOUNCE: Order(self._announce),
+            _Y.CLEAN_UP: background(self._clean_up, _T.DISCARDING, _T.GIVING_BACK),
+            _Y.NOTE_CRASH: Order(self._note_crash),
+        }
+
+    @property
+    def name(self) -> GuestName:
+        """Return the guest's name."""
+        return self.request.guest.spec.name
+
+    @property
+    def state(self) -> DestinationState:
+        """Return where the machine stands."""
+        state = self.runner.machine.state
+        if not isinstance(state, DestinationState):
+            raise Broken(f"Hand-over {self.request.handover} has a machine of the wrong side: {state}")
+        return state
+
+    def status(self) -> PeerStatus:
+        """Return how the arrival stands, for the source."""
+        return PeerStatus(
+            str(self.state),
+            self._guests.process(self.name) is not None,
+            self.last_run_state,
+            self.last_status,
+            self.error,
+        )
+
+    async def wait_decided(self, limit_s: float) -> PeerStatus:
+        """Wait until the arrival is loaded or gone, at most so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self.runner.wait_left(UNDECIDED)
+        return self.status()
+
+    async def commit(self, epoch: Epoch, limit_s: float, *, running: bool) -> DestinationState:
+        """Take the token and return where that led: RUNNING, RETURNED or LOST, or a state on the way there.
+
+        Raises:
+            Refused: the epoch is not the one that follows the reservation's; nothing moved.
+        """
+        if epoch != self.request.epoch + 1:
+            raise Refused(
+                f"Commit of hand-over {self.request.handover} names epoch {epoch}, expected {self.request.epoch + 1}",
+                side="destination",
+            )
+        row = self._guests.journal.guest(self.name)
+        if row is not None and self.state is _T.LOADED and row.token.running is not running:
+            self._guests.put(row, token=dataclasses.replace(row.token, running=running))
+        self.runner.post(_E.COMMIT_RECEIVED)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self.runner.wait_left(UNDER_WAY | UNDECIDED | {_T.DISCARDING})
+        return self.state
+
+    def discard(self, why: str) -> None:
+        """Have the arrival undone; has no effect once the token is here."""
+        self.error = self.error or why
+        self.runner.post(_E.DISCARD_RECEIVED, why)
+
+    # -- orders ---------------------------------------------------------------------------------------------------
+
+    async def _prepare(self) -> None:
+        row = self._guests.journal.guest(self.name)
+        if row is None:
+            raise Broken(f"Arrival of guest {self.name} is not in the journal")
+        await self._guests.launch(row, incoming=True)
+        process = self._process()
+        await process.prepare_migration(self.request.setup, incoming=True)
+        await process.listen(self.reply.address, self.reply.port)
+        self.runner.post(_E.QEMU_LISTENS)
+
+    async def _watch(self) -> None:
+        """Watch QEMU until it has loaded or is gone, and the source while nothing is heard of it."""
+        process = self._guests.process(self.name)
+        if process is None:
+            self._died(None)
+            return
+        asking = asyncio.create_task(self._ask_source(), name=f"verdict:{self.name}")
+        try:
+            events = process.events()
+            await self._look(process)
+            async for event in events:
+                await self._saw(process, event)
+        finally:
+            asking.cancel()
+
+    async def _look(self, process: GuestProcess) -> None:
+        """Ask once what events may have told while nobody listened."""
+        sample = await process.query_migration()
+        await self._saw_status(process, sample.status, sample.error)
+
+    async def _saw(self, process: GuestProcess, event: GuestEvent) -> None:
+        if event.kind is GuestEventKind.EXITED:
+            self._died(event.detail)
+        elif event.kind is GuestEventKind.MIGRATION and event.status is not None:
+            error = None
+            if event.status is MigrationStatus.FAILED:
+                with contextlib.suppress(VmferryError):
+                    error = (await process.query_migration()).error
+            await self._saw_status(process, event.status, error)
+
+    async def _saw_status(self, process: GuestProcess, status: MigrationStatus, error: str | None) -> None:
+        self.last_status = status
+        if status is MigrationStatus.FAILED:
+            self.error = error or "QEMU at the destination could not load the stream"
+            self.runner.post(_E.STREAM_FAILED, self.error, only_in=_T.RECEIVING)
+        elif status is MigrationStatus.COMPLETED and self.state is _T.RECEIVING:
+            self.last_run_state = await process.query_run_state()
+            if self.last_run_state is RunState.PAUSED:
+                self.marks.mark("loaded")
+                self.runner.post(_E.STREAM_LOADED, only_in=_T.RECEIVING)
+            else:
+                self.error = f"QEMU at the destination loaded the guest but is {self.last_run_state}, not paused"
+                self.runner.post(_E.STREAM_FAILED, self.error, only_in=_T.RECEIVING)
+
+    def _died(self, detail: str | None) -> None:
+        self.error = f"QEMU of guest {self.name} at the destination died" + (f": {detail}" if detail else "")
+        self.runner.post(_E.QEMU_DIED, self.error)
+
+    async def _ask_source(self) -> None:
+        """Ask the source what became of the hand-over: its orders may have been lost on the way."""
+        while True:
+            await asyncio.sleep(_ASK_SOURCE_EVERY_S)
+            try:
+                verdict = await self._peer.verdict(self.request.handover)
+            except VmferryError:
+                continue  # nobody answers: held until somebody does
+            if verdict in (Verdict.ABORTED, Verdict.UNKNOWN):
+                self.discard(f"the source says that the hand-over is {verdict}")
+                return
+
+    async def _record_intent(self) -> None:
+        self.marks.mark("acquired")
+        self.runner.post(_E.INTENT_RECORDED)
+
+    async def _start(self) -> None:
+        self.marks.mark("intent")
+        process = self._guests.process(self.name)
+        if process is None:
+            self._died(None)
+            return
+        try:
+            await self._let_run(process)
+        except VmferryError as error:
+            await self._start_failed(process, error)
+            return
+        self.marks.mark("resumed")
+        self.runner.post(_E.GUEST_STARTED)
+
+    async def _let_run(self, process: GuestProcess) -> None:
+        row = self._guests.row(self.name)
+        if row.token.running:
+            if await process.query_run_state() is not RunState.RUNNING:
+                await process.cont()
+            self.last_run_state = RunState.RUNNING
+
+    async def _start_failed(self, process: GuestProcess, error: VmferryError) -> None:
+        """Tell a refusal, after which the guest provably never ran, from a death and from a silence."""
+        self.error = str(error)
+        if not process.is_alive():
+            self._died(str(error))
+            return
+        try:
+            state = await process.query_run_state()
+        except VmferryError:
+            await asyncio.sleep(_LOOK_AGAIN_S)
+            await self._start()
+            return
+        if state is RunState.PAUSED:
+            self.runner.post(_E.START_REFUSED, str(error))
+        else:
+            self.runner.post(_E.GUEST_STARTED)
+
+    async def _announce(self) -> None:
+        self._release()
+        row = self._guests.row(self.name)
+        self._guests.put(row, note=None)
+        process = self._guests.process(self.name)
+        if process is not None:
+            await process.announce()
+            await process.cleanup_migration()
+
+    async def _clean_up(self) -> None:
+        await self._guests.kill(self.name)
+        self._release()
+        self.runner.post(_E.CLEANED_UP)
+
+    async def _note_crash(self) -> None:
+        await self._guests.kill(self.name)
+        self._release()
+        self._guests.note_crash(self.name, self.error or "its QEMU died when it was to start here")
+
+    def _process(self) -> GuestProcess:
+        process = self._guests.process(self.name)
+        if process is None:
+            raise Broken(f"QEMU of guest {self.name} at the destination is gone", side="destination")
+        return process

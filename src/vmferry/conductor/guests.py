@@ -1,0 +1,414 @@
+"""The guests of this host: what the journal says of each, and its process while there is one.
+
+The journal's row is the truth about ownership; a process handle is only how we talk to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import structlog
+
+from vmferry.core.errors import BadInput, GuestBusy, NotFound, Refused, TimedOut, VmferryError
+from vmferry.core.guest import Desired, FrozenGuest, GuestSpec
+from vmferry.core.ids import Epoch, GuestName, HostName
+from vmferry.ports.hypervisor import (
+    GuestEvent,
+    GuestEventKind,
+    GuestProcess,
+    HostResources,
+    Hypervisor,
+    RunState,
+)
+from vmferry.ports.store import GuestRow, Journal, Token
+
+_log = structlog.get_logger(__name__)
+
+#: Why a guest stopped, by the event that says so; written into its row.
+_NOTES = {
+    GuestEventKind.POWERED_OFF: "powered off by the guest",
+    GuestEventKind.PANICKED: "guest panicked",
+    GuestEventKind.EXITED: "its QEMU process ended unexpectedly",
+    GuestEventKind.IO_ERROR: "stopped on an I/O error of its disk",
+}
+#: Run states in which a guest's RAM is whole and its vCPUs stand: `cont` makes it go on.
+_RESUMABLE = frozenset({RunState.PAUSED, RunState.PRELAUNCH, RunState.POSTMIGRATE})
+
+
+_ADOPT_AGAIN_S = 0.5
+
+
+class BeatBook(Protocol):
+    """Receives the beats of this host's guests."""
+
+    async def open(self, guest: GuestName, port: int | None) -> int:
+        """Listen for a guest's beats and return the UDP port: the given one, or a new one. Idempotent."""
+
+    async def close(self, guest: GuestName) -> None:
+        """Stop listening; unknown guests are no error."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HostSettings:
+    """What the agent's configuration says about running guests."""
+
+    name: HostName
+    run_dir: pathlib.Path
+    uid_base: int | None  #: first unprivileged uid; None when the agent is not root
+
+
+class Guests:
+    """Owns every guest of this host.
+
+    Args:
+        settings: this host.
+        journal: where rows live.
+        hypervisor: starts and adopts processes.
+        beats: receives the guests' beats.
+    """
+
+    def __init__(
+        self,
+        settings: HostSettings,
+        journal: Journal,
+        hypervisor: Hypervisor,
+        beats: BeatBook,
+    ) -> None:
+        self.settings = settings
+        self.journal = journal
+        self._hypervisor = hypervisor
+        self._beats = beats
+        self._adopting: dict[GuestName, asyncio.Task[None]] = {}
+        self._processes: dict[GuestName, GuestProcess] = {}
+        self._watchers: dict[GuestName, asyncio.Task[None]] = {}
+        self._busy: dict[GuestName, str] = {}
+
+    # -- what there is -------------------------------------------------------------------------------------------
+
+    def rows(self) -> list[GuestRow]:
+        """Return the guests that this host owns."""
+        return [row for row in self.journal.guests() if row.token.owner == self.settings.name]
+
+    def row(self, name: GuestName) -> GuestRow:
+        """Return a guest that this host owns.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        row = self.journal.guest(name)
+        if row is None or row.token.owner != self.settings.name:
+            known = ", ".join(sorted(r.guest.spec.name for r in self.rows())) or "none"
+            raise NotFound(f"Guest {name} is not on host {self.settings.name}; guests here: {known}")
+        return row
+
+    def process(self, name: GuestName) -> GuestProcess | None:
+        """Return the live process of a guest or of an arrival; None when there is none."""
+        process = self._processes.get(name)
+        return process if process is not None and process.is_alive() else None
+
+    def busy_with(self, name: GuestName) -> str | None:
+        """Return what holds the guest's operation."""
+        return self._busy.get(name)
+
+    @contextlib.asynccontextmanager
+    async def operation(self, name: GuestName, what: str) -> AsyncIterator[None]:
+        """Hold the guest's operation.
+
+        Raises:
+            GuestBusy: somebody else holds it.
+        """
+        self.claim(name, what)
+        try:
+            yield
+        finally:
+            self.unclaim(name)
+
+    def claim(self, name: GuestName, what: str) -> None:
+        """Take the guest's operation until `unclaim`.
+
+        Raises:
+            GuestBusy: somebody else holds it.
+        """
+        if name in self._busy:
+            raise GuestBusy(
+                f"Guest {name} is busy with {self._busy[name]}",
+                owner=self.settings.name,
+                fix="wait for it, or cancel it",
+                retry=True,
+            )
+        self._busy[name] = what
+
+    def unclaim(self, name: GuestName) -> None:
+        """Give the guest's operation back."""
+        self._busy.pop(name, None)
+
+    # -- starting and stopping -----------------------------------------------------------------------------------
+
+    async def run(self, spec: GuestSpec) -> GuestRow:
+        """Define a guest and start it here; on failure nothing is left of it."""
+        if self.journal.guest(spec.name) is not None:
+            raise BadInput(
+                f"Guest {spec.name} exists already on host {self.settings.name}",
+                fix=f"choose another name, or: vmferry guest start {spec.name}",
+            )
+        guest = await self._hypervisor.freeze(spec)
+        token = Token(Epoch(1), self.settings.name, running=True)
+        row = GuestRow(guest, token, Desired.RUNNING, None, None, self._free_uid())
+        async with self.operation(spec.name, "guest run"):
+            self.journal.put_guest(row)
+            try:
+                return await self._start(row)
+            except BaseException:
+                await self.let_go(spec.name)
+                raise
+
+    async def start(self, name: GuestName) -> GuestRow:
+        """Start a stopped guest that this host owns."""
+        row = self.row(name)
+        if self.process(name) is not None and await self._lives(name):
+            raise BadInput(f"Guest {name} is running already", owner=self.settings.name)
+        async with self.operation(name, "guest start"):
+            await self._end_process(name)
+            return await self._start(row)
+
+    async def _start(self, row: GuestRow) -> GuestRow:
+        name = row.guest.spec.name
+        row = await self.launch(row, incoming=False)
+        row = self.put(row, token=dataclasses.replace(row.token, running=True, cont_intent=True), note=None)
+        await self._processes[name].cont()
+        return self.put(row, desired=Desired.RUNNING)
+
+    async def launch(self, row: GuestRow, *, incoming: bool) -> GuestRow:
+        """Start the process of a row (paused) and journal it; used by starts and arrivals alike."""
+        name = row.guest.spec.name
+        port = await self._beat_port(row)
+        resources = self._resources(row, port)
+        process = await self._hypervisor.start(row.guest, resources, incoming=incoming)
+        self._take(name, process)
+        return self.put(row, process=process.record, beat_port=port)
+
+    async def stop(self, name: GuestName, *, power_down_s: float | None = None) -> None:
+        """End the guest's process; its name, disks and token stay here.
+
+        Args:
+            name: a guest of this host.
+            power_down_s: ask the guest to power off and wait so long; None ends the process at once.
+
+        Raises:
+            TimedOut: the guest did not power off in time; it runs on.
+        """
+        row = self.row(name)
+        async with self.operation(name, "guest stop"):
+            process = self.process(name)
+            if process is not None and power_down_s is not None:
+                await self._power_down(name, process, power_down_s)
+            self.put(row, desired=Desired.STOPPED, token=dataclasses.replace(row.token, running=False))
+            await self._end_process(name)
+            self.put(self.row(name), process=None, note="stopped by an operator")
+
+    async def _power_down(self, name: GuestName, process: GuestProcess, limit_s: float) -> None:
+        events = process.events()
+        if await process.query_run_state() is not RunState.RUNNING:
+            return
+        await process.power_down()
+        try:
+            async with asyncio.timeout(limit_s):
+                async for event in events:
+                    if event.kind in (GuestEventKind.POWERED_OFF, GuestEventKind.EXITED):
+                        return
+        except TimeoutError as error:
+            raise TimedOut(
+                f"Guest {name} did not power off within {limit_s:g} s",
+                owner=self.settings.name,
+                fix=f"give it more time, or end it at once: vmferry guest stop {name} --force",
+            ) from error
+
+    async def pause(self, name: GuestName) -> None:
+        """Stop the vCPUs; allowed in mid-migration too: the guest then arrives paused."""
+        row = self.row(name)
+        await self._alive(name).stop()
+        self.put(row, desired=Desired.PAUSED, token=dataclasses.replace(row.token, running=False))
+
+    async def resume(self, name: GuestName) -> None:
+        """Let the vCPUs go on."""
+        row = self.row(name)
+        if name in self._busy:
+            self.claim(name, "guest resume")  # raises: a hand-over decides who may run
+        process = self._alive(name)
+        self.put(row, desired=Desired.RUNNING, token=dataclasses.replace(row.token, running=True))
+        if await process.query_run_state() in _RESUMABLE:
+            await process.cont()
+
+    async def remove(self, name: GuestName) -> None:
+        """Forget a stopped guest; its disks are not touched."""
+        self.row(name)
+        if self.process(name) is not None and await self._lives(name):
+            raise BadInput(
+                f"Guest {name} is running", owner=self.settings.name, fix=f"stop it first: vmferry guest stop {name}"
+            )
+        async with self.operation(name, "guest remove"):
+            await self.let_go(name)
+
+    async def let_go(self, name: GuestName) -> None:
+        """End whatever process the name has here and forget the row. Idempotent."""
+        await self._end_process(name)
+        await self.forget(name)
+
+    async def forget(self, name: GuestName) -> None:
+        """Forget the row of a guest that has no process. Idempotent."""
+        await self._beats.close(name)
+        self.journal.remove_guest(name)
+
+    async def kill(self, name: GuestName) -> None:
+        """End the process at once and prove it dead; the row stays. Idempotent."""
+        process = self._processes.get(name)
+        if process is not None:
+            await process.kill()
+        await self._forget_process(name)
+
+    # -- after an agent restart ----------------------------------------------------------------------------------
+
+    async def adopt_all(self) -> None:
+        """Take every process of the journal over again; returns when each was looked at once.
+
+        A process that lives but does not answer (frozen, or too busy) is asked again in the background: it is neither
+        adopted nor dead, and nobody may conclude anything from it; `adopted` waits for that.
+        """
+        for row in self.journal.guests():
+            name = row.guest.spec.name
+            self._adopting[name] = asyncio.create_task(self._adopt(row), name=f"adopt:{name}")
+        if self._adopting:
+            await asyncio.wait(self._adopting.values(), timeout=2 * _ADOPT_AGAIN_S)
+
+    async def adopted(self, name: GuestName) -> None:
+        """Wait until the guest's process is either taken over or proven dead."""
+        task = self._adopting.get(name)
+        if task is not None:
+            await asyncio.shield(task)
+
+    async def _adopt(self, row: GuestRow) -> None:
+        name = row.guest.spec.name
+        if row.process is None:
+            return
+        while True:
+            try:
+                port = await self._beat_port(row)
+                process = await self._hypervisor.adopt(row.guest, self._resources(row, port), row.process)
+            except VmferryError as error:
+                _log.warning("guest's process does not answer yet", guest=name, error=str(error))
+                await asyncio.sleep(_ADOPT_AGAIN_S)
+                continue
+            if process is not None:
+                self._take(name, process)
+                return
+            _log.warning("guest's process is gone", guest=name)
+            if row.token.owner == self.settings.name:
+                self.put(row, process=None, note=_NOTES[GuestEventKind.EXITED])
+            return
+
+    def note_crash(self, name: GuestName, why: str) -> None:
+        """Write into the row that the guest crashed here."""
+        row = self.journal.guest(name)
+        if row is not None:
+            self.put(row, process=None, note=why, token=dataclasses.replace(row.token, running=False))
+
+    async def close(self) -> None:
+        """Let go of every process without touching it."""
+        tasks = [*self._watchers.values(), *self._adopting.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for process in self._processes.values():
+            await process.close()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def put(self, row: GuestRow, **changes: object) -> GuestRow:
+        """Journal a row with changes and return it; the token is taken from the journal unless it is among them."""
+        name = row.guest.spec.name
+        now = self.journal.guest(name)
+        base = row if now is None else dataclasses.replace(row, token=now.token)
+        changed = dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+        self.journal.put_guest(changed)
+        return changed
+
+    def _take(self, name: GuestName, process: GuestProcess) -> None:
+        self._processes[name] = process
+        self._watchers[name] = asyncio.create_task(self._watch(name, process), name=f"watch:{name}")
+
+    async def _watch(self, name: GuestName, process: GuestProcess) -> None:
+        async for event in process.events():
+            await self._note(name, event)
+
+    async def _note(self, name: GuestName, event: GuestEvent) -> None:
+        """Write into the row why a guest of ours stopped, unless a hand-over explains it."""
+        row = self.journal.guest(name)
+        note = _NOTES.get(event.kind)
+        if row is None or note is None or row.token.owner != self.settings.name or name in self._busy:
+            return
+        _log.info("guest stopped", guest=name, why=note, detail=event.detail)
+        ended = event.kind is GuestEventKind.EXITED
+        self.put(row, note=note, process=None if ended else row.process)
+
+    async def _end_process(self, name: GuestName) -> None:
+        process = self._processes.get(name)
+        if process is not None:
+            await process.quit()
+        await self._forget_process(name)
+
+    async def _forget_process(self, name: GuestName) -> None:
+        watcher = self._watchers.pop(name, None)
+        if watcher is not None:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+        process = self._processes.pop(name, None)
+        if process is not None:
+            await process.close()
+
+    def _alive(self, name: GuestName) -> GuestProcess:
+        process = self.process(name)
+        if process is None:
+            raise BadInput(f"Guest {name} is not running", owner=self.settings.name, fix=f"vmferry guest start {name}")
+        return process
+
+    async def _lives(self, name: GuestName) -> bool:
+        return await self._alive(name).query_run_state() not in (RunState.SHUTDOWN, RunState.PANICKED)
+
+    def _resources(self, row: GuestRow, beat_port: int | None) -> HostResources:
+        directory = self.settings.run_dir / "guests" / row.guest.spec.name
+        return HostResources(str(directory), row.uid, beat_port)
+
+    async def _beat_port(self, row: GuestRow) -> int | None:
+        if not row.guest.spec.beat:
+            return None
+        return await self._beats.open(row.guest.spec.name, row.beat_port)
+
+    def _free_uid(self) -> int | None:
+        base = self.settings.uid_base
+        if base is None:
+            return None
+        taken = {row.uid for row in self.journal.guests()}
+        return next(uid for uid in range(base, base + len(taken) + 1) if uid not in taken)
+
+    def arrival(self, guest: FrozenGuest, epoch: Epoch, source: HostName, *, running: bool) -> GuestRow:
+        """Write the row of a guest that comes; it is the source's until the commit."""
+        token = Token(epoch, source, running=running)
+        desired = Desired.RUNNING if running else Desired.PAUSED
+        row = GuestRow(guest, token, desired, None, None, self._free_uid(), note="arriving")
+        self.journal.put_guest(row)
+        return row
+
+    def check_free(self, name: GuestName) -> None:
+        """Refuse an arrival whose name is taken here.
+
+        Raises:
+            Refused: a guest of that name is here, or arrives already.
+        """
+        if self.journal.guest(name) is not None:
+            raise Refused(f"Guest name {name} is taken on host {self.settings.name}", side="destination")

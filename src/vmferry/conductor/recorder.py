@@ -1,0 +1,111 @@
+"""Makes transitions durable: event, state and token in one write, then tells the watchers."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+
+import structlog
+
+from vmferry.core.handover.events import Happened
+from vmferry.core.handover.machine import TokenChange, Transition
+from vmferry.core.handover.replay import to_json
+from vmferry.core.handover.states import FACTS, AnyState, Owner, Side
+from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
+from vmferry.core.progress import StateEntered
+from vmferry.core.units import Milliseconds
+from vmferry.ports.store import Journal, Token
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parties:
+    """Whose hand-over it is."""
+
+    handover: HandoverId
+    guest: GuestName
+    source: HostName
+    destination: HostName
+
+    def owner(self, state: AnyState) -> HostName:
+        """Return the host whose vCPUs may run in a state."""
+        return self.source if FACTS[state].owner is Owner.SOURCE else self.destination
+
+
+def changed_token(token: Token, change: TokenChange, parties: Parties) -> Token:
+    """Return the token after a change of ownership; pure."""
+    if change is TokenChange.INTEND:
+        return dataclasses.replace(token, cont_intent=True)
+    owner = parties.destination if change in (TokenChange.RELEASE, TokenChange.ACQUIRE) else parties.source
+    running = token.running and change is not TokenChange.CLAIM
+    return Token(Epoch(token.epoch + 1), owner, running)
+
+
+class JournalRecorder:
+    """Records one side of one hand-over.
+
+    Args:
+        side: which side's rows.
+        parties: whose hand-over.
+        journal: where to.
+        tell: takes what watchers see; None at the destination.
+        since_start_ms: the hand-over's clock.
+    """
+
+    def __init__(
+        self,
+        side: Side,
+        parties: Parties,
+        journal: Journal,
+        tell: Callable[[StateEntered], None] | None,
+        since_start_ms: Callable[[], Milliseconds],
+    ) -> None:
+        self._side = side
+        self._parties = parties
+        self._journal = journal
+        self._tell = tell
+        self._since_start_ms = since_start_ms
+        self.timeline_ms: dict[str, float] = {}
+
+    def record(self, happened: Happened, transition: Transition) -> None:
+        """Journal event, state and token in one write."""
+        self._journal.append(
+            self._parties.handover,
+            str(self._side),
+            to_json(happened),
+            str(transition.after),
+            token=self._token(transition.token),
+            finished=FACTS[transition.after].final,
+        )
+
+    def _token(self, change: TokenChange | None) -> tuple[GuestName, Token] | None:
+        row = self._journal.guest(self._parties.guest)
+        if change is None or row is None:
+            return None
+        return self._parties.guest, changed_token(row.token, change, self._parties)
+
+    def entered(self, happened: Happened, transition: Transition) -> None:
+        """Tell the log and the watchers."""
+        state = transition.after
+        at_ms = self._since_start_ms()
+        self.timeline_ms.setdefault(str(state), at_ms)
+        _log.info(
+            "hand-over",
+            handover=self._parties.handover,
+            guest=self._parties.guest,
+            side=str(self._side),
+            state=str(state),
+            by=str(happened.kind),
+            why=happened.why,
+        )
+        if self._tell is not None:
+            facts = FACTS[state]
+            self._tell(StateEntered(at_ms, str(state), facts.step, self._parties.owner(state), happened.why))
+
+
+def keep(task: asyncio.Task[None], tasks: set[asyncio.Task[None]]) -> None:
+    """Hold a task until it ends, so that it is neither collected nor lost."""
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)

@@ -1,0 +1,419 @@
+"""The source's side of a hand-over: how each order of its table is carried out.
+
+Nothing here decides; every method does one thing and posts what happened. What a repeat does stands in
+core/handover/effects.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from vmferry.conductor.feed import Feed
+from vmferry.conductor.guests import Guests
+from vmferry.conductor.marks import Marks
+from vmferry.conductor.runner import Order, Runner, background
+from vmferry.core.errors import Blocker, Broken, TimedOut, Unreachable, VmferryError
+from vmferry.core.guest import FrozenGuest
+from vmferry.core.handover.effects import AnyEffect, SourceEffect
+from vmferry.core.handover.events import SourceEvent
+from vmferry.core.handover.states import DestinationState, SourceState
+from vmferry.core.ids import GuestName, HandoverId, HostName
+from vmferry.core.migration import MigrationSample, MigrationStatus, RunState
+from vmferry.core.progress import Guarantee
+from vmferry.core.rounds import RoundTracker
+from vmferry.core.units import BytesPerSecond, Milliseconds
+from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
+from vmferry.ports.peer import CommitReply, Peer, PeerStatus, ReserveRequest
+from vmferry.ports.store import Token
+
+_log = structlog.get_logger(__name__)
+
+_E, _S, _X = SourceEvent, SourceState, SourceEffect
+
+#: Statuses in which QEMU still works on the migration; leaving them is its final word.
+_UNDER_WAY = frozenset(
+    {
+        MigrationStatus.SETUP,
+        MigrationStatus.WAIT_UNPLUG,
+        MigrationStatus.ACTIVE,
+        MigrationStatus.PRE_SWITCHOVER,
+        MigrationStatus.DEVICE,
+        MigrationStatus.CANCELLING,
+    }
+)
+_READ_EVERY_S = 0.1
+_ASK_AGAIN_S = 0.2
+_LONGEST_PAUSE_S = 2.0
+_WAIT_LOADED_MS = Milliseconds(10_000)
+_RESUME_LIMIT_S = 2.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for; stands in the journal, so that a restarted agent goes on with it."""
+
+    handover: HandoverId
+    guest: GuestName
+    destination: HostName
+    downtime_limit_ms: Milliseconds
+    bandwidth: BytesPerSecond | None  #: None = the link's
+    encrypted: bool
+    time_limit_s: float | None = None  #: pre-copy is given up after this
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Calls:
+    """What a source's hand-over needs of the agent around it.
+
+    Args:
+        check: collects the facts; returns every blocker, and what is promised when there is none.
+        make_setup: capabilities, parameters and a fresh key for the stream.
+        leaving: called before the source's guest is forgotten: what is measured here must be taken now.
+        report: measures and publishes the end.
+    """
+
+    check: Callable[[], Awaitable[tuple[tuple[Blocker, ...], Guarantee | None]]]
+    make_setup: Callable[[], MigrationSetup]
+    leaving: Callable[[Source], None]
+    report: Callable[[Source], Awaitable[None]]
+
+
+class Source:
+    """One hand-over at its source.
+
+    Args:
+        request: what was asked for.
+        guests: this host's guests.
+        peer: the destination's agent.
+        runner: lives the machine.
+        feed: what watchers see.
+        marks: when what happened.
+        calls: the agent around.
+    """
+
+    def __init__(
+        self, request: Request, guests: Guests, peer: Peer, runner: Runner, feed: Feed, marks: Marks, calls: Calls
+    ) -> None:
+        self.request = request
+        self.peer = peer
+        self.runner = runner
+        self.feed = feed
+        self.marks = marks
+        self.blockers: tuple[Blocker, ...] = ()
+        self.guarantee: Guarantee | None = None
+        self.last_sample: MigrationSample | None = None
+        self.commit_reply: CommitReply | None = None
+        self.setup: MigrationSetup | None = None
+        self.timeline_ms: dict[str, float] = {}
+        self.cancelled = False
+        #: beats at the source, taken before its receiver goes: of the time before the hand-over, and since
+        self.beats_before: Sequence[int] = ()
+        self.beats_here: Sequence[int] = ()
+        row = guests.journal.guest(request.guest)
+        self.guest: FrozenGuest | None = None if row is None else row.guest  #: None: tidied up by an earlier agent
+        self._guests = guests
+        self._calls = calls
+        self._listens: tuple[str, int] | None = None
+        self._sample_now = asyncio.Event()
+        runner.obey(self._orders())
+
+    def _orders(self) -> dict[AnyEffect, Order]:
+        waits = (_S.PRE_SWITCHOVER, _S.SWITCHOVER, _S.SOURCE_COMPLETED, _S.ORPHANED)
+        return {
+            _X.CHECK: background(self._check, _S.CHECKING, failed=_E.CHECK_FAILED),
+            _X.RESERVE: background(self._reserve, _S.RESERVING, failed=_E.DESTINATION_REFUSED),
+            _X.SEND: background(self._send, _S.RESERVED, failed=_E.STREAM_FAILED),
+            _X.STEER: background(self._steer, _S.PRECOPY, failed=_E.STREAM_FAILED),
+            _X.CONTINUE: Order(self._continue, failed=_E.STREAM_FAILED),
+            _X.AWAIT_DESTINATION: background(self._await_destination, *waits),
+            _X.RELEASE: Order(self._release, failed=_E.DESTINATION_FAILED),
+            _X.TELL_DESTINATION: background(self._tell_destination, _S.COMMITTED),
+            _X.END_SOURCE: Order(self._end_source),
+            _X.DISCARD: Order(self._discard),
+            _X.RESTORE: background(self._restore, _S.ABORTING),
+            _X.TAKE_BACK: background(self._take_back, _S.RETURNING),
+            _X.NOTE_CRASH: Order(self._note_crash),
+            _X.REPORT: Order(lambda: self._calls.report(self)),
+        }
+
+    @property
+    def name(self) -> GuestName:
+        """Return the guest's name."""
+        return self.request.guest
+
+    @property
+    def reason(self) -> str | None:
+        """Return why the hand-over did not go as asked, as far as it is known."""
+        failure = self.runner.failure
+        return self.runner.why or (None if failure is None else failure.what)
+
+    @property
+    def token(self) -> Token:
+        """Return who owns the guest now, as the journal says."""
+        row = self._guests.journal.guest(self.name)
+        if row is None:
+            raise Broken(f"Guest {self.name} is not in the journal any more")
+        return row.token
+
+    def cancel(self) -> None:
+        """Ask for the end of the hand-over; has no effect after the commit."""
+        self.cancelled = True
+        self.runner.post(_E.CANCEL_REQUESTED, "cancelled by an operator")
+
+    # -- what QEMU says -------------------------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Turn the process's events into the machine's, until the process or the hand-over ends."""
+        process = self._guests.process(self.name)
+        if process is None:
+            self.runner.post(_E.SOURCE_QEMU_DIED, f"QEMU of guest {self.name} at the source is gone")
+            return
+        async for event in process.events():
+            self._saw(event)
+
+    async def watch_time(self) -> None:
+        """Give pre-copy up when it takes longer than asked for."""
+        limit = self.request.time_limit_s
+        if limit is None:
+            return
+        await asyncio.sleep(limit)
+        why = f"pre-copy took longer than its time limit of {limit:g} s"
+        self.runner.post(_E.CANCEL_REQUESTED, why, only_in=_S.PRECOPY)
+
+    def _saw(self, event: GuestEvent) -> None:
+        if event.kind is GuestEventKind.MIGRATION and event.status is not None:
+            self._saw_status(event.status, event.at_ns)
+        elif event.kind is GuestEventKind.ROUND_ENDED:
+            self._sample_now.set()
+        elif event.kind is GuestEventKind.EXITED:
+            self.runner.post(_E.SOURCE_QEMU_DIED, f"QEMU of guest {self.name} at the source died: {event.detail}")
+        elif event.kind in (GuestEventKind.POWERED_OFF, GuestEventKind.PANICKED):
+            self.runner.post(_E.GUEST_ENDED, f"guest {self.name} {event.kind} at the source during the hand-over")
+
+    def _saw_status(self, status: MigrationStatus, at_ns: int) -> None:
+        if status is MigrationStatus.ACTIVE:
+            self.marks.mark("active", at_ns)
+            self.runner.post(_E.PRECOPY_BEGAN, only_in=_S.RESERVED)
+        elif status is MigrationStatus.PRE_SWITCHOVER:
+            self.marks.mark("pre_switchover", at_ns)
+            self.runner.post(_E.PRECOPY_BEGAN, only_in=_S.RESERVED)
+            self.runner.post(_E.SOURCE_PAUSED)
+        elif status is MigrationStatus.COMPLETED:
+            self.marks.mark("source_completed", at_ns)
+            self.runner.post(_E.SOURCE_COMPLETED)
+        elif status in (MigrationStatus.FAILED, MigrationStatus.CANCELLED):
+            self.runner.post(_E.STREAM_FAILED, f"QEMU at the source says that the migration {status}")
+
+    # -- orders ---------------------------------------------------------------------------------------------------
+
+    async def _check(self) -> None:
+        self.blockers, self.guarantee = await self._calls.check()
+        if self.blockers:
+            self.runner.post(_E.CHECK_FAILED, f"{len(self.blockers)} blockers")
+        else:
+            self.runner.post(_E.CHECK_PASSED)
+
+    async def _reserve(self) -> None:
+        self.setup = self._calls.make_setup()
+        token = self.token
+        if self.guest is None:
+            raise Broken(f"Guest {self.name} is not in the journal any more")
+        request = ReserveRequest(
+            self.request.handover,
+            self.guest,
+            token.epoch,
+            token.running,
+            self._guests.settings.name,
+            self.setup,
+        )
+        reply = await self.peer.reserve(request)
+        self._listens = (reply.address, reply.port)
+        self.runner.post(_E.DESTINATION_RESERVED)
+
+    async def _send(self) -> None:
+        if self.setup is None or self._listens is None:
+            raise Broken(f"Hand-over {self.request.handover} has no stream set up")
+        process = self._process()
+        await process.prepare_migration(self.setup, incoming=False)
+        await process.migrate(*self._listens)
+        self.marks.mark("migrate")
+
+    async def _steer(self) -> None:
+        """Read and publish until the state is left; the rule for the switchover is QEMU's own, within our limits."""
+        process = self._process()
+        tracker = RoundTracker(self.request.downtime_limit_ms)
+        while True:
+            sample = await process.query_migration()
+            self.last_sample = sample
+            for event in tracker.feed(sample, self.marks.since_start_ms()):
+                await self.feed.publish(event)
+            if sample.status is not MigrationStatus.ACTIVE:
+                await self._steered_to(sample)
+            self._sample_now.clear()
+            try:
+                await asyncio.wait_for(self._sample_now.wait(), _READ_EVERY_S)
+            except TimeoutError:
+                continue
+
+    async def _steered_to(self, sample: MigrationSample) -> None:
+        """Post what a reading says when its event may have been missed (the agent was away)."""
+        if sample.status is MigrationStatus.PRE_SWITCHOVER:
+            self.runner.post(_E.SOURCE_PAUSED, only_in=_S.PRECOPY)
+        elif sample.status not in _UNDER_WAY:
+            self.runner.post(_E.STREAM_FAILED, sample.error or f"the migration {sample.status}", only_in=_S.PRECOPY)
+
+    async def _continue(self) -> None:
+        await self._process().migrate_continue()
+        self.marks.mark("continue")
+        self.runner.post(_E.SWITCHOVER_BEGAN)
+
+    async def _await_destination(self) -> None:
+        while True:
+            status = await self._ask_loaded()
+            if status is not None and status.state == str(DestinationState.LOADED):
+                self.marks.mark("destination_loaded")
+                self.runner.post(_E.DESTINATION_LOADED)
+                return
+            if status is not None and _is_gone(status):
+                why = status.error or f"the arrival at the destination is {status.state}"
+                self.runner.post(_E.DESTINATION_FAILED, why)
+                return
+            if status is None:
+                await asyncio.sleep(_ASK_AGAIN_S)  # nobody answers: the state's deadline, or a heal, ends this
+
+    async def _ask_loaded(self) -> PeerStatus | None:
+        try:
+            return await self.peer.wait_loaded(self.request.handover, _WAIT_LOADED_MS)
+        except (Unreachable, TimedOut):
+            return None
+
+    async def _release(self) -> None:
+        """Look once more before the point of no return, then let the journal's write be the commit."""
+        process = self._guests.process(self.name)
+        if process is not None:
+            await self._wait_postmigrate(process)
+        self.marks.mark("released")
+        self.runner.post(_E.OWNERSHIP_RELEASED)
+
+    async def _wait_postmigrate(self, process: GuestProcess) -> None:
+        """Wait for run state `postmigrate`, which QEMU enters right after it says `completed`."""
+        try:
+            async with asyncio.timeout(_RESUME_LIMIT_S):
+                while await process.query_run_state() is not RunState.POSTMIGRATE:
+                    await asyncio.sleep(0.001)
+        except TimeoutError as error:
+            raise Broken(
+                f"QEMU of guest {self.name} at the source says completed but not postmigrate", side="source"
+            ) from error
+
+    async def _tell_destination(self) -> None:
+        token = self.token
+        pause = 0.05
+        while True:
+            try:
+                self.marks.mark("commit_sent")
+                reply = await self.peer.commit(self.request.handover, token.epoch, running=token.running)
+            except VmferryError as error:
+                _log.warning("destination cannot take the guest yet", guest=self.name, error=str(error))
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                continue
+            if self._saw_reply(reply):
+                return
+            await asyncio.sleep(pause)
+
+    def _saw_reply(self, reply: CommitReply) -> bool:
+        kinds = {
+            str(DestinationState.RUNNING): _E.DESTINATION_RUNNING,
+            str(DestinationState.RETURNED): _E.DESTINATION_RETURNED,
+            str(DestinationState.LOST): _E.DESTINATION_LOST,
+        }
+        kind = kinds.get(reply.state)
+        if kind is None:
+            return False
+        self.marks.mark("commit_answered")
+        self.commit_reply = reply
+        self.runner.post(kind, reply.detail)
+        return True
+
+    async def _end_source(self) -> None:
+        process = self._guests.process(self.name)
+        if process is not None:
+            self.last_sample = await process.query_migration()
+        self._calls.leaving(self)
+        await self._guests.let_go(self.name)
+        self.marks.mark("tidied")
+        self.runner.post(_E.TIDIED)
+
+    async def _discard(self) -> None:
+        async with asyncio.timeout(3):
+            await self.peer.discard(self.request.handover)
+
+    async def _restore(self) -> None:
+        """Bring the source's QEMU to where it was; repeated until it answers or is proven dead."""
+        while True:
+            process = self._guests.process(self.name)
+            if process is None:
+                self.runner.post(_E.SOURCE_QEMU_DIED, f"QEMU of guest {self.name} at the source is gone")
+                return
+            try:
+                await self._undo_migration(process)
+            except VmferryError as error:
+                _log.warning("source not restored yet", guest=self.name, error=str(error))
+                await asyncio.sleep(_ASK_AGAIN_S)
+                continue
+            self.marks.mark("restored")
+            self.runner.post(_E.SOURCE_RESUMED)
+            return
+
+    async def _undo_migration(self, process: GuestProcess) -> None:
+        sample = await process.query_migration()
+        self.last_sample = sample
+        if sample.status in _UNDER_WAY:
+            await process.migrate_cancel()
+        while (await process.query_migration()).status in _UNDER_WAY:
+            await asyncio.sleep(0.02)
+        await self._go_on(process)
+        await process.cleanup_migration()
+
+    async def _go_on(self, process: GuestProcess) -> None:
+        """See to it that the guest runs if it ran: QEMU resumes it by itself after a cancel, not after `completed`."""
+        if not self.token.running:
+            return
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + 0.3
+        while True:
+            state = await process.query_run_state()
+            if state in (RunState.RUNNING, RunState.SHUTDOWN, RunState.PANICKED):
+                return
+            if state is RunState.POSTMIGRATE or (state is RunState.PAUSED and loop.time() > patience):
+                await process.cont()
+            await asyncio.sleep(0.01)
+
+    async def _take_back(self) -> None:
+        process = self._guests.process(self.name)
+        if process is None:
+            self.runner.post(_E.SOURCE_QEMU_DIED, f"QEMU of guest {self.name} at the source is gone")
+            return
+        await self._go_on(process)
+        self.runner.post(_E.SOURCE_RESUMED)
+
+    async def _note_crash(self) -> None:
+        await self._guests.kill(self.name)
+        self._guests.note_crash(self.name, f"lost in hand-over {self.request.handover}")
+
+    def _process(self) -> GuestProcess:
+        process = self._guests.process(self.name)
+        if process is None:
+            raise Broken(f"QEMU of guest {self.name} at the source is gone", side="source")
+        return process
+
+
+def _is_gone(status: PeerStatus) -> bool:
+    """Tell whether the arrival can never be loaded any more."""
+    ended = {str(DestinationState.DISCARDING), str(DestinationState.DISCARDED), "unknown"}
+    return status.state in ended or not status.qemu_alive
