@@ -50,6 +50,7 @@ def build(kind: GuestKind, cache: Path) -> GuestImage:
     if recipe is None:
         raise NotFound(f"there is no built-in guest {kind!r}", fix=f"take one of: {', '.join(KINDS)}")
     (cache / "guests").mkdir(parents=True, exist_ok=True)
+    (cache / "guests").chmod(0o755)  # whatever the umask: guests run under other uids
     key = digest_of([kind.encode(), compiler_version(), *builder_code(), *recipe.inputs(cache)])
     folder = cache / "guests" / f"{kind}-{key[:16]}"
     built_once(folder, lambda work: _make(recipe, work, cache))

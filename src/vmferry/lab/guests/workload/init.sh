@@ -8,6 +8,8 @@ $B mount -t devtmpfs devtmpfs /dev
 while read -r module; do $B insmod $M/$module; done < $M/order
 # e1000 is loaded now only if no virtio NIC is there: it costs 80 ms of a slow guest's start
 [ -e /sys/class/net/eth0 ] || $B insmod $M/e1000
+# a panic that QEMU is to notice must find its driver loaded
+[ -e /sys/bus/acpi/devices/QEMU0001:00 ] && for module in pvpanic pvpanic_mmio; do $B insmod $M/$module; done
 $B ip link set lo up
 read -r cmdline < /proc/cmdline
 for word in $cmdline; do
