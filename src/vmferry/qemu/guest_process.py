@@ -129,10 +129,6 @@ class QemuGuestProcess:
         await self._session.execute("stop")
 
     async def power_down(self) -> None:
-        """Press the guest's power button (ACPI)."""
-        await self._session.execute("system_powerdown")
-
-    async def power_down(self) -> None:
         """Press the guest's power button (ACPI); POWERED_OFF comes when the guest obeys."""
         await self._session.execute("system_powerdown")
 

@@ -143,6 +143,10 @@ class Move:
         await self.source.migrate_continue()
         await wait_status(self.source_events, MigrationStatus.COMPLETED)
         await wait_status(self.destination_events, MigrationStatus.COMPLETED)
+        # On 7.2 the source says `completed` a moment before it is `postmigrate`.
+        async with asyncio.timeout(TIMEOUT_S):
+            while await self.source.query_run_state() is RunState.FINISH_MIGRATE:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0)
 
     async def states(self) -> tuple[RunState, RunState]:
         """Return the run states of source and destination."""
@@ -391,7 +395,7 @@ class HypervisorConformance:
             await move.source.listen(ADDRESS, find_free_port())
         await move.destination.prepare_migration(make_setup(), incoming=True)
         await move.destination.listen(ADDRESS, find_free_port())
-        with pytest.raises(Broken, match="listen|incoming"):
+        with pytest.raises(Broken, match=r"listen|incoming"):
             await move.destination.listen(ADDRESS, find_free_port())
 
     async def test_refuses_a_taken_port(self, bench: Bench) -> None:

@@ -201,7 +201,6 @@ class FakeGuestProcess:
         self._require(self.qemu.state in STARTABLE, "cont", f"QEMU is in state {self.qemu.state}")
         self._link.take_locks(self.qemu)
         self.qemu.state = RunState.RUNNING
-        self.qemu.ran = True
         self.qemu.emit(GuestEventKind.RESUMED)
 
     async def stop(self) -> None:
@@ -210,6 +209,12 @@ class FakeGuestProcess:
         if self.qemu.state is RunState.RUNNING:
             self.qemu.state = RunState.PAUSED
             self.qemu.emit(GuestEventKind.STOPPED)
+
+    async def power_down(self) -> None:
+        """Press the power button; a running guest obeys unless the test made it deaf."""
+        self._call("power_down")
+        if self.qemu.state is RunState.RUNNING and self.qemu.obeys_power_button:
+            self.guest_powers_off()
 
     async def prepare_migration(self, setup: MigrationSetup, *, incoming: bool) -> None:
         """Keep the setup; refuses combinations as the real driver does, and a side that is the wrong way round."""

@@ -67,7 +67,7 @@ class FakeQemu:
     listening: tuple[str, int] | None = None
     stream: FakeStream | None = None
     incoming_status: MigrationStatus = MigrationStatus.NONE
-    ran: bool = False  #: its vCPUs ran at some time
+    obeys_power_button: bool = True
     bandwidth: BytesPerSecond | None = None  #: last limit that was set
     downtime_limit_ms: Milliseconds | None = None  #: last limit that was set
 
@@ -99,6 +99,10 @@ class FakeStream:
     hung: bool = False
     loaded: bool = False
     error: str | None = None
+
+    def is_over(self) -> bool:
+        """Tell whether nothing will happen any more."""
+        return self.status in ENDED and self.source.state is not RunState.FINISH_MIGRATE
 
     def sample(self) -> MigrationSample:
         """Return a reading; figures are made up and agree with each other."""
@@ -164,7 +168,7 @@ class FakeLink:
         """Move every stream by one status."""
         for stream in list(self._streams):
             self._step(stream)
-            if stream.status in ENDED:
+            if stream.is_over() and stream in self._streams:
                 self._streams.remove(stream)
 
     def spawn(self, guest: FrozenGuest, resources: HostResources, boot_id: str, *, incoming: bool) -> FakeQemu:
@@ -247,25 +251,32 @@ class FakeLink:
             asyncio.get_running_loop().call_soon(self._auto_step)
 
     def _auto_step(self) -> None:
-        before = [(stream.status, stream.rounds, stream.loaded) for stream in self._streams]
+        before = self._progress()
         self.step()
-        if before != [(stream.status, stream.rounds, stream.loaded) for stream in self._streams]:
+        if before != self._progress():
             self._kick()
+
+    def _progress(self) -> list[tuple[object, ...]]:
+        return [(s.status, s.rounds, s.loaded, s.source.state) for s in self._streams]
 
     def _step(self, stream: FakeStream) -> None:
         if stream.status is MigrationStatus.CANCELLING:
             self._give_back(stream, MigrationStatus.CANCELLED)
             return
-        if stream.hung or (self.is_cut and stream.destination is not None):
+        if stream.hung or (self.is_cut and stream.destination is not None and stream.status not in ENDED):
             return
         if self._waits_for_order(stream):
             return  # QEMU does not look at the stream here: a dead destination goes unseen
         if stream.status is MigrationStatus.SETUP:
             self._connect(stream)
-        elif stream.destination is None or not stream.destination.alive:
+        elif stream.status is not MigrationStatus.COMPLETED and not self._is_heard(stream.destination):
             self._fail(stream, "Unable to write to socket: Broken pipe")
-        else:
+        elif stream.destination is not None:
             self._advance(stream, stream.destination)
+
+    @staticmethod
+    def _is_heard(destination: FakeQemu | None) -> bool:
+        return destination is not None and destination.alive
 
     @staticmethod
     def _waits_for_order(stream: FakeStream) -> bool:
@@ -300,9 +311,11 @@ class FakeLink:
             destination.state = RunState.PAUSED if stream.before is RunState.RUNNING else stream.before
             destination.listening = None
             self._set_incoming(destination, MigrationStatus.COMPLETED)
-        else:
-            stream.source.state = RunState.POSTMIGRATE
+        elif stream.status is MigrationStatus.DEVICE:
             self._enter(stream, MigrationStatus.COMPLETED)
+        else:
+            # As with QEMU 7.2: the status is there before the run state.
+            stream.source.state = RunState.POSTMIGRATE
 
     def _enter(self, stream: FakeStream, status: MigrationStatus) -> None:
         stream.status = status
