@@ -254,6 +254,8 @@ class Destination:
             self.runner.post(_E.GUEST_STARTED)
 
     async def _announce(self) -> None:
+        # first, and without a pause: whoever hears that the guest runs here may move it on at once
+        self._guests.unclaim(self.name)
         self._release()
         row = self._guests.row(self.name)
         self._guests.put(row, note=None)

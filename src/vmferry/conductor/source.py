@@ -118,6 +118,7 @@ class Source:
         self._guests = guests
         self._calls = calls
         self._listens: tuple[str, int] | None = None
+        self._tracker = RoundTracker(request.downtime_limit_ms)
         self._sample_now = asyncio.Event()
         runner.obey(self._orders())
 
@@ -245,12 +246,9 @@ class Source:
     async def _steer(self) -> None:
         """Read and publish until the state is left; the rule for the switchover is QEMU's own, within our limits."""
         process = self._process()
-        tracker = RoundTracker(self.request.downtime_limit_ms)
         while True:
             sample = await process.query_migration()
-            self.last_sample = sample
-            for event in tracker.feed(sample, self.marks.since_start_ms()):
-                await self.feed.publish(event)
+            await self._read(sample)
             if sample.status is not MigrationStatus.ACTIVE:
                 await self._steered_to(sample)
             self._sample_now.clear()
@@ -258,6 +256,12 @@ class Source:
                 await asyncio.wait_for(self._sample_now.wait(), _READ_EVERY_S)
             except TimeoutError:
                 continue
+
+    async def _read(self, sample: MigrationSample) -> None:
+        """Take a reading and publish what it says."""
+        self.last_sample = sample
+        for event in self._tracker.feed(sample, self.marks.since_start_ms()):
+            await self.feed.publish(event)
 
     async def _steered_to(self, sample: MigrationSample) -> None:
         """Post what a reading says when its event may have been missed (the agent was away)."""
@@ -343,7 +347,9 @@ class Source:
     async def _end_source(self) -> None:
         process = self._guests.process(self.name)
         if process is not None:
-            self.last_sample = await process.query_migration()
+            await self._read(await process.query_migration())
+            for event in self._tracker.finish(self.marks.since_start_ms()):
+                await self.feed.publish(event)
         self._calls.leaving(self)
         await self._guests.let_go(self.name)
         self.marks.mark("tidied")
