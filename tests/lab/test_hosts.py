@@ -69,12 +69,13 @@ async def test_each_host_has_its_own_configuration(monkeypatch: pytest.MonkeyPat
         assert first["port"] == second["port"] == AGENT_PORT
         assert first["state_dir"] != second["state_dir"]
         assert first["run_dir"] != second["run_dir"]
-        assert first["log_level"] == second["log_level"] == "debug"
+        assert first["qemu"]["uids"] != second["qemu"]["uids"]
+        assert ("memory_reserve" in first, second["memory_reserve"]) == (False, "1GiB")
         raise Broken("seen")
 
     monkeypatch.setattr(enrolment, "enrol", read)
     with pytest.raises(Broken, match="seen"):
-        async with Lab(namespaces=True, settings={"log_level": "debug"}):
+        async with Lab(namespaces=True, settings={"host-b": {"memory_reserve": "1GiB"}}):
             pytest.fail("the lab was built")
 
 

@@ -23,14 +23,17 @@ from vmferry.lab import enrolment
 from vmferry.lab.agents import AgentProcess
 from vmferry.lab.api import Api
 from vmferry.lab.commands import Ran, run_command
+from vmferry.lab.hold import VARIABLE as HOLD_VARIABLE
 from vmferry.lab.network import Network, namespaces_missing
 from vmferry.lab.processes import MARK, Identity, find_lab_processes
 from vmferry.lab.registry import Claim, claim, destroy
 from vmferry.lab.toolchain import QemuBinary, find_qemus
 
 #: One port for every agent: hosts have addresses of their own, also on loopback.
-AGENT_PORT = 7423
+AGENT_PORT = 7716
 HOSTS = ("host-a", "host-b")
+#: User ids of each host's guests: hosts share the kernel, and their guests must not share a user.
+FIRST_UID, UIDS_PER_HOST = 700_000, 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,11 @@ class LabHost:
         """Where the agent keeps sockets and logs of its guests."""
         return self.directory / "run"
 
+    @property
+    def hold_dir(self) -> Path:
+        """Where files ask the agent to hold hand-overs in a state (vmferry.lab.hold)."""
+        return self.directory / "hold"
+
 
 class Lab:
     """Two hosts with an agent each, one operator, one fleet.
@@ -61,7 +69,7 @@ class Lab:
     Args:
         qemus: the QEMU of each host; the newest on this machine by default.
         link: limit of the management link; None: none.
-        settings: more settings of the agents' configuration file, for every host.
+        settings: more keys of the agents' configuration files, by host.
         namespaces: hosts in network namespaces; None: when that works here.
     """
 
@@ -70,7 +78,7 @@ class Lab:
         *,
         qemus: Mapping[str, QemuBinary] | None = None,
         link: BytesPerSecond | None = None,
-        settings: Mapping[str, object] | None = None,
+        settings: Mapping[str, Mapping[str, object]] | None = None,
         namespaces: bool | None = None,
     ) -> None:
         self._qemus = dict(qemus or {})
@@ -179,9 +187,7 @@ class Lab:
             raise Broken("No QEMU on this machine starts", fix="run `./run setup`")
         for index, name in enumerate(HOSTS):
             self.hosts[name] = self._plan_host(index, name, self._qemus.get(name, newest[0]))
-        await enrolment.enrol(self)
-        for host in self.hosts.values():
-            host.agent.start()
+        await enrolment.enrol(self)  # starts the agents
         for host in self.hosts.values():
             await self._wait_answer(host)
 
@@ -194,24 +200,26 @@ class Lab:
     def _plan_host(self, index: int, name: str, qemu: QemuBinary) -> LabHost:
         """Make the host's directories and configuration; nothing runs yet."""
         directory = self.directory / name
-        for part in (directory, directory / "state", directory / "run"):
+        for part in (directory, directory / "state", directory / "run", directory / "hold"):
             part.mkdir(mode=0o711)
         address = self.network.management_address(name) if self.network else f"127.0.0.{1 + index}"
         config = directory / "agent.toml"
-        config.write_text(tomli_w.dumps(self._agent_settings(name, address, directory, qemu)), "utf-8")
-        agent = AgentProcess(
-            self.command(name, "agent", "--config", str(config)), self.environment(), directory / "agent.log"
-        )
+        config.write_text(tomli_w.dumps(self._agent_settings(index, name, address, qemu)), "utf-8")
+        environment = {**self.environment(), HOLD_VARIABLE: str(directory / "hold")}
+        agent = AgentProcess(self.command(name, "agent", "--config", str(config)), environment, directory / "agent.log")
         namespace = self.network.namespace(name) if self.network else None
         return LabHost(name, address, directory, agent, Api(name, self.operator, namespace), qemu)
 
-    def _agent_settings(self, name: str, address: str, directory: Path, qemu: QemuBinary) -> dict[str, object]:
+    def _agent_settings(self, index: int, name: str, address: str, qemu: QemuBinary) -> dict[str, object]:
+        directory = self.directory / name
+        first = FIRST_UID + index * UIDS_PER_HOST
         return {
             "name": name,
             "listen": address,
+            "advertise": address,
             "port": AGENT_PORT,
             "state_dir": str(directory / "state"),
             "run_dir": str(directory / "run"),
-            "qemu": {"argv": list(qemu.argv), "env": qemu.env},
-            **self._settings,
+            "qemu": {"argv": list(qemu.argv), "env": qemu.env, "uids": f"{first}-{first + UIDS_PER_HOST - 1}"},
+            **self._settings.get(name, {}),
         }
