@@ -1,0 +1,257 @@
+"""The agents that this operator knows: whom to ask, and where a guest or a hand-over is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmferry.api.client import Client, Endpoint
+from vmferry.core.errors import BadInput, Denied, NotFound, Unreachable, VmferryError
+
+if TYPE_CHECKING:
+    import ssl
+
+#: For questions that go to every host: one that is down must not hold up the answer of the others.
+ASK_ALL_TIME_LIMIT_S = 3.0
+
+
+def identity_directory() -> Path:
+    """Return where the operator's identity is: `$VMFERRY_CONFIG`, else `~/.config/vmferry`."""
+    named = os.environ.get("VMFERRY_CONFIG")
+    return Path(named) if named else Path.home() / ".config" / "vmferry"
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What every host said: an answer, or why there is none."""
+
+    answers: dict[str, dict[str, Any]]
+    silent: dict[str, VmferryError] = field(default_factory=dict)
+
+    def silent_text(self) -> str:
+        """Return one sentence about the hosts that did not answer, empty when all did."""
+        return "; ".join(f"{host} did not answer ({error.what})" for host, error in sorted(self.silent.items()))
+
+
+class Fleet:
+    """Asks the agents of the fleet as one operator.
+
+    Args:
+        endpoints: the agents by name.
+        context: TLS as the operator.
+        refresh: fetches a newer fleet document through the given fleet; returns the endpoints of then.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, Endpoint],
+        context: ssl.SSLContext,
+        refresh: Callable[[Fleet], Mapping[str, Endpoint]] | None = None,
+    ) -> None:
+        self._endpoints = dict(endpoints)
+        self.context = context
+        self._refresh = refresh
+
+    @property
+    def hosts(self) -> list[str]:
+        """Names of the hosts, sorted."""
+        return sorted(self._endpoints)
+
+    def endpoint(self, host: str) -> Endpoint:
+        """Return where one host's agent is.
+
+        Raises:
+            NotFound: no such host, also not in the newest fleet document that can be had.
+        """
+        if host not in self._endpoints and self._refresh is not None:
+            with contextlib.suppress(VmferryError):  # nobody answers: the document of last time decides
+                self._endpoints = dict(self._refresh(self))
+        if host not in self._endpoints:
+            known = ", ".join(self.hosts) or "none"
+            raise NotFound(
+                f"host {host} is not in the fleet; hosts: {known}",
+                fix="see `vmferry host list` for the hosts there are",
+            )
+        return self._endpoints[host]
+
+    def client(self, host: str) -> Client:
+        """Return a client of one host's agent; raises as `endpoint` does."""
+        return Client(self.endpoint(host), self.context)
+
+    def ask(
+        self,
+        host: str,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        time_limit_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Ask one agent and return its answer; raises as `Client.request` does, and NotFound for an unknown host."""
+        with self.client(host) as client:
+            return client.request(method, path, body, time_limit_s=time_limit_s)
+
+    def stream(self, host: str, path: str) -> Iterator[dict[str, Any]]:
+        """Yield the lines of one agent's stream; raises as `Client.stream` does."""
+        with self.client(host) as client:
+            yield from client.stream(path)
+
+    def ask_all(
+        self,
+        path: str,
+        method: str = "GET",
+        body: dict[str, Any] | None = None,
+        *,
+        time_limit_s: float = ASK_ALL_TIME_LIMIT_S,
+        without: str | None = None,
+    ) -> Answers:
+        """Ask every host at once; a host that does not answer in time is named, not fatal.
+
+        Args:
+            path: what to ask.
+            method: how.
+            body: with what.
+            time_limit_s: for each answer.
+            without: a host that is not asked.
+
+        Raises:
+            BadInput: there is no host to ask.
+            VmferryError: no host answered at all; the first host's error.
+        """
+        hosts = [host for host in self.hosts if host != without]
+        if not hosts:
+            raise BadInput("there is no host to ask in the fleet", fix="enrol one with `vmferry host add`")
+
+        def ask(host: str) -> dict[str, Any] | VmferryError:
+            try:
+                return self.ask(host, method, path, body, time_limit_s=time_limit_s)
+            except VmferryError as error:
+                return error
+
+        with ThreadPoolExecutor(max_workers=min(32, len(hosts))) as pool:
+            both = dict(zip(hosts, pool.map(ask, hosts), strict=True))
+        answers = {host: result for host, result in both.items() if not isinstance(result, VmferryError)}
+        silent = {host: result for host, result in both.items() if isinstance(result, VmferryError)}
+        if not answers:
+            raise next(iter(silent.values()))
+        return Answers(answers, silent)
+
+    def guests(self) -> tuple[list[dict[str, Any]], Answers]:
+        """Return every guest once, as its owner shows it, and what the hosts said."""
+        answers = self.ask_all("/v1/guests")
+        views = [view for answer in answers.answers.values() for view in answer.get("guests", [])]
+        newest: dict[str, dict[str, Any]] = {}
+        for view in views:
+            name = view["name"]
+            if name not in newest or _rank(view) > _rank(newest[name]):
+                newest[name] = view
+        return [newest[name] for name in sorted(newest)], answers
+
+    def find_guest(self, name: str) -> str:
+        """Return the host to ask about a guest: its owner, else one that knows it.
+
+        Raises:
+            NotFound: no host has it, and all answered.
+            Unreachable: no host that answered has it, and some did not answer.
+        """
+        views, answers = self.guests()
+        for view in views:
+            if view["name"] == name:
+                return str(view["host"])
+        raise _unknown(f"guest {name}", answers, "see `vmferry guest list`")
+
+    def handovers(self) -> tuple[list[dict[str, Any]], Answers]:
+        """Return every hand-over once, newest first; `asked` is the host to ask: the source where it answers."""
+        answers = self.ask_all("/v1/handovers")
+        best: dict[str, dict[str, Any]] = {}
+        for host, answer in answers.answers.items():
+            for view in answer.get("handovers", []):
+                known = best.get(view["handover"])
+                if known is None or view["side"] == "source":
+                    best[view["handover"]] = {**view, "asked": host}
+        rows = sorted(best.values(), key=lambda view: view["created_at"], reverse=True)
+        return rows, answers
+
+    def find_handover(self, word: str | None, *, unfinished: bool = False) -> dict[str, Any]:
+        """Return a hand-over by its id or its guest's name (then the newest); without a word the only one under way.
+
+        Args:
+            word: id, guest, or None.
+            unfinished: whether only one that is under way will do.
+
+        Raises:
+            NotFound: there is none, and all hosts answered.
+            Unreachable: there is none on the hosts that answered.
+            BadInput: no word, and several are under way.
+        """
+        rows, answers = self.handovers()
+        open_only = unfinished or word is None
+        found = [
+            row
+            for row in rows
+            if (word is None or word in (row["handover"], row["guest"])) and not (open_only and row["finished"])
+        ]
+        if word is None and len(found) > 1:
+            names = ", ".join(f"{row['handover']} ({row['guest']})" for row in found)
+            raise BadInput(f"{len(found)} hand-overs are under way: {names}", fix="name one of them")
+        if found:
+            return found[0]
+        what = "hand-over under way" if open_only else "hand-over"
+        raise _unknown(f"{what} of {word}" if word else what, answers, "see `vmferry handover list`")
+
+
+def _unknown(what: str, answers: Answers, fix: str) -> VmferryError:
+    """Return the error for something that nobody who answered knows."""
+    where = ", ".join(sorted(answers.answers))
+    if answers.silent:
+        return Unreachable(
+            f"{what} is not known on {where}; {answers.silent_text()}",
+            fix=f"make sure that {', '.join(sorted(answers.silent))} answers, then try again",
+            retry=True,
+        )
+    return NotFound(f"{what} is not known on any host ({where})", fix=fix)
+
+
+def _rank(view: dict[str, Any]) -> tuple[int, bool]:
+    """Order views of one guest: the newest epoch, and in it the owner's own."""
+    return int(view["epoch"]), view["host"] == view["owner"]
+
+
+def open_fleet(directory: Path | None = None) -> Fleet:
+    """Return the fleet as the operator's identity directory has it.
+
+    Raises:
+        NotFound: there is no identity here.
+        Denied: the certificate has expired.
+    """
+    import datetime as dt
+
+    from vmferry.pki.identity import IdentityDirectory
+
+    where = identity_directory() if directory is None else directory
+    identity = IdentityDirectory(where)
+    if not identity.exists():
+        raise NotFound(
+            f"there is no operator's identity in {where}",
+            fix="make one with `vmferry ca init` or `vmferry operator add`, or name its directory in VMFERRY_CONFIG",
+        )
+    identity.check_valid(dt.datetime.now(dt.UTC))
+
+    def endpoints() -> dict[str, Endpoint]:
+        members = identity.membership().hosts
+        return {m.name: Endpoint(m.name, m.address, m.port, m.identity.server_name) for m in members}
+
+    def refresh(fleet: Fleet) -> dict[str, Endpoint]:
+        from vmferry.pki.membership import SignedMembership
+
+        for body in fleet.ask_all("/v1/membership").answers.values():
+            with contextlib.suppress(Denied):  # older than ours, or not signed by our CA: ours stands
+                identity.accept_membership(SignedMembership(body["document"], body["signature"]))
+        return endpoints()
+
+    return Fleet(endpoints(), identity.client_context(), refresh)

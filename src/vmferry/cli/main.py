@@ -1,0 +1,49 @@
+"""The command: joins the groups, and turns errors into a line on standard error and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from vmferry import __version__
+from vmferry.cli import admin, guests, handovers, migration, recovery
+from vmferry.cli.options import AsJson, group
+from vmferry.cli.output import print_json, report_error
+from vmferry.core.errors import VmferryError
+
+app = group("Moves running KVM guests between hosts: you know before, it arrives, exactly one.")
+app.add_typer(admin.ca, name="ca")
+app.add_typer(admin.hosts, name="host")
+app.add_typer(admin.operators, name="operator")
+app.command("agent")(admin.run_agent)
+app.add_typer(guests.app, name="guest")
+app.command("check")(migration.check)
+app.command("migrate")(migration.migrate)
+app.command("watch")(migration.watch)
+app.command("cancel")(migration.cancel)
+app.add_typer(handovers.app, name="handover")
+app.command("recover")(recovery.recover)
+
+
+@app.command("version")
+def version(*, as_json: AsJson = False) -> None:
+    """Print the version of this command."""
+    if as_json:
+        print_json({"version": __version__})
+    else:
+        print(f"vmferry {__version__}")
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the error's exit code; 2 for bad usage, 130 after Ctrl-C."""
+    try:
+        app()
+    except VmferryError as error:
+        sys.exit(report_error(error, as_json="--json" in sys.argv[1:]))
+    except BrokenPipeError:
+        # Whoever read our output (head, less) has gone; Python would complain once more at exit.
+        sys.stderr.close()
+        sys.exit(typer.Exit(0).exit_code)
+    sys.exit(0)

@@ -1,0 +1,127 @@
+"""`vmferry check`, `migrate`, `watch` and `cancel`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from vmferry.cli.fleet import Fleet, open_fleet
+from vmferry.cli.options import AsJson, GuestArgument
+from vmferry.cli.output import INTERRUPTED, print_json, say
+
+BLOCKED = 3
+
+DestinationArgument = Annotated[str, typer.Argument(metavar="HOST", help="The host to which the guest shall move.")]
+
+
+def check(guest: GuestArgument, destination: DestinationArgument, *, as_json: AsJson = False) -> None:
+    """Tell everything that keeps a guest from moving, each with its fix, and what is promised; touches nothing.
+
+    The exit code is 3 when something blocks.
+    """
+    from vmferry.cli.render.check import check_text
+
+    fleet = open_fleet()
+    source = fleet.find_guest(guest)
+    reply = fleet.ask(source, "POST", f"/v1/guests/{guest}/check", {"destination": destination})
+    if as_json:
+        print_json(reply)
+    else:
+        print(check_text(guest, source, destination, reply))
+    if reply["blockers"]:
+        raise typer.Exit(BLOCKED)
+
+
+def migrate(
+    guest: GuestArgument,
+    destination: DestinationArgument,
+    *,
+    plain: Annotated[bool, typer.Option("--plain", help="Do not encrypt the stream.")] = False,
+    bandwidth: Annotated[
+        str | None, typer.Option(help="Most that the stream may take, e.g. 1Gbit/s or 100MiB/s. Default: the link's.")
+    ] = None,
+    downtime_limit: Annotated[
+        str | None, typer.Option(help="Switch over when the rest takes no longer, e.g. 300ms.")
+    ] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(help="Give up and stay when it takes longer, e.g. 10min. Default: never.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Only begin; print the hand-over's id.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Move a running guest to another host and show how it goes. Ctrl-C only stops showing it."""
+    options = _options(plain, bandwidth, downtime_limit, time_limit)
+    fleet = open_fleet()
+    source = fleet.find_guest(guest)
+    try:
+        reply = fleet.ask(
+            source, "POST", f"/v1/guests/{guest}/migrate", {"destination": destination, "options": options}
+        )
+    except KeyboardInterrupt:
+        say("\ninterrupted before the agent answered; whether it began: `vmferry handover list`")
+        raise typer.Exit(INTERRUPTED) from None
+    handover = reply["handover"]
+    if not detach:
+        _follow(fleet, _view(handover, guest, source, destination), as_json=as_json)
+    elif as_json:
+        print_json(reply)
+    else:
+        print(handover)
+        say(f"migration of {guest} to {destination} goes on; watch it with `vmferry watch {handover}`")
+
+
+def _options(
+    plain: bool, bandwidth: str | None, downtime_limit: str | None, time_limit: str | None
+) -> dict[str, object]:
+    """Return the options of the request; what is not given is left to the agent."""
+    from vmferry.cli.quantities import parse_duration, parse_rate
+
+    options: dict[str, object] = {"plain": plain}
+    if bandwidth is not None:
+        options["max_bandwidth"] = parse_rate(bandwidth, "--bandwidth")
+    if downtime_limit is not None:
+        options["downtime_limit_ms"] = parse_duration(downtime_limit, "--downtime-limit")
+    if time_limit is not None:
+        options["time_limit_s"] = parse_duration(time_limit, "--time-limit") / 1000
+    return options
+
+
+def _view(handover: str, guest: str, source: str, destination: str) -> dict[str, Any]:
+    return {"handover": handover, "guest": guest, "source": source, "destination": destination, "asked": source}
+
+
+WordArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[HANDOVER]", help="Id of the hand-over, or its guest. Default: the one under way."),
+]
+
+
+def watch(word: WordArgument = None, *, as_json: AsJson = False) -> None:
+    """Show a hand-over from its start, under way or over. Ctrl-C only stops showing it."""
+    fleet = open_fleet()
+    _follow(fleet, fleet.find_handover(word), as_json=as_json)
+
+
+def _follow(fleet: Fleet, view: dict[str, Any], *, as_json: bool) -> None:
+    from vmferry.cli.following import follow
+
+    raise typer.Exit(follow(fleet, view, as_json=as_json))
+
+
+def cancel(
+    word: Annotated[str, typer.Argument(metavar="GUEST|HANDOVER", help="The guest, or the id of the hand-over.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Give a hand-over up before its commit; the guest runs on at the source."""
+    fleet = open_fleet()
+    found = fleet.find_handover(word, unfinished=True)
+    reply = fleet.ask(found["asked"], "POST", f"/v1/handovers/{found['handover']}/cancel", {}, time_limit_s=130)
+    if as_json:
+        print_json(reply)
+    else:
+        print(
+            f"hand-over {found['handover']} of {found['guest']}: {reply['state']};"
+            f" owner {reply['owner'] or 'not known'}"
+        )

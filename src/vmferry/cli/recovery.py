@@ -1,0 +1,81 @@
+"""`vmferry recover`: look where guests really run, and end what is in doubt."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from vmferry.cli.fleet import Answers, Fleet, open_fleet
+from vmferry.cli.options import AsJson
+from vmferry.cli.output import print_json, say
+from vmferry.core.errors import BadInput, InDoubt, NotFound, VmferryError
+
+#: Agents ask each other and wait for QEMU.
+RECOVER_S = 310.0
+
+
+def recover(
+    guest: Annotated[str | None, typer.Argument(metavar="[GUEST]", help="Only this guest. Default: all.")] = None,
+    *,
+    fenced: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help="You have made sure that this host is off and stays off until it is wiped."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring journal and reality together on every host, and tell what was found and done.
+
+    With --fenced the word of a person ends a doubt: guests that may run on that host are taken over. Exit code 9 when
+    a guest's owner is still not known.
+    """
+    fleet = open_fleet()
+    answers = _fenced(fleet, fenced) if fenced is not None else _recover(fleet, guest)
+    findings = [
+        {**finding, "host": host} for host, reply in sorted(answers.answers.items()) for finding in reply["findings"]
+    ]
+    if guest is not None:
+        findings = [finding for finding in findings if finding["guest"] == guest]
+    _show(findings, answers, as_json=as_json)
+    if any(finding["owner"] is None for finding in findings):
+        raise typer.Exit(InDoubt.exit_code)
+
+
+def _recover(fleet: Fleet, guest: str | None) -> Answers:
+    """Ask every agent; those that do not know the guest have nothing to say about it."""
+    answers = fleet.ask_all("/v1/recover", "POST", {"guest": guest} if guest else {}, time_limit_s=RECOVER_S)
+    silent = {host: error for host, error in answers.silent.items() if not isinstance(error, NotFound)}
+    return Answers(answers.answers, silent)
+
+
+def _fenced(fleet: Fleet, host: str) -> Answers:
+    """Tell all other agents that a host is off; refuses when it answers, since then it is not.
+
+    Raises:
+        NotFound: no such host.
+        BadInput: the host's agent answers.
+    """
+    try:
+        fleet.ask(host, "GET", "/v1/host", time_limit_s=5)
+    except NotFound:
+        raise
+    except VmferryError:
+        return fleet.ask_all("/v1/recover/fenced", "POST", {"host": host}, time_limit_s=RECOVER_S, without=host)
+    raise BadInput(
+        f"agent of {host} answers: the host is not off",
+        fix=f"switch {host} off first; when it runs, `vmferry recover` without --fenced settles everything",
+    )
+
+
+def _show(findings: list[dict[str, Any]], answers: Answers, *, as_json: bool) -> None:
+    if as_json:
+        silent = {host: error.what for host, error in answers.silent.items()}
+        print_json({"findings": findings, "silent": silent})
+        return
+    for finding in findings:
+        owner = finding["owner"] or "not known"
+        print(f"{finding['guest']} ({finding['host']}): {finding['found']}; done: {finding['done']}; owner: {owner}")
+    if not findings:
+        print("nothing to recover")
+    if answers.silent:
+        say(f"warning: {answers.silent_text()}")

@@ -1,0 +1,64 @@
+"""The measures of a finished hand-over as rows of name and value; what nobody measured says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vmferry.core.progress import Gap, Report
+from vmferry.core.units import format_bytes, format_ms, format_rate
+
+NOT_MEASURED = "not measured"
+
+
+def measures(report: Report) -> list[tuple[str, str]]:
+    """Return every measure of a report, in the order in which people ask for them."""
+    return [(name, value(report)) for name, value in ROWS]
+
+
+def measures_text(report: Report) -> str:
+    """Return the measures as plain lines with aligned values."""
+    rows = measures(report)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name.ljust(width)}  {value}" for name, value in rows)
+
+
+def _optional(milliseconds: float | None) -> str:
+    return NOT_MEASURED if milliseconds is None else format_ms(milliseconds)
+
+
+def _gap(gap: Gap | None) -> str:
+    if gap is None:
+        return NOT_MEASURED
+    if gap.baseline_ms is None:
+        baseline = NOT_MEASURED
+    else:
+        window = "" if gap.baseline_window_ms is None else f" in {format_ms(gap.baseline_window_ms)}"
+        baseline = f"{format_ms(gap.baseline_ms)}{window}"
+    return f"{format_ms(gap.largest_ms)} ± {format_ms(gap.uncertainty_ms)} (without a migration: {baseline})"
+
+
+def _downtime(report: Report) -> str:
+    return f"{_optional(report.downtime_ms)} (limit {format_ms(report.downtime_limit_ms)})"
+
+
+def _commit(report: Report) -> str:
+    parts = ", ".join(f"{name} {format_ms(value)}" for name, value in report.commit_parts_ms.items())
+    return _optional(report.commit_ms) + (f" ({parts})" if parts else "")
+
+
+#: (name, how it is read); the names are the project's vocabulary.
+ROWS: tuple[tuple[str, Callable[[Report], str]], ...] = (
+    ("total time", lambda report: format_ms(report.total_ms)),
+    ("to the first byte", lambda report: _optional(report.first_byte_ms)),
+    ("rounds", lambda report: str(report.rounds)),
+    ("sent", lambda report: f"{format_bytes(report.transferred_bytes)} for {format_bytes(report.ram_bytes)} of RAM"),
+    ("bandwidth", lambda report: format_rate(report.bandwidth)),
+    ("encrypted", lambda report: "yes" if report.encrypted else "no"),
+    ("downtime (QEMU)", _downtime),
+    ("guest_gap (beats)", lambda report: _gap(report.guest_gap)),
+    ("network_outage (UDP)", lambda report: _gap(report.network_outage)),
+    ("stall in the guest", lambda report: _optional(report.in_guest_stall_ms)),
+    ("commit", _commit),
+    ("acceleration", lambda report: report.acceleration),
+    ("guarantee", lambda report: report.guarantee),
+)
