@@ -1,7 +1,8 @@
 """What a hand-over orders: imperative, idempotent, or with the query that tells whether it happened.
 
 The runner carries effects out in the order given, after the state that ordered them is durable. A crash between the two
-is met by `AGENT_RESTARTED`, whose effects ask first and act then.
+is met by `AGENT_RESTARTED`, whose effects ask first and act then; a hand-over counts as finished only when the last
+effect of its final state was carried out. An effect not carried out yet when a later step orders others is dropped.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ class SourceEffect(Word):
     STEER = "steer"  #: let the policy watch the rounds until the state is left. Repeat: asks the status first
     CONTINUE = "continue"  #: `migrate-continue`. Undo: RESTORE
     AWAIT_DESTINATION = "await-destination"  #: ask the destination until it says loaded, failed or dead
-    RELEASE = "release"  #: last checks before the commit; the event it ends with is the commit
+    RELEASE = "release"  #: last checks before the commit; the event it ends with is the commit. A dead QEMU passes them
     TELL_DESTINATION = "tell-destination"  #: hand the token over; repeated until the destination answers
     END_SOURCE = "end-source"  #: `quit` the source's QEMU, free what it held, forget the guest. Repeat: harmless
     DISCARD = "discard"  #: tell the destination to let go; best effort, it also asks by itself
     RESTORE = "restore"  #: cancel; wait for QEMU's final word; `cont` if stopped and it ran. Repeat: asks first
     TAKE_BACK = "take-back"  #: `cont` at the source under the returned token. Repeat: asks first
-    NOTE_CRASH = "note-crash"  #: mark the guest as crashed here; its name, disks and token stay
+    NOTE_CRASH = "note-crash"  #: end what is left of its QEMU, mark the guest as crashed here; name, disks, token stay
     REPORT = "report"  #: measure, write the report, tell the watchers
 
 
@@ -33,11 +34,11 @@ class DestinationEffect(Word):
 
     PREPARE = "prepare"  #: start QEMU, set it up, listen. Undo: CLEAN_UP
     WATCH = "watch"  #: watch QEMU, and ask the source what became of it when nothing is heard. Repeat: asks first
-    RECORD_INTENT = "record-intent"  #: the event it ends with is the intent to send `cont`
+    RECORD_INTENT = "record-intent"  #: ask first whether QEMU lives; the event it ends with is the intent to `cont`
     START = "start"  #: `cont` if the token says that the guest ran; else nothing. Repeat: asks the run state first
     ANNOUNCE = "announce"  #: tell the network; the arrival is a guest of this host like any other now
     CLEAN_UP = "clean-up"  #: kill QEMU, prove it dead, free everything. Repeat: harmless
-    NOTE_CRASH = "note-crash"  #: mark the guest as crashed here; its name, disks and token stay
+    NOTE_CRASH = "note-crash"  #: end what is left of its QEMU, mark the guest as crashed here; name, disks, token stay
 
 
 AnyEffect = SourceEffect | DestinationEffect

@@ -1,6 +1,10 @@
 """What can happen to a hand-over: facts, past tense. Who saw it and what it carries, nothing else.
 
 An event never says what to do about it; that is the table's. Events are journalled as JSON, so the names are stable.
+
+Order matters in two places. What a QEMU said is told before its death is: QEMU says `failed` before it restarts its
+vCPUs, and whether they ran decides what a death means. And at the source `AGENT_RESTARTED` is the first event of a new
+agent, before anything that it finds: it says that nobody watched for a while.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ class SourceEvent(Word):
     DESTINATION_LOADED = "destination-loaded"  #: destination `completed` + `paused`, in its agent's own words
     STREAM_FAILED = "stream-failed"  #: source status `failed`, or `cancelled` not by us, or an order was refused
     DESTINATION_FAILED = "destination-failed"  #: its QEMU died or could not load, before any commit reached it
-    SOURCE_QEMU_DIED = "source-qemu-died"  #: the process is proven dead
+    SOURCE_QEMU_DIED = "source-qemu-died"  #: the process is proven dead, and all that it had said was told before
     GUEST_ENDED = "guest-ended"  #: the guest powered itself off or panicked at the source
     CANCEL_REQUESTED = "cancel-requested"  #: by the operator
     DEADLINE_PASSED = "deadline-passed"  #: of the state we are in
@@ -53,7 +57,7 @@ class DestinationEvent(Word):
     GUEST_STARTED = "guest-started"  #: RESUME was seen, or the guest stays paused as the token says
     START_REFUSED = "start-refused"  #: QEMU refused `cont` and is still paused: it never ran
     CLEANED_UP = "cleaned-up"  #: QEMU proven dead, reservation given back
-    AGENT_RESTARTED = "agent-restarted"  #: the machine was replayed; QEMU is alive
+    AGENT_RESTARTED = "agent-restarted"  #: the machine was replayed; its orders find out what became of QEMU
 
 
 AnyEvent = SourceEvent | DestinationEvent

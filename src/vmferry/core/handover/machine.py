@@ -9,7 +9,7 @@ from vmferry.core.errors import IllegalTransition
 from vmferry.core.handover.effects import AnyEffect
 from vmferry.core.handover.events import AnyEvent, DestinationEvent, Happened, SourceEvent
 from vmferry.core.handover.states import FACTS, AnyState, DestinationState, Facts, Side, SourceState
-from vmferry.core.handover.table import DESTINATION_TABLE, IGNORED, SOURCE_TABLE, Key, Step
+from vmferry.core.handover.table import DESTINATION_TABLE, IGNORED, OPENING, SOURCE_TABLE, Key, Step
 from vmferry.core.handover.words import Word
 
 
@@ -29,6 +29,8 @@ TOKEN_CHANGES: Mapping[tuple[AnyEvent, AnyState], TokenChange] = {
     (SourceEvent.OWNERSHIP_RELEASED, SourceState.COMMITTED): TokenChange.RELEASE,
     (SourceEvent.DESTINATION_RETURNED, SourceState.RETURNING): TokenChange.TAKE_BACK,
     (DestinationEvent.COMMIT_RECEIVED, DestinationState.ACQUIRED): TokenChange.ACQUIRE,
+    # it cannot start the guest, but it holds the token until it has given it back
+    (DestinationEvent.COMMIT_RECEIVED, DestinationState.GIVING_BACK): TokenChange.ACQUIRE,
     (DestinationEvent.INTENT_RECORDED, DestinationState.STARTING): TokenChange.INTEND,
     (DestinationEvent.CLEANED_UP, DestinationState.RETURNED): TokenChange.RETURN,
     (DestinationEvent.COMMIT_RECEIVED, DestinationState.RETURNED): TokenChange.RETURN,
@@ -91,4 +93,4 @@ class Machine:
 
 def first_state(side: Side) -> AnyState:
     """Return the state in which a side's machine begins."""
-    return SourceState.CHECKING if side is Side.SOURCE else DestinationState.PREPARING
+    return OPENING[side].next

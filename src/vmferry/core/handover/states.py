@@ -1,8 +1,10 @@
 """The states of a hand-over, on either side: what each means, who owns the guest in it and who is needed.
 
-*owner* is the host whose vCPUs may run. *needs* are the QEMU processes whose loss in this state loses the guest.
-A *deadline* ends every state that waits for a process which may never answer; states without one wait for a person,
-for the network or for the peer, and hold the guest rather than guess.
+*owner* is the host whose vCPUs may run. *needs* are the QEMU processes whose loss in this state can lose the guest,
+as far as this side knows: the loss of one that neither side needs never does.
+A *deadline* ends every state that waits for a process which may never answer (the destination's comes as
+PREPARATION_FAILED); states without one wait for a person, for the network or for the peer, and hold the guest rather
+than guess, or undo (ABORTING, RETURNING) and have nowhere else to go.
 
 Source: design/handover.md, "The six steps and the commit point".
 """
@@ -50,7 +52,7 @@ class SourceState(Word):
     DESTINATION_LOADED = "destination-loaded"
     #: Both say so. The release is being journalled.
     LOADED = "loaded"
-    #: The source's QEMU died when the destination may already hold everything: its word decides.
+    #: The source's QEMU died when it stood still and the destination may hold everything: its word decides.
     ORPHANED = "orphaned"
     #: `released(epoch+1, destination)` is journalled. The source's QEMU gets `quit` and nothing else.
     COMMITTED = "committed"
@@ -66,7 +68,7 @@ class SourceState(Word):
     RETURNING = "returning"
     #: The guest runs at the source, one epoch further.
     RETURNED = "returned"
-    #: The source's QEMU died before the commit and the destination has nothing: a guest crash at its owner.
+    #: The source's QEMU died before the commit, the destination has nothing that may be used: a crash at its owner.
     CRASHED = "crashed"
     #: The destination's QEMU died after the intent to start: a guest crash at its new owner.
     LOST = "lost"
@@ -145,7 +147,7 @@ FACTS: dict[AnyState, Facts] = {
     DestinationState.RUNNING: Facts(_D, _DST, None, final=True),
     DestinationState.DISCARDING: Facts(_S, _SRC, None),
     DestinationState.DISCARDED: Facts(_S, _SRC, None, final=True),
-    DestinationState.GIVING_BACK: Facts(_D, _NONE, None),
+    DestinationState.GIVING_BACK: Facts(_D, _SRC, None),
     DestinationState.RETURNED: Facts(_S, _SRC, None, final=True),
     DestinationState.LOST: Facts(_D, _NONE, None, final=True),
 }

@@ -20,15 +20,19 @@ Ownership changes with the event that is journalled, in one write: the release w
 acquisition with COMMIT_RECEIVED in LOADED, the intent with INTENT_RECORDED, the return with the event that leads to the
 destination's RETURNED, the taking back with DESTINATION_RETURNED (machine.py, `TOKEN_CHANGES`).
 
-The intent: between ACQUIRED and STARTING the destination journals that it is about to send `cont`. A QEMU found
-dead before the intent never ran, and the token goes back. Found dead after it, it may have run: that is a guest crash,
-and the source's copy, by then older than what the world has seen, is never revived.
+Which copy is the guest (ORPHANED, CRASHED): a source that failed in `device` restarts its vCPUs, and RESTORE starts
+them too; from then on what the destination has loaded is the past, and starting it would undo what the world has seen
+and run an old memory on a newer disk. So the destination's word saves a guest only while it is *known* that the
+source's QEMU stood still until it died: an agent watched it all the time (no restart between PRE_SWITCHOVER and the
+death), or its journalled `completed` says so (it never resumes by itself after that; hence SOURCE_COMPLETED and LOADED
+wait on after a restart). In ABORTING nobody knows, and the guest has crashed at its owner.
 
 Nothing is resolved by a time-out that could make two owners: deadlines exist only in states whose owner is certain and
 whose end is decided here. COMMITTED and ORPHANED, and the destination's LOADED and ACQUIRED, wait as long as it takes.
 
-An event that is late, doubled or stray is listed in `IGNORED` for its state: it moves nothing. Anything not listed in
-either is our bug: `IllegalTransition`.
+A fact that could have come true by now and is not in the table is late, doubled or stray: `IGNORED`, it moves nothing.
+A fact that cannot have come true yet, or that contradicts the state, is our bug: `IllegalTransition`. A release or an
+intent that comes too late is ignored too: it was never written, so it never was.
 
 Source: design/handover.md; each QEMU fact was tried on 10.0.2 and most on 7.2.
 """
@@ -40,7 +44,7 @@ from dataclasses import dataclass
 
 from vmferry.core.handover.effects import AnyEffect, DestinationEffect, SourceEffect
 from vmferry.core.handover.events import AnyEvent, DestinationEvent, SourceEvent
-from vmferry.core.handover.states import AnyState, DestinationState, SourceState
+from vmferry.core.handover.states import AnyState, DestinationState, Side, SourceState
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +63,17 @@ _UNTOUCHED = Step(_S.ABORTED, (_X.REPORT,))
 _CRASHED = Step(_S.CRASHED, (_X.DISCARD, _X.NOTE_CRASH, _X.REPORT))
 #: The source's QEMU may have sent everything before it died: only the destination knows.
 _ORPHANED = Step(_S.ORPHANED, (_X.AWAIT_DESTINATION,))
+#: The destination's word suffices, and there is no way back to a dead QEMU: no deadline and no cancel may lead there.
+_ORPHAN_LOADED = Step(_S.ORPHANED, (_X.RELEASE,))
+#: The source has completed and stands still for good; only the destination's word, a fresh one, is missing.
+_COMPLETED = Step(_S.SOURCE_COMPLETED, (_X.AWAIT_DESTINATION,))
+_COMMIT = Step(_S.COMMITTED, (_X.TELL_DESTINATION,))
 _LOADED = Step(_S.LOADED, (_X.RELEASE,))
 
 #: What ends a hand-over before the commit while the source's QEMU lives.
 _FAILURES = (_E.STREAM_FAILED, _E.DESTINATION_FAILED, _E.GUEST_ENDED, _E.CANCEL_REQUESTED)
-_STOPPED_FAILURES = (*_FAILURES, _E.AGENT_RESTARTED, _E.DEADLINE_PASSED)
+_TIMED_FAILURES = (*_FAILURES, _E.DEADLINE_PASSED)
+_STOPPED_FAILURES = (*_TIMED_FAILURES, _E.AGENT_RESTARTED)
 
 
 def _all(state: AnyState, events: Iterable[AnyEvent], step: Step) -> dict[Key, Step]:
@@ -93,6 +103,9 @@ SOURCE_TABLE: Mapping[Key, Step] = {
     **_all(_S.PRECOPY, _FAILURES, _ABORT),
     # 4 ripe: the guest stands still, so every wait has a deadline from here to LOADED
     (_S.PRE_SWITCHOVER, _E.SWITCHOVER_BEGAN): Step(_S.SWITCHOVER),
+    # the reply to `migrate-continue` may be overtaken by what it caused
+    (_S.PRE_SWITCHOVER, _E.SOURCE_COMPLETED): Step(_S.SOURCE_COMPLETED),
+    (_S.PRE_SWITCHOVER, _E.DESTINATION_LOADED): Step(_S.DESTINATION_LOADED),
     (_S.PRE_SWITCHOVER, _E.SOURCE_QEMU_DIED): _ORPHANED,
     **_all(_S.PRE_SWITCHOVER, _STOPPED_FAILURES, _ABORT),
     # 5 last pages and device state
@@ -102,37 +115,46 @@ SOURCE_TABLE: Mapping[Key, Step] = {
     **_all(_S.SWITCHOVER, _STOPPED_FAILURES, _ABORT),
     (_S.SOURCE_COMPLETED, _E.DESTINATION_LOADED): _LOADED,
     (_S.SOURCE_COMPLETED, _E.SOURCE_QEMU_DIED): _ORPHANED,
-    **_all(_S.SOURCE_COMPLETED, _STOPPED_FAILURES, _ABORT),
+    (_S.SOURCE_COMPLETED, _E.AGENT_RESTARTED): _COMPLETED,
+    **_all(_S.SOURCE_COMPLETED, _TIMED_FAILURES, _ABORT),
     (_S.DESTINATION_LOADED, _E.SOURCE_COMPLETED): _LOADED,
     # proven dead, it cannot restart its vCPUs any more: the destination's word suffices
-    (_S.DESTINATION_LOADED, _E.SOURCE_QEMU_DIED): _LOADED,
+    (_S.DESTINATION_LOADED, _E.SOURCE_QEMU_DIED): _ORPHAN_LOADED,
     **_all(_S.DESTINATION_LOADED, _STOPPED_FAILURES, _ABORT),
-    (_S.ORPHANED, _E.DESTINATION_LOADED): _LOADED,
+    (_S.ORPHANED, _E.DESTINATION_LOADED): _ORPHAN_LOADED,
+    (_S.ORPHANED, _E.OWNERSHIP_RELEASED): _COMMIT,
     (_S.ORPHANED, _E.DESTINATION_FAILED): _CRASHED,
     (_S.ORPHANED, _E.DESTINATION_FENCED): _CRASHED,
+    # said before it died and heard after it: it may have run on, or had ended
+    **_all(_S.ORPHANED, (_E.STREAM_FAILED, _E.GUEST_ENDED), _CRASHED),
     (_S.ORPHANED, _E.AGENT_RESTARTED): _ORPHANED,
     # the commit
-    (_S.LOADED, _E.OWNERSHIP_RELEASED): Step(_S.COMMITTED, (_X.TELL_DESTINATION,)),
-    **_all(
-        _S.LOADED,
-        (_E.DESTINATION_FAILED, _E.CANCEL_REQUESTED, _E.AGENT_RESTARTED, _E.DEADLINE_PASSED),
-        _ABORT,
-    ),
+    (_S.LOADED, _E.OWNERSHIP_RELEASED): _COMMIT,
+    (_S.LOADED, _E.SOURCE_QEMU_DIED): _ORPHANED,
+    (_S.LOADED, _E.AGENT_RESTARTED): _COMPLETED,
+    **_all(_S.LOADED, (_E.DESTINATION_FAILED, _E.CANCEL_REQUESTED, _E.DEADLINE_PASSED), _ABORT),
     # 6 from now on the source's QEMU gets `quit` and nothing else, unless the token comes back
     (_S.COMMITTED, _E.DESTINATION_RUNNING): Step(_S.RUNNING, (_X.END_SOURCE,)),
     (_S.COMMITTED, _E.DESTINATION_RETURNED): Step(_S.RETURNING, (_X.TAKE_BACK,)),
     (_S.COMMITTED, _E.DESTINATION_LOST): Step(_S.LOST, (_X.END_SOURCE, _X.REPORT)),
     (_S.COMMITTED, _E.DESTINATION_FENCED): Step(_S.CRASHED, (_X.NOTE_CRASH, _X.REPORT)),
-    (_S.COMMITTED, _E.AGENT_RESTARTED): Step(_S.COMMITTED, (_X.TELL_DESTINATION,)),
+    (_S.COMMITTED, _E.AGENT_RESTARTED): _COMMIT,
     (_S.RUNNING, _E.TIDIED): Step(_S.DONE, (_X.REPORT,)),
     (_S.RUNNING, _E.AGENT_RESTARTED): Step(_S.RUNNING, (_X.END_SOURCE,)),
     # ways back
     (_S.ABORTING, _E.SOURCE_RESUMED): Step(_S.ABORTED, (_X.DISCARD, _X.REPORT)),
-    (_S.ABORTING, _E.SOURCE_QEMU_DIED): _ORPHANED,
+    # it may have run on before it died, so what the destination has may be the past
+    (_S.ABORTING, _E.SOURCE_QEMU_DIED): _CRASHED,
     (_S.ABORTING, _E.AGENT_RESTARTED): _ABORT,
     (_S.RETURNING, _E.SOURCE_RESUMED): Step(_S.RETURNED, (_X.REPORT,)),
     (_S.RETURNING, _E.SOURCE_QEMU_DIED): Step(_S.CRASHED, (_X.NOTE_CRASH, _X.REPORT)),
     (_S.RETURNING, _E.AGENT_RESTARTED): Step(_S.RETURNING, (_X.TAKE_BACK,)),
+    # the last orders once more, where a crash came between the end and them
+    (_S.DONE, _E.AGENT_RESTARTED): Step(_S.DONE, (_X.REPORT,)),
+    (_S.ABORTED, _E.AGENT_RESTARTED): Step(_S.ABORTED, (_X.DISCARD, _X.REPORT)),
+    (_S.RETURNED, _E.AGENT_RESTARTED): Step(_S.RETURNED, (_X.REPORT,)),
+    (_S.CRASHED, _E.AGENT_RESTARTED): _CRASHED,
+    (_S.LOST, _E.AGENT_RESTARTED): Step(_S.LOST, (_X.END_SOURCE, _X.REPORT)),
 }
 
 _T, _F, _Y = DestinationState, DestinationEvent, DestinationEffect
@@ -143,7 +165,14 @@ DESTINATION_TABLE: Mapping[Key, Step] = {
     (_T.PREPARING, _F.QEMU_LISTENS): Step(_T.RECEIVING, (_Y.WATCH,)),
     **_all(
         _T.PREPARING,
-        (_F.PREPARATION_FAILED, _F.QEMU_DIED, _F.DISCARD_RECEIVED, _F.SOURCE_FENCED, _F.AGENT_RESTARTED),
+        (
+            _F.PREPARATION_FAILED,
+            _F.STREAM_FAILED,  # a stranger connected before we said that it listens
+            _F.QEMU_DIED,
+            _F.DISCARD_RECEIVED,
+            _F.SOURCE_FENCED,
+            _F.AGENT_RESTARTED,
+        ),
         _DISCARD,
     ),
     (_T.RECEIVING, _F.STREAM_LOADED): Step(_T.LOADED, (_Y.WATCH,)),
@@ -168,74 +197,85 @@ DESTINATION_TABLE: Mapping[Key, Step] = {
     (_T.DISCARDING, _F.AGENT_RESTARTED): _DISCARD,
     (_T.GIVING_BACK, _F.CLEANED_UP): Step(_T.RETURNED),
     (_T.GIVING_BACK, _F.AGENT_RESTARTED): _GIVE_BACK,
+    (_T.RUNNING, _F.AGENT_RESTARTED): Step(_T.RUNNING, (_Y.ANNOUNCE,)),
+    (_T.LOST, _F.AGENT_RESTARTED): Step(_T.LOST, (_Y.NOTE_CRASH,)),
 }
+
+#: What a new hand-over of each side begins with.
+OPENING: Mapping[Side, Step] = {
+    Side.SOURCE: Step(_S.CHECKING, (_X.CHECK,)),
+    Side.DESTINATION: Step(_T.PREPARING, (_Y.PREPARE,)),
+}
+
+_BY_CHECKING: frozenset[AnyEvent] = frozenset(
+    {
+        _E.CHECK_PASSED,
+        _E.CHECK_FAILED,
+        _E.SOURCE_QEMU_DIED,
+        _E.GUEST_ENDED,
+        _E.CANCEL_REQUESTED,
+        _E.DEADLINE_PASSED,
+        _E.AGENT_RESTARTED,
+        _E.DESTINATION_FENCED,
+    }
+)
+_BY_RESERVING = _BY_CHECKING | {
+    _E.DESTINATION_RESERVED,
+    _E.DESTINATION_REFUSED,
+    _E.DESTINATION_FAILED,
+    _E.STREAM_FAILED,
+}
+_BY_RESERVED = _BY_RESERVING | {_E.PRECOPY_BEGAN}
+_BY_PRECOPY = _BY_RESERVED | {_E.SOURCE_PAUSED}
+_BY_PRE_SWITCHOVER = _BY_PRECOPY | {_E.SWITCHOVER_BEGAN, _E.SOURCE_COMPLETED, _E.DESTINATION_LOADED}
+_BY_LOADED = _BY_PRE_SWITCHOVER | {_E.OWNERSHIP_RELEASED}
+_BY_COMMITTED = _BY_LOADED | {_E.DESTINATION_RUNNING, _E.DESTINATION_RETURNED, _E.DESTINATION_LOST}
+
+_BY_PREPARING: frozenset[AnyEvent] = frozenset(
+    {
+        _F.QEMU_LISTENS,
+        _F.PREPARATION_FAILED,
+        _F.STREAM_FAILED,
+        _F.QEMU_DIED,
+        _F.COMMIT_RECEIVED,
+        _F.DISCARD_RECEIVED,
+        _F.SOURCE_FENCED,
+        _F.AGENT_RESTARTED,
+    }
+)
+_BY_RECEIVING = _BY_PREPARING | {_F.STREAM_LOADED}
+#: it loaded, so it neither failed to prepare nor to load
+_BY_LOADING = _BY_RECEIVING - {_F.PREPARATION_FAILED, _F.STREAM_FAILED}
+
+#: What can have come true by the time a state is entered, on the way to it. Final states take anything.
+POSSIBLE: Mapping[AnyState, frozenset[AnyEvent]] = {
+    _S.CHECKING: _BY_CHECKING,
+    _S.RESERVING: _BY_RESERVING,
+    _S.RESERVED: _BY_RESERVED,
+    _S.PRECOPY: _BY_PRECOPY,
+    _S.PRE_SWITCHOVER: _BY_PRE_SWITCHOVER,
+    _S.SWITCHOVER: _BY_PRE_SWITCHOVER,
+    _S.SOURCE_COMPLETED: _BY_PRE_SWITCHOVER,
+    _S.DESTINATION_LOADED: _BY_PRE_SWITCHOVER,
+    _S.LOADED: _BY_LOADED,
+    _S.ORPHANED: _BY_LOADED,
+    _S.COMMITTED: _BY_COMMITTED,
+    _S.RUNNING: _BY_COMMITTED | {_E.TIDIED},
+    _S.ABORTING: _BY_LOADED | {_E.SOURCE_RESUMED},
+    _S.RETURNING: (_BY_COMMITTED | {_E.SOURCE_RESUMED}) - {_E.DESTINATION_RUNNING},
+    _T.PREPARING: _BY_PREPARING,
+    _T.RECEIVING: _BY_RECEIVING,
+    _T.LOADED: _BY_LOADING,
+    _T.ACQUIRED: _BY_LOADING | {_F.INTENT_RECORDED},
+    _T.STARTING: _BY_LOADING | {_F.INTENT_RECORDED, _F.GUEST_STARTED, _F.START_REFUSED},
+    _T.DISCARDING: _BY_RECEIVING | {_F.CLEANED_UP},
+    _T.GIVING_BACK: _BY_RECEIVING | {_F.INTENT_RECORDED, _F.START_REFUSED, _F.CLEANED_UP},
+}
+
+_TABLES: Mapping[Key, Step] = {**SOURCE_TABLE, **DESTINATION_TABLE}
 
 #: Late, doubled or stray, and harmless: the state does not move. Final states ignore everything not in the tables.
 IGNORED: Mapping[AnyState, frozenset[AnyEvent]] = {
-    _S.CHECKING: frozenset({_E.DESTINATION_FENCED}),
-    _S.RESERVING: frozenset({_E.DESTINATION_FENCED}),
-    _S.RESERVED: frozenset({_E.DESTINATION_RESERVED, _E.DESTINATION_FENCED}),
-    _S.PRECOPY: frozenset({_E.PRECOPY_BEGAN, _E.DEADLINE_PASSED, _E.DESTINATION_FENCED}),
-    _S.PRE_SWITCHOVER: frozenset({_E.PRECOPY_BEGAN, _E.SOURCE_PAUSED, _E.DESTINATION_FENCED}),
-    _S.SWITCHOVER: frozenset({_E.SOURCE_PAUSED, _E.SWITCHOVER_BEGAN, _E.DESTINATION_FENCED}),
-    _S.SOURCE_COMPLETED: frozenset({_E.SOURCE_COMPLETED, _E.SOURCE_PAUSED, _E.DESTINATION_FENCED}),
-    _S.DESTINATION_LOADED: frozenset({_E.DESTINATION_LOADED, _E.SOURCE_PAUSED, _E.DESTINATION_FENCED}),
-    _S.ORPHANED: frozenset(
-        {
-            _E.SOURCE_QEMU_DIED,
-            _E.CANCEL_REQUESTED,
-            _E.STREAM_FAILED,
-            _E.GUEST_ENDED,
-            _E.DEADLINE_PASSED,
-            _E.SOURCE_COMPLETED,
-        }
-    ),
-    _S.LOADED: frozenset(
-        {
-            _E.SOURCE_QEMU_DIED,
-            _E.SOURCE_COMPLETED,
-            _E.DESTINATION_LOADED,
-            _E.GUEST_ENDED,
-            _E.STREAM_FAILED,
-            _E.DESTINATION_FENCED,
-        }
-    ),
-    _S.COMMITTED: frozenset(SourceEvent) - {event for state, event in SOURCE_TABLE if state == _S.COMMITTED},
-    _S.RUNNING: frozenset(SourceEvent) - {event for state, event in SOURCE_TABLE if state == _S.RUNNING},
-    _S.ABORTING: frozenset(SourceEvent)
-    - {event for state, event in SOURCE_TABLE if state == _S.ABORTING}
-    - {_E.OWNERSHIP_RELEASED, _E.DESTINATION_RUNNING, _E.DESTINATION_RETURNED, _E.DESTINATION_LOST, _E.TIDIED},
-    _S.RETURNING: frozenset(SourceEvent)
-    - {event for state, event in SOURCE_TABLE if state == _S.RETURNING}
-    - {_E.OWNERSHIP_RELEASED, _E.DESTINATION_RUNNING, _E.TIDIED},
-    _T.PREPARING: frozenset[AnyEvent](),
-    _T.RECEIVING: frozenset({_F.QEMU_LISTENS}),
-    _T.LOADED: frozenset({_F.STREAM_LOADED, _F.QEMU_LISTENS}),
-    _T.ACQUIRED: frozenset({_F.STREAM_LOADED, _F.COMMIT_RECEIVED, _F.DISCARD_RECEIVED, _F.SOURCE_FENCED}),
-    _T.STARTING: frozenset(
-        {_F.STREAM_LOADED, _F.COMMIT_RECEIVED, _F.DISCARD_RECEIVED, _F.SOURCE_FENCED, _F.INTENT_RECORDED}
-    ),
-    _T.DISCARDING: frozenset(
-        {
-            _F.QEMU_LISTENS,
-            _F.PREPARATION_FAILED,
-            _F.STREAM_LOADED,
-            _F.STREAM_FAILED,
-            _F.QEMU_DIED,
-            _F.DISCARD_RECEIVED,
-            _F.SOURCE_FENCED,
-        }
-    ),
-    _T.GIVING_BACK: frozenset(
-        {
-            _F.QEMU_LISTENS,
-            _F.PREPARATION_FAILED,
-            _F.STREAM_LOADED,
-            _F.STREAM_FAILED,
-            _F.QEMU_DIED,
-            _F.COMMIT_RECEIVED,
-            _F.DISCARD_RECEIVED,
-            _F.SOURCE_FENCED,
-        }
-    ),
+    state: frozenset(event for event in possible if (state, event) not in _TABLES)
+    for state, possible in POSSIBLE.items()
 }

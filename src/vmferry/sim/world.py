@@ -1,0 +1,367 @@
+"""Two hosts, one guest, one hand-over, and everything that can go wrong: the promises are held after every step.
+
+The world does nothing by itself. `choices` names what could happen next, faults are methods, `check` holds the
+promises, `settle` lets everything heal and go on until nothing moves any more.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from vmferry.core.handover.events import DestinationEvent, Happened, SourceEvent
+from vmferry.core.handover.replay import replay
+from vmferry.core.handover.states import FACTS, DestinationState, Owner, Side, SourceState
+from vmferry.core.migration import RunState
+from vmferry.sim.agent import SimAgent
+from vmferry.sim.destination import SimDestination
+from vmferry.sim.network import Message, Network
+from vmferry.sim.qemu import Disk, Fact, Guest, SimQemu, Stream, Violation
+from vmferry.sim.source import SimSource
+
+_MANY = 2000  #: steps after which a world that still moves is going round in circles
+
+
+class Fate(enum.Enum):
+    """What became of the guest."""
+
+    ONE = "one"  #: exactly one QEMU runs it (or stands, if it stood before)
+    HELD = "held"  #: a QEMU holds it, nobody runs it yet
+    LOST = "lost"  #: no QEMU holds it any more
+
+
+@dataclass(frozen=True)
+class Death:
+    """A QEMU that was killed, and whether the states of that moment say that the guest may die with it."""
+
+    side: Side
+    needed: bool
+
+
+class World:
+    """One hand-over from its start.
+
+    Args:
+        guest_runs: whether the guest runs when it begins, or is paused.
+        return_path: whether the stream has two directions.
+    """
+
+    def __init__(self, *, guest_runs: bool = True, return_path: bool = True) -> None:
+        self.network = Network()
+        self.guest = Guest(runs=guest_runs)
+        self.disk = Disk()
+        self.stream = Stream(return_path=return_path)
+        self.source = SimSource(self.network, self.guest)
+        self.destination = SimDestination(self.network, self.guest, lambda: self._qemu(self.destination))
+        self.source.qemu = self._qemu(self.source)
+        self.agents: dict[Side, SimAgent] = {Side.SOURCE: self.source, Side.DESTINATION: self.destination}
+        self.deaths: list[Death] = []
+        self.fenced = False
+        self.refused = False
+        self._qemu_first = False
+        self._checked: dict[Side, tuple[object, ...]] = {}
+        self.source.open()
+
+    def _qemu(self, agent: SimAgent) -> SimQemu:
+        return SimQemu(agent.side, self.guest, self.disk, self.stream, lambda fact: self._tell(agent, fact))
+
+    @staticmethod
+    def _tell(agent: SimAgent, fact: Fact) -> None:
+        agent.hear(fact)
+
+    # -- what could happen next -----------------------------------------------------------------------------------
+
+    def choices(self) -> list[tuple[str, Callable[[], object]]]:
+        """Name every step that something could take now, in an order that lets a hand-over go its way."""
+        found: list[tuple[str, Callable[[], object]]] = []
+        for side, agent in self.agents.items():
+            if agent.alive and agent.inbox:
+                found.append((f"{side} takes", agent.take))
+            if agent.alive and agent.replies:
+                found.append((f"{side} is answered", agent.take_reply))
+            if agent.alive and agent.orders:
+                found.append((f"{side} acts", agent.carry_out))
+        found += [
+            (f"{message.to} hears {message.word.value}", partial(self.deliver, message))
+            for message in dict.fromkeys(self.network.messages)
+            if self.network.up
+        ]
+        return found
+
+    def advance_qemu(self, side: Side) -> bool:
+        """Let one QEMU do its next thing; False when it has none."""
+        qemu = self.agents[side].qemu
+        self.stream.up = self.network.up
+        return qemu is not None and qemu.advance()
+
+    def step(self) -> bool:
+        """Do something that can be done, the agents and the QEMUs by turns; False when nothing can."""
+        self._qemu_first = not self._qemu_first
+        if self._qemu_first:
+            return self._advance_any() or self._choose_first()
+        return self._choose_first() or self._advance_any()
+
+    def _choose_first(self) -> bool:
+        choices = self.choices()
+        if choices:
+            choices[0][1]()
+        return bool(choices)
+
+    def _advance_any(self) -> bool:
+        return any(self.advance_qemu(side) for side in Side)
+
+    def deliver(self, message: Message, *, keep: bool = False) -> None:
+        """Bring a message to its agent; with `keep`, a second copy stays on its way. A dead agent hears nothing."""
+        if not keep:
+            self.network.messages.remove(message)
+        if self.agents[message.to].alive:
+            self.agents[message.to].receive(message.word)
+
+    def poll(self) -> None:
+        """Let both agents ask again, unless their last question is still on its way."""
+        for agent in self.agents.values():
+            if agent.alive:
+                before = len(self.network.messages)
+                agent.poll()
+                fresh = self.network.messages[before:]
+                del self.network.messages[before:]
+                self.network.messages += [message for message in fresh if message not in self.network.messages]
+
+    # -- faults ---------------------------------------------------------------------------------------------------
+
+    def kill_agent(self, side: Side) -> None:
+        """Do kill -9 of one agent."""
+        self.agents[side].kill()
+
+    def kill_qemu(self, side: Side) -> None:
+        """Do kill -9 of one QEMU."""
+        qemu = self.agents[side].qemu
+        if qemu is not None and qemu.alive:
+            self.deaths.append(Death(side, self._needed(side)))
+            qemu.kill()
+
+    def kill_host(self, side: Side) -> None:
+        """Power loss of one host."""
+        self.kill_agent(side)
+        self.kill_qemu(side)
+
+    def restart_agent(self, side: Side, *, death_first: bool = False) -> None:
+        """Let a supervisor start an agent again."""
+        if not self.agents[side].alive:
+            self.agents[side].restart(death_first=death_first)
+
+    def cut(self) -> None:
+        """Cut the two hosts off from each other."""
+        self.network.up = False
+
+    def heal(self) -> None:
+        """Join them again."""
+        self.network.up = True
+
+    def break_stream(self, *, rest_arrives: bool) -> None:
+        """Have the connection of the migration end; what was sent may still arrive."""
+        if not self.stream.broken:
+            self.stream.broken = True
+            self.stream.rest_arrives = rest_arrives
+
+    def pass_deadline(self, side: Side) -> bool:
+        """Have the deadline of an agent's state pass; False when it has none."""
+        agent = self.agents[side]
+        if not agent.alive or agent.machine is None or agent.machine.facts.deadline_ms is None:
+            return False
+        event = SourceEvent.DEADLINE_PASSED if side is Side.SOURCE else DestinationEvent.PREPARATION_FAILED
+        agent.post(event, only_in=agent.machine.state)
+        return True
+
+    def cancel(self) -> None:
+        """Have an operator cancel."""
+        if self.source.alive:
+            self.source.post(SourceEvent.CANCEL_REQUESTED)
+
+    def power_off(self) -> None:
+        """Have the guest power itself off, wherever it runs."""
+        for agent in self.agents.values():
+            if agent.qemu is not None and agent.qemu.running:
+                agent.qemu.power_off()
+
+    def refuse_disk(self) -> None:
+        """Have the storage refuse the destination from now on."""
+        self.disk.refuses_destination = True
+        self.refused = True
+
+    def can_fence(self, side: Side) -> bool:
+        """Tell whether a person may declare a host fenced: it is off for certain, and the other agent listens."""
+        other = Side.DESTINATION if side is Side.SOURCE else Side.SOURCE
+        qemu = self.agents[side].qemu
+        off = not self.agents[side].alive and (qemu is None or not qemu.alive)
+        return off and self.agents[other].alive and self.agents[other].machine is not None
+
+    def fence(self, side: Side) -> None:
+        """Have a person say that a host is off."""
+        self.fenced = True
+        if side is Side.DESTINATION:
+            self.source.post(SourceEvent.DESTINATION_FENCED)
+        else:
+            self.destination.post(DestinationEvent.SOURCE_FENCED)
+
+    def _needed(self, side: Side) -> bool:
+        """Tell whether a QEMU is needed by a state that an agent is in, or is about to enter by what it has heard."""
+        return any(side in FACTS[state].needs for agent in self.agents.values() for state in _states_ahead(agent))
+
+    # -- promises -------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Hold every promise that must be true at any moment.
+
+        Raises:
+            Violation: one is broken.
+        """
+        self._check_owner()
+        for agent in self.agents.values():
+            self._check_agent(agent)
+
+    def _check_owner(self) -> None:
+        running = [side for side, agent in self.agents.items() if agent.qemu is not None and agent.qemu.running]
+        if len(running) > 1:
+            raise Violation("two QEMUs run the guest")
+        tokens = {side: agent.journal.token for side, agent in self.agents.items()}
+        newest = max(token.epoch for token in tokens.values() if token is not None)
+        owners = [side for side, token in tokens.items() if token and token.owner is side and token.epoch == newest]
+        if len(owners) > 1:
+            raise Violation(f"two owners: {tokens}")
+        if running and running != owners:
+            raise Violation(f"QEMU at the {running[0]} runs, owners are {owners}: {tokens}")
+
+    def _check_agent(self, agent: SimAgent) -> None:
+        journal = agent.journal
+        seen = (len(journal.rows), agent.machine)
+        if journal.state is None or self._checked.get(agent.side) == seen:
+            return
+        self._checked[agent.side] = seen
+        again = replay(agent.side, journal.rows).state
+        if again is not journal.state or (agent.machine is not None and agent.machine.state is not again):
+            raise Violation(f"replay of the {agent.side} gives {again}, not {journal.state}")
+        owner = Side.SOURCE if FACTS[journal.state].owner is Owner.SOURCE else Side.DESTINATION
+        if journal.token is not None and journal.token.owner is not owner:
+            raise Violation(f"{agent.side} is in {journal.state} and its token says {journal.token}")
+
+    def fate(self) -> Fate:
+        """Tell what became of the guest, from the QEMUs alone."""
+        holders = [
+            agent.qemu
+            for agent in self.agents.values()
+            if agent.qemu is not None and agent.qemu.alive and agent.qemu.copy == self.guest.present
+        ]
+        if not holders:
+            return Fate.LOST
+        settled = RunState.RUNNING if self.guest.runs else RunState.PAUSED
+        if len(holders) == 1 and holders[0].run in (settled, RunState.SHUTDOWN, RunState.POSTMIGRATE):
+            stands = holders[0].run is RunState.POSTMIGRATE and self.guest.runs
+            return Fate.HELD if stands else Fate.ONE
+        return Fate.HELD
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def settle(self) -> Fate:
+        """Heal everything, bring the agents back, let everything go on until nothing moves; hold how it ended."""
+        self.heal()
+        for side in Side:
+            self.restart_agent(side)
+        for _ in range(_MANY):
+            if not (self._run_dry() or self._ask_again() or self._time_passes()):
+                self._check_end()
+                return self.fate()
+        raise Violation(f"never comes to rest: {self.describe()}")
+
+    def _run_dry(self) -> bool:
+        moved = False
+        for _ in range(_MANY):
+            if not self.step():
+                return moved
+            self.check()
+            moved = True
+        raise Violation(f"goes round in circles: {self.describe()}")
+
+    def _ask_again(self) -> bool:
+        """Let both ask once more; True when that changed anything."""
+        before = self._snapshot()
+        self.poll()
+        self._run_dry()
+        return self._snapshot() != before
+
+    def _time_passes(self) -> bool:
+        before = self._snapshot()
+        for side in Side:
+            self.pass_deadline(side)
+        self._run_dry()
+        return self._snapshot() != before
+
+    def _snapshot(self) -> tuple[object, ...]:
+        return tuple((len(agent.journal.rows), agent.state, len(agent.orders)) for agent in self.agents.values())
+
+    def _check_end(self) -> None:
+        """Hold what must be true when everything healed and nothing moves any more."""
+        for agent in self.agents.values():
+            if agent.journal.opened and not agent.journal.finished:
+                raise Violation(f"the {agent.side} hangs: {self.describe()}")
+        fate, state = self.fate(), self.source.state
+        if fate is Fate.HELD:
+            raise Violation(f"nobody runs the guest: {self.describe()}")
+        if (fate is Fate.LOST) is not (self._died_since(state) or state in (SourceState.CRASHED, SourceState.LOST)):
+            raise Violation(f"guest is {fate}, but the source says {state}: {self.describe()}")
+        if fate is Fate.LOST and not self._may_be_lost():
+            raise Violation(f"lost without need: {self.describe()}")
+        self._check_leftovers()
+
+    def _died_since(self, state: object) -> bool:
+        """Tell whether the guest's QEMU died after the hand-over was over: a guest crash like any other."""
+        at_source = state in (SourceState.ABORTED, SourceState.RETURNED)
+        home = self.source if at_source else self.destination
+        over = at_source or self.destination.state is DestinationState.RUNNING
+        return over and (home.qemu is None or not home.qemu.alive)
+
+    def _may_be_lost(self) -> bool:
+        if len(self.deaths) == 1 and not self.fenced and not self.refused:
+            return self.deaths[0].needed
+        return bool(self.deaths)
+
+    def _check_leftovers(self) -> None:
+        """Hold that no QEMU is left that nobody needs."""
+        for side, agent in self.agents.items():
+            home = Side.DESTINATION if self.destination.state is DestinationState.RUNNING else Side.SOURCE
+            if side is not home and agent.qemu is not None and agent.qemu.alive:
+                raise Violation(f"a QEMU is left at the {side}: {self.describe()}")
+
+    def describe(self) -> str:
+        """Return where everything stands, for a failing test."""
+        lines = [
+            f"{side}: agent {'up' if agent.alive else 'dead'}, {agent.state}, token {agent.journal.token},"
+            f" QEMU {_qemu_text(agent.qemu)}, journal {[row['kind'] for row in agent.journal.rows]},"
+            f" inbox {[str(event) for event, _ in agent.inbox]}, orders {[str(order) for order in agent.orders]}"
+            for side, agent in self.agents.items()
+        ]
+        words = [f"{message.to}:{message.word.value}" for message in self.network.messages]
+        return "\n".join([*lines, f"guest {self.guest}, {self.disk}, {self.stream}, messages {words}", ""])
+
+
+def _qemu_text(qemu: SimQemu | None) -> str:
+    if qemu is None or not qemu.alive:
+        return "dead"
+    return f"{qemu.status}/{qemu.run} copy {qemu.copy}"
+
+
+def _states_ahead(agent: SimAgent) -> list[SourceState | DestinationState]:
+    """Return the state of an agent and those that what it has heard leads to."""
+    if agent.state is None:
+        return []
+    if agent.machine is None:
+        return [agent.state]
+    machine = replay(agent.side, agent.journal.rows)
+    found = [machine.state]
+    for event, only_in in agent.inbox:
+        if only_in in (None, machine.state):
+            machine.handle(Happened(event))
+            found.append(machine.state)
+    return found
