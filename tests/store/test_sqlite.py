@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,13 @@ def test_acknowledged_survives_kill(path: Path) -> None:
         assert row is not None
         assert guest is not None
         assert (row.state, guest.token.epoch) == (f"S{numbers[-1]}", numbers[-1])
+
+
+def test_opened_elsewhere_used_in_one_thread(path: Path) -> None:
+    """A journal may be opened in another thread; a second thread that uses it is refused."""
+    with ThreadPoolExecutor(1) as pool:
+        journal = pool.submit(SqliteJournal, path).result()
+        journal.put_guest(make_guest_row())
+        with pytest.raises(RuntimeError, match="second thread"):
+            pool.submit(journal.guests).result()
+    journal.close()

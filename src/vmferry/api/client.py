@@ -11,7 +11,7 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -41,9 +41,18 @@ class Client:
         endpoint: the agent.
         context: TLS as an operator.
         time_limit_s: for one answer.
+        check_peer: called with the other side's certificate (DER) before anything is sent; raises to refuse it.
     """
 
-    def __init__(self, endpoint: Endpoint, context: ssl.SSLContext, *, time_limit_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        context: ssl.SSLContext,
+        *,
+        time_limit_s: float = 60.0,
+        check_peer: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self._check_peer = check_peer
         self.endpoint = endpoint
         self._context = context
         self._time_limit_s = time_limit_s
@@ -138,10 +147,17 @@ class Client:
             plain = socket.create_connection((self.endpoint.address, self.endpoint.port), timeout=CONNECT_TIME_LIMIT_S)
             try:
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connection.sock = self._context.wrap_socket(plain, server_hostname=self.endpoint.server_name)
+                secure = self._context.wrap_socket(plain, server_hostname=self.endpoint.server_name)
             except BaseException:
                 plain.close()
                 raise
+            connection.sock = secure
+            if self._check_peer is not None:
+                try:
+                    self._check_peer(secure.getpeercert(binary_form=True) or b"")
+                except BaseException:
+                    connection.close()
+                    raise
             self._connection = connection
         return self._connection
 

@@ -121,6 +121,10 @@ class IdentityDirectory:
         self._load(context)
         return context
 
+    def reload(self, context: ssl.SSLContext) -> None:
+        """Let a context that is in use show the renewed certificate on new connections."""
+        context.load_cert_chain(self.path / IDENTITY_FILE)
+
     def _load(self, context: ssl.SSLContext) -> None:
         """Set what both directions have in common."""
         context.minimum_version = ssl.TLSVersion.TLSv1_3

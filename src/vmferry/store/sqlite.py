@@ -1,14 +1,15 @@
 """`SqliteJournal`: the Journal on SQLite in WAL mode, durable with every call (synchronous=FULL).
 
-One connection, used from the event loop's thread: a write takes about 0.3 ms, less than a hop to a thread would.
-SQLite checks the thread for us. Every write is one transaction: it stands wholly, or an error was raised and
-nothing of it does.
+One connection, used from one thread, the event loop's: a write takes about 0.3 ms, less than a hop to a thread would.
+It may be opened in another one, since opening may wait for a disk. Every write is one transaction: it stands wholly, or
+an error was raised and nothing of it does.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,9 +53,10 @@ class SqliteJournal:
     def __init__(self, path: Path | str, *, now: Callable[[], float] = time.time) -> None:
         self._path = str(path)
         self._now = now
+        self._thread: int | None = None  #: the one that used it first
         _make_private(Path(path))
         with self._faults("opening it"):
-            self._db = sqlite3.connect(self._path, isolation_level=None, timeout=_LOCK_WAIT_S)
+            self._db = sqlite3.connect(self._path, isolation_level=None, timeout=_LOCK_WAIT_S, check_same_thread=False)
         try:
             with self._faults("opening it"):
                 self._db.row_factory = sqlite3.Row
@@ -208,12 +210,14 @@ class SqliteJournal:
 
     def _read(self, statement: str, *values: object) -> list[sqlite3.Row]:
         """Return all rows of a query."""
+        self._check_thread()
         with self._faults("reading it"):
             return self._db.execute(statement, values).fetchall()
 
     @contextmanager
     def _transaction(self, doing: str) -> Iterator[None]:
         """Commit what the body writes when it ends well; leave nothing of it otherwise."""
+        self._check_thread()
         with self._faults(doing):
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -232,6 +236,14 @@ class SqliteJournal:
             yield
         except sqlite3.Error as error:
             raise journal_fault(self._path, doing, error) from error
+
+    def _check_thread(self) -> None:
+        """Hold that one thread uses the connection: another one would write into its transactions."""
+        current = threading.get_ident()
+        if self._thread is None:
+            self._thread = current
+        if self._thread != current:
+            raise RuntimeError(f"journal {self._path} is used from a second thread")
 
 
 def check_reservation(new: Reservation, held: Sequence[Reservation], memory_free_bytes: Bytes) -> None:
