@@ -2,21 +2,84 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-from vmferry.cli.fleet import open_fleet
+from vmferry.cli.fleet import identity_directory, open_fleet
 from vmferry.cli.options import AsJson, HostArgument, group
-from vmferry.cli.output import print_json, print_table
+from vmferry.cli.output import print_json, print_table, say
+from vmferry.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from vmferry.pki.commands import Told
 
 ca = group("The fleet's certificate authority.")
 hosts = group("Enrol, list and remove hosts.")
 operators = group("Enrol, list and remove operators.")
 
+#: Where an agent looks for the CA directory unless its configuration says otherwise.
+DEFAULT_CA_DIR = "/var/lib/vmferry/ca"
+DEFAULT_PORT = 7716
+DEFAULT_LIFETIME = "2160h"  # 90 days
+
+CaDir = Annotated[
+    Path, typer.Option("--ca-dir", metavar="DIR", envvar="VMFERRY_CA_DIR", help="The CA directory, on this machine.")
+]
+OperatorArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the operator.")]
+
 
 @ca.command("init")
-def ca_init() -> None:
-    """Make the fleet's certificate authority."""
-    raise NotImplementedError
+def ca_init(
+    *,
+    ca_dir: CaDir = Path(DEFAULT_CA_DIR),
+    operator: Annotated[str, typer.Option(metavar="NAME", help="Name of the first operator: you.")] = "admin",
+    lifetime: Annotated[str, typer.Option(help="Lifetime of certificates; they renew themselves.")] = DEFAULT_LIFETIME,
+    as_json: AsJson = False,
+) -> None:
+    """Make a new fleet: its certificate authority, and you as its first operator."""
+    from vmferry.cli.quantities import parse_duration
+    from vmferry.pki.commands import init_ca
+
+    lifetime_s = max(1, round(parse_duration(lifetime, "--lifetime") / 1000))
+    made = init_ca(ca_dir, identity_directory(), operator=operator, lifetime_s=lifetime_s)
+    if as_json:
+        print_json({"ca_dir": str(made.ca_dir), "identity_dir": str(made.identity_dir), "operator": made.operator.name})
+        return
+    print(f"CA made in {made.ca_dir}; operator {made.operator.name} in {made.identity_dir}")
+    print("next: start `vmferry agent` on each host, then `vmferry host add NAME ADDRESS CODE` with the code it prints")
+
+
+@hosts.command("add")
+def add_host(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The host's name in the fleet.")],
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="Where all other hosts reach its agent.")],
+    code: Annotated[
+        str | None, typer.Argument(metavar="[CODE]", help="The enrolment code that its agent printed.")
+    ] = None,
+    *,
+    code_option: Annotated[str | None, typer.Option("--code", metavar="CODE", help="The same, as an option.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of its agent.")] = DEFAULT_PORT,
+    ca_dir: CaDir = Path(DEFAULT_CA_DIR),
+    as_json: AsJson = False,
+) -> None:
+    """Enrol a host whose agent runs and printed an enrolment code."""
+    from vmferry.pki import commands
+
+    shown = code or code_option
+    if shown is None:
+        raise BadInput(
+            f"no enrolment code for host {name}", fix="start `vmferry agent` there and give the code that it prints"
+        )
+    added = commands.add_host(name, address, shown, ca_dir=ca_dir, identity_dir=identity_directory(), port=port)
+    if as_json:
+        told = _told(added.told)
+        print_json({"host": name, "address": address, "port": port, "authority": added.is_authority, **told})
+        return
+    renews = "; it renews the fleet's certificates" if added.is_authority else ""
+    print(f"host {name} at {address} port {port} is in the fleet (vmferry {added.agent_version}){renews}")
+    _warn_untold(added.told)
 
 
 @hosts.command("list")
@@ -25,22 +88,146 @@ def list_hosts(*, as_json: AsJson = False) -> None:
     fleet = open_fleet()
     answers = fleet.ask_all("/v1/host")
     if as_json:
-        print_json({"hosts": list(answers.answers.values()), "silent": {h: e.what for h, e in answers.silent.items()}})
+        silent = {host: error.what for host, error in answers.silent.items()}
+        print_json({"hosts": [answers.answers[host] for host in sorted(answers.answers)], "silent": silent})
         return
-    rows = [_row(host, answers.answers.get(host)) for host in fleet.hosts]
-    print_table(["HOST", "ADDRESS", "AGENT", "QEMU", "ACCELERATION", "MEMORY FREE"], rows)
+    rows = [[host, fleet.endpoint(host).address, *_columns(answers.answers.get(host))] for host in fleet.hosts]
+    print_table(["HOST", "ADDRESS", "AGENT", "QEMU", "ACCELERATION", "MEMORY FREE", "BRIDGES"], rows)
+    if answers.silent:
+        say(f"warning: {answers.silent_text()}")
 
 
-def _row(host: str, facts: dict[str, object] | None) -> list[str]:
-    raise NotImplementedError
+def _columns(facts: dict[str, Any] | None) -> list[str]:
+    """Return what a host offers, as the columns of the list."""
+    from vmferry.core.units import format_bytes
+
+    if facts is None:
+        return ["no answer", "-", "-", "-", "-"]
+    return [
+        facts["agent_version"],
+        ".".join(str(part) for part in facts["qemu"]["version"]),
+        facts["acceleration_tag"],
+        format_bytes(facts["memory_free_bytes"]),
+        ",".join(sorted(facts["bridges"])) or "-",
+    ]
 
 
 @hosts.command("show")
 def show_host(host: HostArgument, *, as_json: AsJson = False) -> None:
-    """Show one host: QEMU, acceleration, memory, bridges."""
-    raise NotImplementedError
+    """Show one host: QEMU, acceleration and why, memory, bridges."""
+    from vmferry.core.units import format_bytes
+
+    facts = open_fleet().ask(host, "GET", "/v1/host")
+    if as_json:
+        print_json(facts)
+        return
+    qemu = facts["qemu"]
+    rows = {
+        "host": facts["name"],
+        "agent": f"{facts['agent_version']}, protocol {facts['protocol']}",
+        "QEMU": ".".join(str(part) for part in qemu["version"]),
+        "acceleration": f"{facts['acceleration_tag']}: {facts['acceleration_reason']}",
+        "memory": f"{format_bytes(facts['memory_free_bytes'])} of {format_bytes(facts['memory_total_bytes'])} free",
+        "bridges": ", ".join(sorted(facts["bridges"])) or "none",
+        "migration ports": f"{facts['migration_ports_free']} free",
+        "machine types": ", ".join(sorted(qemu["machines"])),
+        "CPU models": ", ".join(sorted(qemu["cpu_models"])),
+    }
+    for key, value in rows.items():
+        print(f"{key:16} {value}")
 
 
-def run_agent() -> None:
-    """Run the agent of this host."""
-    raise typer.Exit(1)
+@hosts.command("remove")
+def remove_host(
+    host: HostArgument,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Also when it has guests or renews certificates.")] = False,
+    ca_dir: CaDir = Path(DEFAULT_CA_DIR),
+    as_json: AsJson = False,
+) -> None:
+    """Remove a host: its certificate gets nothing from that moment."""
+    from vmferry.pki import commands
+
+    removed = commands.remove_host(host, ca_dir=ca_dir, identity_dir=identity_directory(), force=force)
+    if as_json:
+        print_json({"host": host, **_told(removed.told)})
+        return
+    print(f"host {host} is no longer in the fleet")
+    _warn_untold(removed.told)
+
+
+@operators.command("add")
+def add_operator(
+    name: OperatorArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where their identity is put: a new directory.")],
+    *,
+    role: Annotated[str, typer.Option(help="read (look) or operate (look and change).")] = "read",
+    ca_dir: CaDir = Path(DEFAULT_CA_DIR),
+    as_json: AsJson = False,
+) -> None:
+    """Add an operator; bring the directory to them as their ~/.config/vmferry, over a safe way."""
+    from vmferry.pki import commands
+    from vmferry.pki.membership import Role
+
+    if role not in set(Role):
+        raise BadInput(f"--role {role!r} is no role", fix=f"write one of {', '.join(Role)}")
+    added = commands.add_operator(
+        name, Role(role), ca_dir=ca_dir, identity_dir=identity_directory(), out_dir=out.absolute()
+    )
+    if as_json:
+        print_json({"operator": name, "role": role, "identity_dir": str(added.identity_dir), **_told(added.told)})
+        return
+    print(f"operator {name} may {role}; their identity is in {added.identity_dir}: keep it private")
+    _warn_untold(added.told)
+
+
+@operators.command("list")
+def list_operators(*, as_json: AsJson = False) -> None:
+    """List the operators, as the newest fleet document that is known here has them."""
+    from vmferry.pki import commands
+
+    members = commands.list_hosts(identity_directory()).operators
+    if as_json:
+        print_json({"operators": [{"name": member.name, "role": member.role} for member in members]})
+    else:
+        print_table(["OPERATOR", "ROLE"], [[member.name, member.role] for member in members])
+
+
+@operators.command("remove")
+def remove_operator(name: OperatorArgument, *, ca_dir: CaDir = Path(DEFAULT_CA_DIR), as_json: AsJson = False) -> None:
+    """Remove an operator: their certificate gets nothing from that moment."""
+    from vmferry.pki import commands
+
+    removed = commands.remove_operator(name, ca_dir=ca_dir, identity_dir=identity_directory())
+    if as_json:
+        print_json({"operator": name, **_told(removed.told)})
+        return
+    print(f"operator {name} is no longer in the fleet")
+    _warn_untold(removed.told)
+
+
+def run_agent(
+    *,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Configuration. Default: /etc/vmferry/agent.toml, if there is one."),
+    ] = None,
+    no_supervisor: Annotated[
+        bool, typer.Option("--no-supervisor", help="Do not restart it when it dies: systemd does that.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Log more.")] = False,
+) -> None:
+    """Run the agent of this host; its guests live on when it ends."""
+    from vmferry.agent.main import main
+
+    raise typer.Exit(main(config, supervised=not no_supervisor, debug=debug))
+
+
+def _told(told: Told) -> dict[str, Any]:
+    return {"version": told.version, "told": list(told.hosts), "untold": dict(told.untold)}
+
+
+def _warn_untold(told: Told) -> None:
+    """Name the hosts that do not know the new fleet document yet."""
+    for host, why in told.untold:
+        say(f"warning: {host} could not be told and fetches it by itself once it is back: {why}")

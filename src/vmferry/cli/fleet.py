@@ -231,6 +231,7 @@ def open_fleet(directory: Path | None = None) -> Fleet:
     """
     import datetime as dt
 
+    from vmferry.pki.certificates import needs_renewal
     from vmferry.pki.identity import IdentityDirectory
 
     where = identity_directory() if directory is None else directory
@@ -240,7 +241,10 @@ def open_fleet(directory: Path | None = None) -> Fleet:
             f"there is no operator's identity in {where}",
             fix="make one with `vmferry ca init` or `vmferry operator add`, or name its directory in VMFERRY_CONFIG",
         )
-    identity.check_valid(dt.datetime.now(dt.UTC))
+    now = dt.datetime.now(dt.UTC)
+    identity.check_valid(now)
+    if needs_renewal(identity.certificate(), now):
+        _renew(where)
 
     def endpoints() -> dict[str, Endpoint]:
         members = identity.membership().hosts
@@ -255,3 +259,11 @@ def open_fleet(directory: Path | None = None) -> Fleet:
         return endpoints()
 
     return Fleet(endpoints(), identity.client_context(), refresh)
+
+
+def _renew(directory: Path) -> None:
+    """Renew the operator's certificate in time; when nobody renews now, the next command tries again."""
+    from vmferry.pki.commands import renew_operator
+
+    with contextlib.suppress(VmferryError):
+        renew_operator(directory)

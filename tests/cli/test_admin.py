@@ -1,0 +1,115 @@
+"""`ca`, `host` and `operator`: a fleet is made and changed by commands, on real directories."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import FakeFleet, Ran
+
+from vmferry.pki.authority import Authority
+from vmferry.pki.identity import IdentityDirectory
+
+Vmferry = Callable[..., Ran]
+
+HOST = {
+    "name": "host-a",
+    "agent_version": "0.1.0",
+    "protocol": 1,
+    "qemu": {"version": [10, 0, 2], "machines": ["pc-q35-7.2"], "cpu_models": ["qemu64"]},
+    "acceleration": "tcg",
+    "acceleration_reason": "no svm, no vmx",
+    "acceleration_tag": "TCG",
+    "memory_total_bytes": 8 * 2**30,
+    "memory_free_bytes": 4 * 2**30,
+    "bridges": ["br0"],
+    "migration_ports_free": 64,
+}
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty place for a new operator's identity."""
+    monkeypatch.setenv("VMFERRY_CONFIG", str(tmp_path / "me"))
+    return tmp_path
+
+
+def test_ca_init_makes_the_fleet_and_its_first_operator(own: Path, vmferry: Vmferry) -> None:
+    """One command makes CA and operator; a second one refuses and leaves both as they were."""
+    ran = vmferry("ca", "init", "--ca-dir", str(own / "ca"), "--operator", "ada", "--lifetime", "1h")
+    assert (ran.exit_code, ran.err) == (0, "")
+    assert IdentityDirectory(own / "me").identity().name == "ada"
+    membership = Authority.open(own / "ca").membership()
+    assert (membership.lifetime_s, [member.name for member in membership.operators]) == (3600, ["ada"])
+    before = (own / "me" / "identity.pem").read_bytes()
+    assert vmferry("ca", "init", "--ca-dir", str(own / "ca")).exit_code == 2
+    assert (own / "me" / "identity.pem").read_bytes() == before
+
+
+def test_operators_are_added_listed_and_removed(own: Path, vmferry: Vmferry) -> None:
+    """A new operator gets a directory of their own; the last who may change anything cannot be removed."""
+    at = ["--ca-dir", str(own / "ca")]
+    vmferry("ca", "init", *at)
+    ran = vmferry("operator", "add", "eve", "--out", str(own / "eve"), *at)
+    assert ran.exit_code == 0
+    assert IdentityDirectory(own / "eve").identity().name == "eve"
+    rows = json.loads(vmferry("operator", "list", "--json").out)["operators"]
+    assert rows == [{"name": "admin", "role": "operate"}, {"name": "eve", "role": "read"}]
+    assert vmferry("operator", "remove", "admin", *at).exit_code == 2
+    assert vmferry("operator", "remove", "eve", *at).exit_code == 0
+    assert "eve" not in vmferry("operator", "list").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["operator", "add", "eve", "--out", "eve", "--role", "root"], "read, operate"),
+        (["host", "add", "host-a", "192.0.2.1"], "no enrolment code"),
+        (["host", "add", "host-a", "192.0.2.1", "ABC"], "enrolment code"),
+        (["host", "add", "Host_A", "192.0.2.1", "ABC"], "cannot be the name of a host"),
+        (["host", "remove", "host-z"], "no host host-z"),
+        (["ca", "init", "--lifetime", "90"], "--lifetime"),
+    ],
+)
+def test_bad_input_changes_nothing(own: Path, vmferry: Vmferry, arguments: list[str], words: str) -> None:
+    """A wrong role, code, name or lifetime is told with exit code 2, and the fleet document stays."""
+    at = ["--ca-dir", str(own / "ca")]
+    vmferry("ca", "init", *at)
+    ran = vmferry(*arguments, *at)
+    assert ran.exit_code == 2
+    assert words in ran.err
+    assert Authority.open(own / "ca").membership().version == 2
+
+
+def test_host_list_shows_those_that_do_not_answer_too(fleet: FakeFleet, vmferry: Vmferry) -> None:
+    """Each host of the fleet is a row; a silent one says so and is a warning."""
+    fleet.answer("host-a", "GET", "/v1/host", HOST)
+    fleet.agents["host-b"].stop()
+    ran = vmferry("host", "list")
+    assert ran.exit_code == 0
+    rows = {line.split()[0]: line for line in ran.out.splitlines()}
+    assert "10.0.2" in rows["host-a"]
+    assert "4.0 GiB" in rows["host-a"]
+    assert "no answer" in rows["host-b"]
+    assert "warning: host-b did not answer" in ran.err
+    assert json.loads(vmferry("host", "list", "--json").out)["hosts"] == [HOST]
+
+
+def test_host_show_says_why_it_is_accelerated_so(fleet: FakeFleet, vmferry: Vmferry) -> None:
+    """The acceleration stands with its reason."""
+    fleet.answer("host-a", "GET", "/v1/host", HOST)
+    assert "TCG: no svm, no vmx" in vmferry("host", "show", "host-a").out
+
+
+def test_host_remove_needs_no_answer_from_the_host(fleet: FakeFleet, vmferry: Vmferry) -> None:
+    """A host that is gone for good is removed; the others are told, and who could not be told is named."""
+    fleet.has_guests()
+    fleet.answer("host-a", "PUT", "/v1/membership", {}, status=204)
+    fleet.agents["host-b"].stop()
+    ran = vmferry("host", "remove", "host-b", "--ca-dir", str(fleet.authority.directory))
+    assert ran.exit_code == 0
+    assert "warning: host-b could not be told" in ran.err
+    assert [member.name for member in fleet.authority.membership().hosts] == ["host-a"]
+    assert [path for _, path, _ in fleet.agents["host-a"].orders()] == ["/v1/membership"]
