@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,9 @@ class FakeAgent:
                     what = f"nothing at {self.path}"
                     answer = (404, {"code": "not-found", "what": what, "fix": "look elsewhere"})
                 status, reply = answer(body) if callable(answer) else answer
+                if isinstance(reply, Iterator):
+                    self._stream(status, reply)
+                    return
                 lines = isinstance(reply, list)
                 data = "".join(json.dumps(line) + "\n" for line in reply) if lines else json.dumps(reply)
                 content = b"" if status == 204 else data.encode()
@@ -75,6 +79,16 @@ class FakeAgent:
                 self.send_header("Connection", "close")
                 self.end_headers()
                 self.wfile.write(content)
+
+            def _stream(self, status: int, lines: Iterator[Any]) -> None:
+                self.send_response(status)
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.close_connection = True
+                with contextlib.suppress(OSError):  # the reader may leave at any moment
+                    for line in lines:
+                        self.wfile.write(json.dumps(line).encode() + b"\n")
+                        self.wfile.flush()
 
             do_GET = do_POST = do_DELETE = do_PUT = _serve  # noqa: N815  # names that http.server asks for
 
@@ -91,11 +105,18 @@ class FakeFleet:
     agents: dict[str, FakeAgent]
     config: Path
     authority: Authority
-    guests: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    released: threading.Event = field(default_factory=threading.Event)  #: ends streams that wait for it
 
     def answer(self, host: str, method: str, path: str, reply: Any, status: int = 200) -> None:
         """Put one answer into a host's table; a list is a stream of lines."""
         self.agents[host].answers[method, path] = (status, reply)
+
+    def moved_to(self, host: str, port: int) -> None:
+        """Let the operator's fleet document say that a host's agent is at another port."""
+        membership = self.authority.membership()
+        hosts = tuple(replace(m, port=port) if m.name == host else m for m in membership.hosts)
+        signed = self.authority.publish(replace(membership, version=membership.version + 1, hosts=hosts))
+        IdentityDirectory(self.config).accept_membership(signed)
 
     def has_guests(self, **hosts: list[dict[str, Any]]) -> None:
         """Let each host list these guests; hosts are named with _ for -."""
