@@ -21,15 +21,16 @@ def host_that_printed(directory: Path, text: str) -> LabHost:
     return cast("LabHost", SimpleNamespace(name="host-a", agent=AgentProcess([], {}, log)))
 
 
-async def test_the_code_is_found_whole_in_the_agents_log(tmp_path: Path) -> None:
-    """Whatever else the line says, the code is read to its last character."""
+async def test_the_command_is_found_whole_in_the_agents_log(tmp_path: Path) -> None:
+    """Whatever else is in the log, the command is read to its last character."""
     code = encode_code(os.urandom(32), os.urandom(10))
-    text = f'2026-01-01 [info] not enrolled code="{code}" fix="vmferry host add host-a 10.77.0.1 {code}"\nnext line\n'
-    assert await enrolment.wait_code(host_that_printed(tmp_path, text)) == code
+    text = f"[info] not enrolled do='vmferry host add'\nrun:\n\n    vmferry host add host-a 10.77.0.1 {code}\n\nnext\n"
+    found = await enrolment.wait_command(host_that_printed(tmp_path, text))
+    assert found == ["host", "add", "host-a", "10.77.0.1", code]
 
 
 async def test_an_agent_without_a_code_times_out_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent that could not start says why in the error."""
     monkeypatch.setattr(enrolment, "CODE_TIMEOUT_S", 0.05)
     with pytest.raises(TimedOut, match="QEMU is missing"):
-        await enrolment.wait_code(host_that_printed(tmp_path, "error: QEMU is missing\n"))
+        await enrolment.wait_command(host_that_printed(tmp_path, "error: QEMU is missing\n"))
