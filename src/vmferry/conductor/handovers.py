@@ -44,8 +44,9 @@ _log = structlog.get_logger(__name__)
 CAPABILITIES = {"events": True, "return-path": True, "pause-before-switchover": True, "late-block-activate": True}
 #: `max-bandwidth` when the link does not say how fast it is: QEMU's own default of 128 MiB/s would be a silent cap.
 UNLIMITED = BytesPerSecond(16 * 1024**3)
-#: QEMU's own default; what it means is said with every round.
-DEFAULT_DOWNTIME = Milliseconds(300.0)
+#: A third of QEMU's own default: loading, the commit and the first packets come on top of it, and the guest's whole pause
+#: should stay under 150 ms.
+DEFAULT_DOWNTIME = Milliseconds(100.0)
 _KEY_BYTES = 32
 
 
