@@ -103,6 +103,25 @@ class World:
             return self._advance_any() or self._choose_first()
         return self._choose_first() or self._advance_any()
 
+    def live(self, steps: int) -> None:
+        """Let so many steps happen, asking again when nothing else does, and hold the promises after each."""
+        for _ in range(steps):
+            if not self.step():
+                self.poll()
+            self.check()
+
+    def live_until(self, reached: Callable[[], bool]) -> None:
+        """Live until something is true.
+
+        Raises:
+            Violation: it never is.
+        """
+        for _ in range(_MANY):
+            if reached():
+                return
+            self.live(1)
+        raise Violation(f"never got there: {self.describe()}")
+
     def _choose_first(self) -> bool:
         choices = self.choices()
         if choices:
