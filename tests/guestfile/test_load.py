@@ -35,6 +35,7 @@ beat = true
 beat_device = "debugcon"
 control = true
 tpm = "/var/lib/swtpm/web-7"
+echo = "10.0.0.7:7007"
 
 [boot]
 firmware = "uefi"
@@ -98,6 +99,7 @@ def test_a_full_file_gives_every_key() -> None:
         beat_device="debugcon",
         control=True,
         tpm="/var/lib/swtpm/web-7",
+        echo="10.0.0.7:7007",
     )
 
 
@@ -131,6 +133,7 @@ ONE_LINE = {
     'acceleration = "xen"': ("acceleration", ["'xen'"], ["auto, kvm, tcg"]),
     "beat = 1": ("beat", ["1 (a number)"], ["true or false"]),
     'beat_device = "debugcon"': ("beat_device", ["without beat"], ["beat = true"]),
+    'echo = "10.0.0.7:7007"': ("echo", ["without a nic"], ["[[nic]]"]),
     'tpm = "swtpm"': ("tpm", ["'swtpm'"], ["absolute"]),
     "memroy = 3": ("memroy", ["unknown key"], ["memory?", "vcpus"]),
 }

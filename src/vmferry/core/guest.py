@@ -8,6 +8,7 @@ host. I/O paths are named as in the vocabulary; paths that come later get a clas
 from __future__ import annotations
 
 import enum
+import ipaddress
 from dataclasses import dataclass, field
 
 from vmferry.core.ids import GuestName, GuestUuid
@@ -116,6 +117,28 @@ class GuestSpec:
     beat_device: str = "virtio-serial"  #: or "debugcon"
     control: bool = False  #: the built-in linux guest's control channel (org.vmferry.control)
     tpm: str | None = None  #: directory of swtpm state; a blocker for now
+    echo: str | None = None  #: "ADDRESS:PORT" of a UDP echo in the guest, for network_outage (`echo_address`)
+
+
+def echo_address(text: str) -> tuple[str, int]:
+    """Return address and port of a guest's UDP echo, from "10.0.0.7:7007".
+
+    Raises:
+        ValueError: it is no unicast IPv4 address that a guest can have, or no port; the text says what is allowed.
+    """
+    address, _, port = text.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and 1 <= int(port) <= 65535
+    if not is_port or not _is_guest_address(address):
+        raise ValueError('"ADDRESS:PORT", the guest\'s own IPv4 address and a UDP port, e.g. "10.0.0.7:7007"')
+    return address, int(port)
+
+
+def _is_guest_address(text: str) -> bool:
+    try:
+        address = ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return not (address.is_loopback or address.is_multicast or address.is_unspecified or address.is_reserved)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ def find_combinations(document: dict[str, Any]) -> Iterator[Finding]:
     """Yield every forbidden combination of keys in a guest file."""
     yield from _boot(document)
     yield from _beat(document)
+    yield from _echo(document)
     for index, nic in _tables(document, "nic"):
         yield from _nic(("nic", index), nic)
     yield from _repeated_files(document)
@@ -57,6 +58,11 @@ def _uefi(boot: dict[str, Any], *, is_uefi: bool) -> Iterator[Finding]:
 def _beat(document: dict[str, Any]) -> Iterator[Finding]:
     if "beat_device" in document and document.get("beat", False) is False:
         yield ("beat_device",), "beat_device without beat", "beat_device only beside beat = true"
+
+
+def _echo(document: dict[str, Any]) -> Iterator[Finding]:
+    if "echo" in document and not document.get("nic"):
+        yield ("echo",), "echo without a nic", "echo only beside a [[nic]]: that is how it is reached"
 
 
 def _nic(path: Path, nic: dict[str, Any]) -> Iterator[Finding]:

@@ -172,6 +172,7 @@ def _spec(table: GuestTable) -> GuestSpec:
         beat_device=table.beat_device,
         control=table.control,
         tpm=table.tpm,
+        echo=table.echo,
     )
 
 

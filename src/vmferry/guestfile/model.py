@@ -43,6 +43,7 @@ Machine = Annotated[str, AfterValidator(words.machine), _schema(pattern=r"^pc-q3
 Cache = Annotated[str, AfterValidator(words.cache), _schema(enum=list(words.CACHES))]
 Bridge = Annotated[str, AfterValidator(words.bridge), _schema(pattern="^[A-Za-z0-9._-]{1,15}$")]
 Mac = Annotated[str, AfterValidator(words.mac), _schema(pattern="^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")]
+Echo = Annotated[str, AfterValidator(words.echo), _schema(pattern=r"^\d+(\.\d+){3}:\d+$")]
 Path = Annotated[IoPath, BeforeValidator(words.io_path), _schema(enum=[path.value for path in IoPath])]
 AccelerationWord = Annotated[Acceleration, _word(Acceleration)]
 FormatWord = Annotated[DiskFormat, _word(DiskFormat)]
@@ -121,6 +122,11 @@ class GuestTable(BaseModel):
     )
     control: bool = Field(
         default=False, description="whether it has the built-in guest's channel `org.vmferry.control`"
+    )
+    echo: Echo | None = Field(
+        None,
+        description='`"ADDRESS:PORT"` of a UDP echo in the guest (the built-in linux guest has one on port 7007): while'
+        " it moves, its host sends it numbered datagrams and measures the network's outage",
     )
     tpm: FilePath | None = Field(None, description="directory of a TPM's state; such a guest cannot be moved yet")
     boot: BootTable = Field(description="what it boots from")

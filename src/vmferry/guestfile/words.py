@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from vmferry.core.guest import IoPath
+from vmferry.core.guest import IoPath, echo_address
 from vmferry.core.ids import NAME_PATTERN
 from vmferry.core.units import GIB, KIB, MIB
 
@@ -126,3 +126,9 @@ def mac(value: str) -> str:
             "a unicast address, six pairs of hex digits such as 52:54:00:12:34:56; leave it out to get one"
         )
     return lower
+
+
+def echo(value: str) -> str:
+    """Return where the guest echoes UDP."""
+    echo_address(value)
+    return value
