@@ -1,24 +1,24 @@
-"""Real QEMUs for the driver's tests: each version that this machine has, and guests that need no image."""
+"""Real QEMUs for the driver's tests: each version that this machine has."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vmferry.core.errors import NotFound
-from vmferry.core.guest import Acceleration, BiosBoot, Disk, FrozenGuest, GuestSpec
-from vmferry.core.ids import GuestName
-from vmferry.core.units import MIB, Bytes
+from vmferry.core.guest import Acceleration, Disk, FrozenGuest
 from vmferry.lab.toolchain import find_qemu
 from vmferry.ports.hypervisor import HostResources
 from vmferry.qemu import QemuBinaryConfig, QemuGuestProcess, QemuHypervisor
 
 VERSIONS = ((10, 0), (7, 2))
 
-Start = Callable[..., Awaitable[QemuGuestProcess]]
+Start = Callable[..., Coroutine[Any, Any, QemuGuestProcess]]
 
 
 def binary_of(version: tuple[int, int]) -> QemuBinaryConfig:
@@ -30,7 +30,7 @@ def binary_of(version: tuple[int, int]) -> QemuBinaryConfig:
     return QemuBinaryConfig(found.argv, found.env)
 
 
-@pytest.fixture(params=VERSIONS, ids=lambda version: f"qemu-{version[0]}.{version[1]}")
+@pytest.fixture(params=VERSIONS, ids=lambda version: f"{version[0]}.{version[1]}")
 def binary(request: pytest.FixtureRequest) -> QemuBinaryConfig:
     """Each QEMU version that we support."""
     return binary_of(request.param)
@@ -49,19 +49,14 @@ def hypervisor(binary: QemuBinaryConfig, probes_dir: Path) -> QemuHypervisor:
 
 
 @pytest.fixture
-def spec() -> GuestSpec:
-    """A guest that is nothing but its firmware: SeaBIOS finds no disk and waits."""
-    return GuestSpec(name=GuestName("web-7"), memory_bytes=Bytes(16 * MIB), boot=BiosBoot())
+def run_root() -> Iterator[Path]:
+    """A directory with a short path, which only the agent may enter."""
+    with tempfile.TemporaryDirectory(prefix="vmf-") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture
-async def frozen(hypervisor: QemuHypervisor, spec: GuestSpec) -> FrozenGuest:
-    """The same, frozen."""
-    return await hypervisor.freeze(spec)
-
-
-@pytest.fixture
-async def start(tmp_path: Path) -> AsyncIterator[Start]:
+async def start(run_root: Path) -> AsyncIterator[Start]:
     """Start guests in directories of their own; all are killed at the end."""
     started: list[QemuGuestProcess] = []
 
@@ -71,8 +66,9 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         *,
         incoming: bool = False,
         uid: int | None = None,
+        beat_port: int | None = None,
     ) -> QemuGuestProcess:
-        resources = HostResources(run_dir=str(tmp_path / f"r{len(started)}"), uid=uid)
+        resources = HostResources(str(run_root / f"r{len(started)}"), uid, beat_port)
         started.append(await hypervisor.start(guest, resources, incoming=incoming))
         return started[-1]
 
@@ -92,14 +88,11 @@ def image(tmp_path: Path) -> Disk:
 def holds_lock(pid: int, image_path: str) -> bool:
     """Tell whether a process holds the image's write lock. Source: proc_pid_fdinfo(5), QEMU block/file-posix.c."""
     inode = Path(image_path).stat().st_ino
+    lines: list[str] = []
     for info in Path(f"/proc/{pid}/fdinfo").iterdir():
         try:
-            lines = info.read_text("ascii").splitlines()
+            lines += info.read_text("ascii").splitlines()
         except OSError:
-            continue
-        for line in lines:
-            if line.startswith("lock:") and f":{inode} " in line:
-                first, last = line.split()[-2:]
-                if int(first) <= 101 <= int(last):
-                    return True
-    return False
+            continue  # closed since the listing
+    ranges = [line.split()[-2:] for line in lines if line.startswith("lock:") and f":{inode} " in line]
+    return any(int(first) <= 101 <= int(last) for first, last in ranges)

@@ -1,121 +1,201 @@
-"""One migration between two real QEMUs of this machine, encrypted, with a shared image: who holds the lock when."""
+"""Migrations between two real QEMUs of this machine: who holds the image's lock when, across versions and users."""
 
 from __future__ import annotations
 
-import secrets
 import socket
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from tests.qemu.conftest import VERSIONS, Start, binary_of, holds_lock
+
 from vmferry.core.errors import Broken
-from vmferry.core.guest import Acceleration, Disk, GuestSpec
+from vmferry.core.guest import Acceleration, Disk, DiskFormat, GuestSpec, IoPath, Nic
 from vmferry.core.units import Milliseconds
-from vmferry.ports.hypervisor import (
-    GuestEvent,
-    GuestEventKind,
-    MigrationSetup,
-    MigrationStatus,
-    RunState,
-)
+from vmferry.ports.hypervisor import MigrationStatus, RunState
 from vmferry.qemu import QemuGuestProcess, QemuHypervisor
+from vmferry.testing.conformance_hypervisor import SPEC, Move, make_setup, wait_status
 
 pytestmark = pytest.mark.real
 
-CAPABILITIES = {"events": True, "return-path": True, "pause-before-switchover": True, "late-block-activate": True}
+Version = tuple[int, int]
 
 PAIRS = [(a, b) for a in VERSIONS for b in VERSIONS]
 
-
-def make_setup(psk_key: str | None = None) -> MigrationSetup:
-    return MigrationSetup(
-        capabilities=CAPABILITIES, max_bandwidth=None, downtime_limit_ms=Milliseconds(300), psk_key=psk_key
-    )
+UID = 70001
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def owner_and_mode(path: Path) -> tuple[int, int]:
+    """Return a file's uid and permissions."""
+    stat = path.stat()
+    return stat.st_uid, stat.st_mode & 0o777
 
 
-async def wait_status(events: AsyncIterator[GuestEvent], wanted: MigrationStatus) -> None:
-    async for event in events:
-        if event.kind is GuestEventKind.EXITED:
-            raise AssertionError(f"QEMU ended: {event.detail}")
-        if event.status is wanted:
-            return
-        assert event.status is not MigrationStatus.FAILED, "the migration failed"
+def name_of(pair: tuple[Version, Version]) -> str:
+    """Return a pair as 7.2-to-10.0."""
+    return "-to-".join(f"{major}.{minor}" for major, minor in pair)
 
 
-async def wait_kind(events: AsyncIterator[GuestEvent], wanted: GuestEventKind) -> GuestEvent:
-    async for event in events:
-        if event.kind is wanted:
-            return event
-    raise AssertionError(f"no {wanted}")
-
-
-class Pair:
-    """A running guest and its destination, with the stream up to pre-switchover."""
-
-    def __init__(self, source: QemuGuestProcess, destination: QemuGuestProcess) -> None:
-        self.source = source
-        self.destination = destination
-        self.source_events = source.events()
-        self.destination_events = destination.events()
-
-    async def move_to_pre_switchover(self, psk_key: str | None = None) -> None:
-        port = free_port()
-        await self.source.prepare_migration(make_setup(psk_key), incoming=False)
-        await self.destination.prepare_migration(make_setup(psk_key), incoming=True)
-        await self.destination.listen("127.0.0.1", port)
-        await self.source.migrate("127.0.0.1", port)
-        await wait_status(self.source_events, MigrationStatus.PRE_SWITCHOVER)
-
-    async def load(self) -> None:
-        await self.source.migrate_continue()
-        await wait_status(self.source_events, MigrationStatus.COMPLETED)
-        await wait_status(self.destination_events, MigrationStatus.COMPLETED)
-
-
-async def make_pair(
-    versions: tuple[tuple[int, int], tuple[int, int]], spec: GuestSpec, start: Start, probes_dir: Path
-) -> Pair:
-    source_host, destination_host = (
-        QemuHypervisor(binary_of(version), Acceleration.TCG, state_dir=probes_dir) for version in versions
-    )
-    guest = await source_host.freeze(spec)
-    source = await start(source_host, guest)
+async def make_move(
+    pair: tuple[Version, Version], spec: GuestSpec, start: Start, state_dir: Path, *, uid: int | None = None
+) -> Move:
+    """Start a guest on one version, running, and its destination on the other."""
+    one, other = (QemuHypervisor(binary_of(v), Acceleration.TCG, state_dir=state_dir) for v in pair)
+    guest = await one.freeze(spec)
+    assert list(await other.probe_cpu(guest)) == []
+    source: QemuGuestProcess = await start(one, guest, uid=uid)
     await source.cont()
-    return Pair(source, await start(destination_host, guest, incoming=True))
+    destination: QemuGuestProcess = await start(other, guest, incoming=True, uid=uid)
+    return Move(source, destination, source.events(), destination.events())
 
 
-@pytest.mark.parametrize("versions", PAIRS, ids=lambda p: f"{p[0][0]}.{p[0][1]}-to-{p[1][0]}.{p[1][1]}")
+@pytest.mark.parametrize("cache", ["none", "writeback"])
+@pytest.mark.parametrize("pair", PAIRS, ids=name_of)
 async def test_lock_follows_the_owner(
-    versions: tuple[tuple[int, int], tuple[int, int]], spec: GuestSpec, image: Disk, start: Start, probes_dir: Path
+    pair: tuple[Version, Version], cache: str, image: Disk, start: Start, probes_dir: Path
 ) -> None:
-    """The image's write lock is the source's until it completes, nobody's while loaded, the destination's after cont."""
-    pair = await make_pair(versions, replace(spec, disks=(image,)), start, probes_dir)
-    source, destination = pair.source.record.pid, pair.destination.record.pid
+    """The write lock is the source's until it completes, nobody's while loaded, the destination's after cont."""
+    move = await make_move(pair, replace(SPEC, disks=(replace(image, cache=cache),)), start, probes_dir)
 
     def holders() -> tuple[bool, bool]:
-        return holds_lock(source, image.path), holds_lock(destination, image.path)
+        return tuple(holds_lock(p.record.pid, image.path) for p in (move.source, move.destination))  # type: ignore[return-value]
 
     assert holders() == (True, False)
-    await pair.move_to_pre_switchover(secrets.token_hex(32))
-    assert await pair.source.query_run_state() is RunState.FINISH_MIGRATE
+    await move.pause()
     assert holders() == (True, False)
-    await pair.load()
-    assert (await pair.source.query_run_state(), await pair.destination.query_run_state()) == (
-        RunState.POSTMIGRATE,
-        RunState.PAUSED,
-    )
+    await move.source.migrate_continue()
+    await wait_status(move.source_events, MigrationStatus.COMPLETED)
+    await wait_status(move.destination_events, MigrationStatus.COMPLETED)
     assert holders() == (False, False)
-    await pair.destination.cont()
+    await move.destination.cont()
     assert holders() == (False, True)
-    assert await pair.destination.query_run_state() is RunState.RUNNING
     with pytest.raises(Broken, match="lock"):
-        await pair.source.cont()
+        await move.source.cont()
+    assert await move.destination.query_run_state() is RunState.RUNNING
+
+
+@pytest.mark.parametrize("pair", [(v, v) for v in VERSIONS], ids=name_of)
+async def test_rollback_takes_the_lock_again(
+    pair: tuple[Version, Version], image: Disk, start: Start, probes_dir: Path
+) -> None:
+    """A source that goes on after everything was sent has the write lock again, and moves the next time."""
+    move = await make_move(pair, replace(SPEC, disks=(image,)), start, probes_dir)
+    await move.load()
+    await move.destination.kill()
+    await move.source.cont()
+    assert holds_lock(move.source.record.pid, image.path)
+    hypervisor = QemuHypervisor(binary_of(pair[1]), Acceleration.TCG, state_dir=probes_dir)
+    guest = await hypervisor.freeze(replace(SPEC, disks=(image,)))
+    second = await start(hypervisor, replace(guest, macs=guest.macs), incoming=True)
+    again = Move(move.source, second, move.source.events(), second.events())
+    await again.load()
+    assert not holds_lock(move.source.record.pid, image.path)
+
+
+@pytest.mark.parametrize("pair", [(v, v) for v in VERSIONS], ids=name_of)
+async def test_read_only_image_moves(
+    pair: tuple[Version, Version], tmp_path: Path, start: Start, probes_dir: Path
+) -> None:
+    """A read-only raw image opens on both hosts at once and moves with its guest."""
+    path = tmp_path / "data.raw"
+    path.write_bytes(bytes(1 << 20))
+    path.chmod(0o444)
+    disk = Disk(str(path), DiskFormat.RAW, read_only=True, cache="writeback")
+    move = await make_move(pair, replace(SPEC, disks=(disk,)), start, probes_dir)
+    await move.load()
+    await move.destination.cont()
+    assert await move.destination.query_run_state() is RunState.RUNNING
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("pair", [(v, v) for v in VERSIONS], ids=name_of)
+async def test_unprivileged_guest_moves_with_its_key(
+    pair: tuple[Version, Version], image: Disk, start: Start, probes_dir: Path
+) -> None:
+    """Processes of another uid move encrypted, although they may enter neither the run directories nor the image's."""
+    binary = Path(binary_of(pair[0]).argv[0])
+    if any(not directory.stat().st_mode & 0o001 for directory in binary.parents):
+        pytest.skip(f"{binary} is below a private directory; set VMFERRY_CACHE to one that all users may enter")
+    owner = owner_and_mode(Path(image.path))
+    move = await make_move(pair, replace(SPEC, disks=(image,)), start, probes_dir, uid=UID)
+    await move.pause()
+    for process in (move.source, move.destination):
+        assert isinstance(process, QemuGuestProcess)
+        assert owner_and_mode(Path(f"/proc/{process.record.pid}"))[0] == UID
+        assert owner_and_mode(process.run_dir.tls / "keys.psk") == (UID, 0o600)
+    await move.source.migrate_continue()
+    await wait_status(move.source_events, MigrationStatus.COMPLETED)
+    await wait_status(move.destination_events, MigrationStatus.COMPLETED)
+    for process in (move.source, move.destination):
+        await process.cleanup_migration()
+        await process.cleanup_migration()
+        assert not process.run_dir.tls.exists()  # type: ignore[attr-defined]
+    await move.destination.cont()
+    assert owner_and_mode(Path(image.path)) == owner
+
+
+@pytest.mark.parametrize("pair", [(v, v) for v in VERSIONS], ids=name_of)
+async def test_forwards_follow_the_guest(pair: tuple[Version, Version], start: Start, probes_dir: Path) -> None:
+    """A forwarded port of one machine goes from the old process to the new one as soon as it is free."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    move = await make_move(pair, replace(SPEC, nics=(Nic(forward_udp=((port, 7),)),)), start, probes_dir)
+    await move.load()
+    await move.destination.cont()
+    assert isinstance(move.destination, QemuGuestProcess)
+    forwarder = move.destination._forwarder
+    assert forwarder is not None
+    assert not forwarder.done()
+    await move.source.quit()
+    await forwarder
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, pytest.raises(OSError, match="in use"):
+        probe.bind(("127.0.0.1", port))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=name_of)
+async def test_key_is_needed(pair: tuple[Version, Version], start: Start, probes_dir: Path) -> None:
+    """A source without a key does not reach a destination that has one."""
+    move = await make_move(pair, SPEC, start, probes_dir)
+    await move.destination.prepare_migration(make_setup(), incoming=True)
+    await move.source.prepare_migration(make_setup(None), incoming=False)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    await move.destination.listen("127.0.0.1", port)
+    await move.source.migrate("127.0.0.1", port)
+    await wait_status(move.source_events, MigrationStatus.FAILED)
+    assert await move.source.query_run_state() is RunState.RUNNING
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=name_of)
+@pytest.mark.parametrize("beat_device", ["virtio-serial", "debugcon"])
+async def test_every_device_moves(
+    pair: tuple[Version, Version], beat_device: str, image: Disk, tmp_path: Path, start: Start, probes_dir: Path
+) -> None:
+    """Each device that we build loads on the other version: emulated and virtio NICs and disks, ports, root ports."""
+    raw = tmp_path / "old.raw"
+    raw.write_bytes(bytes(1 << 20))
+    emulated = Disk(str(raw), DiskFormat.RAW, IoPath.EMULATED, cache="writeback")
+    nic = Nic(IoPath.EMULATED if beat_device == "debugcon" else IoPath.VIRTIO)
+    spec = replace(
+        SPEC, disks=(image, emulated), nics=(nic,), beat=True, beat_device=beat_device, control=True, vcpus=2
+    )
+    move = await make_move(pair, spec, start, probes_dir)
+    await move.load()
+    await move.destination.cont()
+    assert await move.states() == (RunState.POSTMIGRATE, RunState.RUNNING)
+
+
+async def test_setup_is_read_back(start: Start, probes_dir: Path) -> None:
+    """Limits arrive in QEMU's units, and a second setup switches off what the first had on."""
+    hypervisor = QemuHypervisor(binary_of(VERSIONS[0]), Acceleration.TCG, state_dir=probes_dir)
+    process = await start(hypervisor, await hypervisor.freeze(SPEC))
+    first = replace(make_setup(auto_converge=True), downtime_limit_ms=Milliseconds(123), multifd_channels=3)
+    await process.prepare_migration(first, incoming=False)
+    await process.prepare_migration(make_setup(None), incoming=False)
+    rows = await process._session.execute("query-migrate-capabilities")
+    on = {row["capability"] for row in rows if row["state"]}
+    assert on == {"events", "return-path", "pause-before-switchover", "late-block-activate"}
+    chosen = await process._session.execute("query-migrate-parameters")
+    assert (chosen["downtime-limit"], chosen["multifd-channels"], chosen["tls-creds"]) == (300, 3, "")

@@ -56,7 +56,7 @@ def command_line(
         *_boot(guest, descriptors),
         *_monitors(guest, resources),
         *_disks(guest.spec.disks, descriptors.disks),
-        *_nics(guest.spec.nics, descriptors.taps),
+        *_nics(guest.spec.nics, descriptors.taps, incoming=incoming),
     ]
     for device in guest.devices:
         argv += ["-device", _json(device_options(device))]
@@ -191,14 +191,15 @@ def _disks(disks: tuple[Disk, ...], descriptors: tuple[int, ...]) -> list[str]:
     return argv
 
 
-def _nics(nics: tuple[Nic, ...], taps: tuple[int | None, ...]) -> list[str]:
+def _nics(nics: tuple[Nic, ...], taps: tuple[int | None, ...], *, incoming: bool) -> list[str]:
     argv: list[str] = []
     for index, (nic, tap) in enumerate(zip(nics, taps, strict=True)):
         if nic.network is Network.BRIDGE:
             argv += ["-netdev", f"tap,id=net{index},fd={tap}"]
         else:
             forwards = "".join(f",hostfwd=udp:127.0.0.1:{host}-:{guest}" for host, guest in nic.forward_udp)
-            argv += ["-netdev", f"user,id=net{index}{forwards}"]
+            # An arrival gets its forwards when it runs (forwards.py): the ports may still be the source's.
+            argv += ["-netdev", f"user,id=net{index}{'' if incoming else forwards}"]
     return argv
 
 

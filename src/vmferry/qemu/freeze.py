@@ -98,6 +98,7 @@ def check_spec(spec: GuestSpec) -> None:
         (len(spec.nics) > MAX_NICS, f"{len(spec.nics)} NICs, expected at most {MAX_NICS}"),
         (spec.beat_device not in {"virtio-serial", "debugcon"}, f"beat_device = {spec.beat_device!r}"),
         *((d.cache not in CACHE_MODES, f"cache = {d.cache!r}, expected one of {CACHE_MODES}") for d in spec.disks),
+        *((d.io_path is IoPath.EMULATED and d.read_only, "an emulated disk cannot be read-only") for d in spec.disks),
         *((n.network is NetworkKind.BRIDGE and not n.bridge, "a NIC on a bridge has no bridge") for n in spec.nics),
     ]
     for wrong, what in problems:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from vmferry.core.errors import Broken, VmferryError
-from vmferry.core.ids import GuestName
+from vmferry.core.guest import GuestSpec
 from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import (
     GuestEvent,
@@ -20,6 +20,7 @@ from vmferry.ports.hypervisor import (
     RunState,
 )
 from vmferry.qemu.events import EventHub, translate
+from vmferry.qemu.forwards import forwards_of, open_forwards
 from vmferry.qemu.migration import (
     NO_BANDWIDTH_LIMIT,
     TLS_OBJECT,
@@ -52,7 +53,7 @@ class QemuGuestProcess:
     """One QEMU process that we started or re-adopted.
 
     Args:
-        name: of the guest.
+        spec: of the guest.
         process: the process; owned from here on.
         run_dir: its directory.
         uid: its user, None for the agent's own.
@@ -60,14 +61,16 @@ class QemuGuestProcess:
     Source: docs/interop/qmp-spec, qapi/{run-state,migration,misc}.json.
     """
 
-    def __init__(self, name: GuestName, process: Process, run_dir: RunDir, uid: int | None) -> None:
-        self._name = name
+    def __init__(self, spec: GuestSpec, process: Process, run_dir: RunDir, uid: int | None) -> None:
+        self._name = spec.name
+        self._forwards = forwards_of(spec)
         self._process = process
         self._run_dir = run_dir
         self._uid = uid
-        self._session = QmpSession(name)
+        self._session = QmpSession(spec.name)
         self._hub = EventHub()
         self._watcher: asyncio.Task[None] | None = None
+        self._forwarder: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
         """Connect to QMP and watch the process from now on.
@@ -83,6 +86,8 @@ class QemuGuestProcess:
             await self._session.close()
             raise
         self._watcher = asyncio.create_task(self._watch(), name=f"watch-{self._name}")
+        if await self.query_run_state() is RunState.RUNNING:
+            self._start_forwarder()
 
     @property
     def record(self) -> ProcessRecord:
@@ -123,6 +128,7 @@ class QemuGuestProcess:
                 f"QEMU is in state {state}, expected one of {', '.join(sorted(STARTABLE))}"
             )
         await self._session.execute("cont")
+        self._start_forwarder()
 
     async def stop(self) -> None:
         """Stop the vCPUs."""
@@ -231,6 +237,7 @@ class QemuGuestProcess:
         if self._watcher is not None and not self._watcher.done():
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
+        await self._stop_forwarder()
         self._hub.close()
         await self._session.close()
         self._process.close()
@@ -244,8 +251,22 @@ class QemuGuestProcess:
         tail = self._run_dir.log_tail()
         self._hub.publish(GuestEvent(GuestEventKind.EXITED, time.monotonic_ns(), detail=tail or None))
         self._run_dir.remove_sockets()
+        await self._stop_forwarder()
         await self._session.close()
         self._process.close()
+
+    def _start_forwarder(self) -> None:
+        if self._forwards and (self._forwarder is None or self._forwarder.done()):
+            self._forwarder = asyncio.create_task(self._forward(), name=f"forward-{self._name}")
+
+    async def _forward(self) -> None:
+        with contextlib.suppress(VmferryError):  # the process ended: the watcher tells
+            await open_forwards(self._session, self._forwards)
+
+    async def _stop_forwarder(self) -> None:
+        if self._forwarder is not None:
+            self._forwarder.cancel()
+            await asyncio.gather(self._forwarder, return_exceptions=True)
 
     async def _wait_cleaned(self) -> None:
         if self._watcher is not None:

@@ -120,7 +120,7 @@ class QemuHypervisor:
             if isinstance(outcome, Process):
                 await _undo(outcome, run_dir)
             raise
-        started = QemuGuestProcess(guest.spec.name, process, run_dir, resources.uid)
+        started = QemuGuestProcess(guest.spec, process, run_dir, resources.uid)
         try:
             await started.connect()
         except VmferryError as error:
@@ -144,7 +144,7 @@ class QemuHypervisor:
         process = Process.of_record(record)
         if process is None:
             return None
-        adopted = QemuGuestProcess(guest.spec.name, process, RunDir(Path(resources.run_dir)), resources.uid)
+        adopted = QemuGuestProcess(guest.spec, process, RunDir(Path(resources.run_dir)), resources.uid)
         try:
             await adopted.connect()
         except BaseException:
