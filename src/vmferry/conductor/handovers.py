@@ -50,6 +50,10 @@ DEFAULT_DOWNTIME = Milliseconds(100.0)
 _KEY_BYTES = 32
 
 
+def _measure_nothing(source: Source) -> None:
+    """Do nothing."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Surroundings:
     """What hand-overs need of the agent around them.
@@ -57,6 +61,8 @@ class Surroundings:
     Args:
         peer: another host's agent, by name.
         check: every blocker for a guest and a destination, and what is promised.
+        opened: begins to measure a hand-over that this agent opened; must return at once.
+        passed: as `opened`, when the checks have passed.
         leaving: takes what is measured at the source before the guest is forgotten there.
         report: measures a source's hand-over, journals the report and publishes the end.
         link_bandwidth: what the link to an address gives; None when it does not say.
@@ -77,6 +83,8 @@ class Surroundings:
     port_is_free: Callable[[str, int], bool]
     default_downtime_ms: Milliseconds = DEFAULT_DOWNTIME
     hold: Callable[[AnyState], Awaitable[None]] = no_hold
+    opened: Callable[[Source], None] = _measure_nothing
+    passed: Callable[[Source], None] = _measure_nothing
 
 
 class Handovers:
@@ -131,6 +139,7 @@ class Handovers:
             raise
         source = self._source(request, Machine(Side.SOURCE))
         self._spawn(self._live_source(source, SourceEffect.CHECK))
+        self._around.opened(source)
         return request.handover
 
     def _row(self, request: Request) -> HandoverRow:
@@ -146,9 +155,9 @@ class Handovers:
             created_at=time.time(),
         )
 
-    def _source(self, request: Request, machine: Machine) -> Source:
+    def _source(self, request: Request, machine: Machine, age_s: float = 0.0) -> Source:
         feed, marks = Feed(), Marks(time.monotonic_ns)
-        marks.mark("start")
+        marks.mark("start", time.monotonic_ns() - int(age_s * 1e9))
         parties = Parties(request.handover, request.guest, self._guests.settings.name, request.destination)
 
         def tell(event: StateEntered) -> None:
@@ -168,6 +177,7 @@ class Handovers:
                 lambda: self._setup(request),
                 self._around.leaving,
                 self._around.report,
+                self._around.passed,
             ),
         )
         source.timeline_ms = recorder.timeline_ms
@@ -430,7 +440,7 @@ class Handovers:
 
     async def _recover_source(self, row: HandoverRow) -> None:
         request = Request(**_known(Request, row.request))
-        source = self._source(request, self._replayed(row, Side.SOURCE))
+        source = self._source(request, self._replayed(row, Side.SOURCE), max(0.0, time.time() - row.created_at))
         source.runner.post(SourceEvent.AGENT_RESTARTED, "the source's agent was restarted")
         await self._live_source(source, None)
 

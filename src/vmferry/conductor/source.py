@@ -7,6 +7,7 @@ core/handover/effects.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -45,11 +46,24 @@ _UNDER_WAY = frozenset(
         MigrationStatus.CANCELLING,
     }
 )
+#: Why a hand-over was given up when a person asked for it; also tells this in the journal from a time limit.
+CANCELLED = "cancelled by an operator"
 _READ_EVERY_S = 0.1
 _ASK_AGAIN_S = 0.2
 _LONGEST_PAUSE_S = 2.0
 _WAIT_LOADED_MS = Milliseconds(10_000)
-_RESUME_LIMIT_S = 2.0
+_POSTMIGRATE_LIMIT_S = 2.0
+_DISCARD_LIMIT_S = 3.0
+#: How long the last reading of a QEMU that is ended anyway may take.
+_LAST_READING_S = 1.0
+#: How long a QEMU whose connection broke may take to be proven dead: its memory is freed first.
+_DEATH_LIMIT_S = 5.0
+#: How long after a cancel QEMU may take to let the vCPUs run again by itself.
+_RESUMES_ITSELF_S = 0.3
+#: Run states on the way to another one, or in which the guest waits for `cont`.
+_STOPPED_BY_US = frozenset({RunState.PAUSED, RunState.POSTMIGRATE, RunState.FINISH_MIGRATE})
+#: The guest has ended while its process stays.
+_ENDED = frozenset({RunState.SHUTDOWN, RunState.PANICKED})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,12 +88,14 @@ class Calls:
         make_setup: capabilities, parameters and a fresh key for the stream.
         leaving: called before the source's guest is forgotten: what is measured here must be taken now.
         report: measures and publishes the end.
+        passed: called when the checks have passed: measures of the guest begin; must return at once.
     """
 
     check: Callable[[], Awaitable[tuple[tuple[Blocker, ...], Guarantee | None]]]
     make_setup: Callable[[], MigrationSetup]
     leaving: Callable[[Source], None]
     report: Callable[[Source], Awaitable[None]]
+    passed: Callable[[Source], None]
 
 
 class Source:
@@ -120,6 +136,7 @@ class Source:
         self._listens: tuple[str, int] | None = None
         self._tracker = RoundTracker(request.downtime_limit_ms)
         self._sample_now = asyncio.Event()
+        self._is_postmigrate = False
         runner.obey(self._orders())
 
     def _orders(self) -> dict[AnyEffect, Order]:
@@ -129,15 +146,15 @@ class Source:
             _X.RESERVE: background(self._reserve, _S.RESERVING, failed=_E.DESTINATION_REFUSED),
             _X.SEND: background(self._send, _S.RESERVED, failed=_E.STREAM_FAILED),
             _X.STEER: background(self._steer, _S.PRECOPY, failed=_E.STREAM_FAILED),
-            _X.CONTINUE: Order(self._continue, failed=_E.STREAM_FAILED),
+            _X.CONTINUE: background(self._continue, _S.PRE_SWITCHOVER, failed=_E.STREAM_FAILED),
             _X.AWAIT_DESTINATION: background(self._await_destination, *waits),
-            _X.RELEASE: Order(self._release, failed=_E.DESTINATION_FAILED),
+            _X.RELEASE: background(self._release, _S.LOADED, _S.ORPHANED, failed=_E.DESTINATION_FAILED),
             _X.TELL_DESTINATION: background(self._tell_destination, _S.COMMITTED),
-            _X.END_SOURCE: Order(self._end_source),
+            _X.END_SOURCE: background(self._end_source, _S.RUNNING, _S.LOST),
             _X.DISCARD: Order(self._discard),
             _X.RESTORE: background(self._restore, _S.ABORTING),
             _X.TAKE_BACK: background(self._take_back, _S.RETURNING),
-            _X.NOTE_CRASH: Order(self._note_crash),
+            _X.NOTE_CRASH: background(self._note_crash, _S.CRASHED),
             _X.REPORT: Order(lambda: self._calls.report(self)),
         }
 
@@ -163,7 +180,7 @@ class Source:
     def cancel(self) -> None:
         """Ask for the end of the hand-over; has no effect after the commit."""
         self.cancelled = True
-        self.runner.post(_E.CANCEL_REQUESTED, "cancelled by an operator")
+        self.runner.post(_E.CANCEL_REQUESTED, CANCELLED)
 
     # -- what QEMU says -------------------------------------------------------------------------------------------
 
@@ -174,19 +191,23 @@ class Source:
             self.runner.post(_E.SOURCE_QEMU_DIED, f"QEMU of guest {self.name} at the source is gone")
             return
         async for event in process.events():
-            self._saw(event)
+            await self._saw(process, event)
 
     async def watch_time(self) -> None:
         """Give pre-copy up when it takes longer than asked for."""
         limit = self.request.time_limit_s
         if limit is None:
             return
+        await self.runner.wait_left(frozenset({_S.CHECKING, _S.RESERVING, _S.RESERVED}))
         await asyncio.sleep(limit)
         why = f"pre-copy took longer than its time limit of {limit:g} s"
         self.runner.post(_E.CANCEL_REQUESTED, why, only_in=_S.PRECOPY)
 
-    def _saw(self, event: GuestEvent) -> None:
-        if event.kind is GuestEventKind.MIGRATION and event.status is not None:
+    async def _saw(self, process: GuestProcess, event: GuestEvent) -> None:
+        if event.status is MigrationStatus.COMPLETED:
+            self.marks.mark("source_completed", event.at_ns)
+            await self._saw_completed(process)
+        elif event.kind is GuestEventKind.MIGRATION and event.status is not None:
             self._saw_status(event.status, event.at_ns)
         elif event.kind is GuestEventKind.ROUND_ENDED:
             self._sample_now.set()
@@ -203,11 +224,17 @@ class Source:
             self.marks.mark("pre_switchover", at_ns)
             self.runner.post(_E.PRECOPY_BEGAN, only_in=_S.RESERVED)
             self.runner.post(_E.SOURCE_PAUSED)
-        elif status is MigrationStatus.COMPLETED:
-            self.marks.mark("source_completed", at_ns)
-            self.runner.post(_E.SOURCE_COMPLETED)
         elif status in (MigrationStatus.FAILED, MigrationStatus.CANCELLED):
             self.runner.post(_E.STREAM_FAILED, f"QEMU at the source says that the migration {status}")
+
+    async def _saw_completed(self, process: GuestProcess) -> None:
+        """Tell of `completed` once the run state is `postmigrate` too; asked while the destination still loads."""
+        try:
+            await self._wait_postmigrate(process)
+        except VmferryError as error:
+            _log.warning("source completed, and then", guest=self.name, error=str(error))
+            return  # the state's deadline ends it, or the death that is told next
+        self.runner.post(_E.SOURCE_COMPLETED)
 
     # -- orders ---------------------------------------------------------------------------------------------------
 
@@ -216,6 +243,7 @@ class Source:
         if self.blockers:
             self.runner.post(_E.CHECK_FAILED, f"{len(self.blockers)} blockers")
         else:
+            self._calls.passed(self)
             self.runner.post(_E.CHECK_PASSED)
 
     async def _reserve(self) -> None:
@@ -246,6 +274,9 @@ class Source:
     async def _steer(self) -> None:
         """Read and publish until the state is left; the rule for the switchover is QEMU's own, within our limits."""
         process = self._process()
+        if await process.query_run_state() in _ENDED:
+            self.runner.post(_E.GUEST_ENDED, f"guest {self.name} ended at the source during the hand-over")
+            return
         while True:
             sample = await process.query_migration()
             await self._read(sample)
@@ -259,9 +290,14 @@ class Source:
 
     async def _read(self, sample: MigrationSample) -> None:
         """Take a reading and publish what it says."""
-        self.last_sample = sample
+        self._remember(sample)
         for event in self._tracker.feed(sample, self.marks.since_start_ms()):
             await self.feed.publish(event)
+
+    def _remember(self, sample: MigrationSample) -> None:
+        """Keep a reading for the report; QEMU forgets its figures when a migration failed or was cancelled."""
+        if sample.total_bytes or self.last_sample is None:
+            self.last_sample = sample
 
     async def _steered_to(self, sample: MigrationSample) -> None:
         """Post what a reading says when its event may have been missed (the agent was away)."""
@@ -271,11 +307,18 @@ class Source:
             self.runner.post(_E.STREAM_FAILED, sample.error or f"the migration {sample.status}", only_in=_S.PRECOPY)
 
     async def _continue(self) -> None:
-        await self._process().migrate_continue()
+        process = self._process()
+        try:
+            await process.migrate_continue()
+        except VmferryError:
+            if await _is_dying(process):
+                return  # its death is told by `watch`, and decides more: all may have been sent
+            raise
         self.marks.mark("continue")
         self.runner.post(_E.SWITCHOVER_BEGAN)
 
     async def _await_destination(self) -> None:
+        await asyncio.sleep(0)  # `migrate-continue`, ordered beside it, goes first: the guest stands still
         while True:
             status = await self._ask_loaded()
             if status is not None and status.state == str(DestinationState.LOADED):
@@ -296,23 +339,31 @@ class Source:
             return None
 
     async def _release(self) -> None:
-        """Look once more before the point of no return, then let the journal's write be the commit."""
+        """Look once more before the point of no return, then let the journal's write be the commit.
+
+        A QEMU that is proven dead passes: it stood still until it died, or the machine would not be here.
+        """
         process = self._guests.process(self.name)
-        if process is not None:
-            await self._wait_postmigrate(process)
+        if process is not None and not self._is_postmigrate:
+            try:
+                await self._wait_postmigrate(process)
+            except VmferryError:
+                if not await _is_dying(process):
+                    raise
         self.marks.mark("released")
         self.runner.post(_E.OWNERSHIP_RELEASED)
 
     async def _wait_postmigrate(self, process: GuestProcess) -> None:
         """Wait for run state `postmigrate`, which QEMU enters right after it says `completed`."""
         try:
-            async with asyncio.timeout(_RESUME_LIMIT_S):
+            async with asyncio.timeout(_POSTMIGRATE_LIMIT_S):
                 while await process.query_run_state() is not RunState.POSTMIGRATE:
                     await asyncio.sleep(0.001)
         except TimeoutError as error:
             raise Broken(
                 f"QEMU of guest {self.name} at the source says completed but not postmigrate", side="source"
             ) from error
+        self._is_postmigrate = True  # from here it never runs again by itself
 
     async def _tell_destination(self) -> None:
         token = self.token
@@ -321,7 +372,7 @@ class Source:
             try:
                 self.marks.mark("commit_sent")
                 reply = await self.peer.commit(self.request.handover, token.epoch, running=token.running)
-            except VmferryError as error:
+            except VmferryError as error:  # it may be away for minutes; nobody else may run the guest meanwhile
                 _log.warning("destination cannot take the guest yet", guest=self.name, error=str(error))
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
@@ -347,17 +398,25 @@ class Source:
     async def _end_source(self) -> None:
         process = self._guests.process(self.name)
         if process is not None:
-            await self._read(await process.query_migration())
-            for event in self._tracker.finish(self.marks.since_start_ms()):
-                await self.feed.publish(event)
+            await self._read_last(process)
         self._calls.leaving(self)
         await self._guests.let_go(self.name)
         self.marks.mark("tidied")
         self.runner.post(_E.TIDIED)
 
+    async def _read_last(self, process: GuestProcess) -> None:
+        """Take QEMU's last figures; a QEMU that does not answer is ended without them."""
+        with contextlib.suppress(VmferryError, TimeoutError):
+            async with asyncio.timeout(_LAST_READING_S):
+                await self._read(await process.query_migration())
+        for event in self._tracker.finish(self.marks.since_start_ms()):
+            await self.feed.publish(event)
+
     async def _discard(self) -> None:
-        async with asyncio.timeout(3):
-            await self.peer.discard(self.request.handover)
+        """Tell the destination once; it asks by itself when this does not reach it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARD_LIMIT_S):
+                await self.peer.discard(self.request.handover)
 
     async def _restore(self) -> None:
         """Bring the source's QEMU to where it was; repeated until it answers or is proven dead."""
@@ -378,7 +437,7 @@ class Source:
 
     async def _undo_migration(self, process: GuestProcess) -> None:
         sample = await process.query_migration()
-        self.last_sample = sample
+        self._remember(sample)
         if sample.status in _UNDER_WAY:
             await process.migrate_cancel()
         while (await process.query_migration()).status in _UNDER_WAY:
@@ -387,18 +446,18 @@ class Source:
         await process.cleanup_migration()
 
     async def _go_on(self, process: GuestProcess) -> None:
-        """See to it that the guest runs if it ran: QEMU resumes it by itself after a cancel, not after `completed`."""
-        if not self.token.running:
-            return
+        """See to it that the guest runs if it shall: QEMU resumes it by itself after a cancel, not after `completed`.
+
+        An operator who paused it meanwhile finds it paused, although QEMU may have resumed it.
+        """
         loop = asyncio.get_running_loop()
-        patience = loop.time() + 0.3
-        while True:
-            state = await process.query_run_state()
-            if state in (RunState.RUNNING, RunState.SHUTDOWN, RunState.PANICKED):
-                return
+        patience = loop.time() + _RESUMES_ITSELF_S
+        while (state := await process.query_run_state()) in _STOPPED_BY_US and self.token.running:
             if state is RunState.POSTMIGRATE or (state is RunState.PAUSED and loop.time() > patience):
                 await process.cont()
             await asyncio.sleep(0.01)
+        if not self.token.running:
+            await process.stop()
 
     async def _take_back(self) -> None:
         process = self._guests.process(self.name)
@@ -406,6 +465,8 @@ class Source:
             self.runner.post(_E.SOURCE_QEMU_DIED, f"QEMU of guest {self.name} at the source is gone")
             return
         await self._go_on(process)
+        with contextlib.suppress(VmferryError):
+            await process.cleanup_migration()
         self.runner.post(_E.SOURCE_RESUMED)
 
     async def _note_crash(self) -> None:
@@ -419,7 +480,18 @@ class Source:
         return process
 
 
+async def _is_dying(process: GuestProcess) -> bool:
+    """Tell whether a process whose connection broke is dead now, or will be in a moment."""
+    for _ in range(round(_DEATH_LIMIT_S / 0.01)):
+        if not process.is_alive():
+            return True
+        with contextlib.suppress(VmferryError):
+            await process.query_run_state()
+            return False
+        await asyncio.sleep(0.01)
+    return False
+
+
 def _is_gone(status: PeerStatus) -> bool:
-    """Tell whether the arrival can never be loaded any more."""
-    ended = {str(DestinationState.DISCARDING), str(DestinationState.DISCARDED), "unknown"}
-    return status.state in ended or not status.qemu_alive
+    """Tell whether the arrival can never be loaded any more; its machine's word, which never takes silence for death."""
+    return status.state in {str(DestinationState.DISCARDING), str(DestinationState.DISCARDED), "unknown"}
