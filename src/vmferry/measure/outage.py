@@ -30,6 +30,7 @@ class OutageStats:
         outage_ms: The longest run of lost probes: from the last answered probe before it to the first after it (as
             they were sent), less one interval. A sender that was kept from running makes no outage.
         outage_at_ns: When the last answered probe before that run was sent.
+        outage_ended: Whether a probe after that run was answered; else it may have gone on after the window.
         reply_gap_ms: The longest time between two answers, as the kernel stamped them, less one interval. Longer
             than outage_ms when probes waited somewhere and were answered late.
         send_gap_ms: The longest time between two probes: an outage shorter than this could hide.
@@ -43,6 +44,7 @@ class OutageStats:
     duplicates: int
     outage_ms: Milliseconds
     outage_at_ns: int | None
+    outage_ended: bool
     reply_gap_ms: Milliseconds
     send_gap_ms: Milliseconds
     round_trip_median_ms: Milliseconds | None
@@ -110,7 +112,7 @@ def outage_of(probes: Sequence[tuple[int, int]], interval_ns: int, *, duplicates
     """
     answered = [answered for _, answered in probes if answered]
     trips = sorted(answered - sent for sent, answered in probes if answered)
-    outage_ns, outage_at_ns = _longest_run(probes, interval_ns)
+    outage_ns, outage_at_ns, outage_ended = _longest_run(probes, interval_ns)
     return OutageStats(
         sent=len(probes),
         answered=len(answered),
@@ -118,6 +120,7 @@ def outage_of(probes: Sequence[tuple[int, int]], interval_ns: int, *, duplicates
         duplicates=duplicates,
         outage_ms=_ms(outage_ns),
         outage_at_ns=outage_at_ns,
+        outage_ended=outage_ended,
         reply_gap_ms=_ms(max(_longest(sorted(answered)) - interval_ns, 0)),
         send_gap_ms=_ms(_longest([sent for sent, _ in probes])),
         round_trip_median_ms=_ms(trips[len(trips) // 2]) if trips else None,
@@ -125,8 +128,8 @@ def outage_of(probes: Sequence[tuple[int, int]], interval_ns: int, *, duplicates
     )
 
 
-def _longest_run(probes: Sequence[tuple[int, int]], interval_ns: int) -> tuple[int, int | None]:
-    """Return length and start of the longest run of lost probes; one that never ended lasts to the last probe."""
+def _longest_run(probes: Sequence[tuple[int, int]], interval_ns: int) -> tuple[int, int | None, bool]:
+    """Return length and start of the longest run of lost probes, and whether it ended, else it lasts to the last."""
     longest, at = 0, None
     before: int | None = None  # send time of the last answered probe
     in_run = False
@@ -143,8 +146,8 @@ def _longest_run(probes: Sequence[tuple[int, int]], interval_ns: int) -> tuple[i
     if in_run:
         start = probes[0][0] if before is None else before
         if probes[-1][0] - start > longest:
-            longest, at = probes[-1][0] - start, start
-    return longest, at
+            return probes[-1][0] - start, start, False
+    return longest, at, True
 
 
 def _longest(rising: Sequence[int]) -> int:

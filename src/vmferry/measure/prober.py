@@ -2,9 +2,10 @@
 
     python -m vmferry.measure.prober 10.0.0.7 --interval-ms 2 --json-lines
 
-A line ``mark NAME`` on its input ends the running window and opens one of that name. Each window is reported when
-the answers to its last probes have had time to come; the summary over all of them ends the output, after SIGINT or
-SIGTERM, or the end of an input that is a pipe. All stamps are CLOCK_MONOTONIC.
+A line ``mark NAME`` on its input ends the running window and opens one of that name; ``window NAME START END`` asks
+for one that lies in the past. Each window is reported when the answers to its last probes have had time to come; the
+summary over all of them ends the output, after SIGINT or SIGTERM, or the end of an input that is a pipe. All stamps
+are CLOCK_MONOTONIC, in ns.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _FIRST_WINDOW = "start"
 _TICK_S = 0.05
 _STDIN = 0
+_PR_SET_PDEATHSIG = 1
 _NS_PER_MS = 1_000_000
 
 
@@ -48,6 +50,10 @@ class Windows:
         now = time.monotonic_ns()
         self._waiting.append((self._name, self._start_ns, now))
         self._name, self._start_ns = name, now
+
+    def ask(self, name: str, start_ns: int, end_ns: int) -> None:
+        """Report a window that is over, beside the running one."""
+        self._waiting.append((name, start_ns, end_ns))
 
     def tick(self) -> None:
         """Report the windows whose time for late answers is over, and the very first answer."""
@@ -113,11 +119,26 @@ def _follow_input(windows: Windows, stopper: _Stopper) -> None:
 
 
 def _obey(line: str, windows: Windows) -> None:
-    command, _, name = line.partition(" ")
-    if command == "mark" and name:
-        windows.mark(name)
-    elif line:
-        sys.stderr.write(f"unknown line {line!r}, expected: mark NAME\n")
+    match line.split():
+        case ["mark", *words] if words:
+            windows.mark(" ".join(words))
+        case ["window", name, start, end] if start.isdecimal() and end.isdecimal():
+            windows.ask(name, int(start), int(end))
+        case []:
+            pass
+        case _:
+            sys.stderr.write(f"unknown line {line!r}, expected: mark NAME, or: window NAME START_NS END_NS\n")
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process as soon as its parent ends, whatever ends it.
+
+    Source: PR_SET_PDEATHSIG(2const); the parent may have ended before the call.
+    """
+    import ctypes
+
+    if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) or os.getppid() != parent:
+        raise SystemExit(f"process {parent} is not the parent of this one, or has ended")
 
 
 def main() -> int:
@@ -130,7 +151,12 @@ def main() -> int:
         "--grace-ms", type=float, default=500.0, help="time for late answers before a window is reported"
     )
     parser.add_argument("--json-lines", action="store_true")
+    parser.add_argument(
+        "--parent", type=int, help="end, at the latest, when this process does: the one that started it"
+    )
     asked = parser.parse_args()
+    if asked.parent is not None:
+        _die_with(asked.parent)
     stopper = _Stopper()
     try:
         with EchoProber(asked.address, asked.port, interval_ms=asked.interval_ms) as prober:
