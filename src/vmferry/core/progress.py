@@ -93,11 +93,13 @@ class Gap:
     uncertainty_ms: Milliseconds
     baseline_ms: Milliseconds | None  #: None = not measured
     baseline_window_ms: Milliseconds | None = None
+    window_ms: Milliseconds | None = None  #: how long it was watched for `largest_ms`
+    ended: bool = True  #: False: it had not ended when the watch did, so it lasted at least this long
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was measured; None is "not measured", never an estimate."""
+    """What was measured; None is "not measured", never an estimate (docs/measures.md)."""
 
     handover: str
     guest: str
@@ -108,11 +110,11 @@ class Report:
     guarantee: str
     acceleration: str  #: TCG, nested KVM or bare-metal KVM
     encrypted: bool
-    total_ms: Milliseconds
-    rounds: int
-    transferred_bytes: Bytes
-    ram_bytes: Bytes
-    bandwidth: BytesPerSecond
+    total_ms: Milliseconds | None  #: opened -> the guest runs at the destination, or the hand-over has ended otherwise
+    rounds: int | None
+    transferred_bytes: Bytes | None
+    ram_bytes: Bytes | None
+    bandwidth: BytesPerSecond | None  #: transferred_bytes over the stream's whole time
     downtime_limit_ms: Milliseconds
     downtime_ms: Milliseconds | None  #: QEMU's figure
     guest_gap: Gap | None  #: by beats, stamped by an outside clock
@@ -120,8 +122,9 @@ class Report:
     network_outage: Gap | None  #: by sequence-numbered UDP
     commit_ms: Milliseconds | None  #: our own share of the stopped time
     commit_parts_ms: dict[str, float] = field(default_factory=dict)
-    first_byte_ms: Milliseconds | None = None
+    first_byte_ms: Milliseconds | None = None  #: opened -> the stream is set up and memory flows
     timeline_ms: dict[str, float] = field(default_factory=dict)  #: state -> at_ms
+    ran_twice_ms: Milliseconds | None = None  #: for how long both hosts saw beats; above 0 the guest ran twice
     event: str = "report"
 
 

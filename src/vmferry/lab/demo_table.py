@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rich.table import Table
 
 from vmferry.core.progress import Gap, Report
 from vmferry.core.units import format_bytes, format_ms, format_rate
+
+T = TypeVar("T")
 
 NOT_MEASURED = "not measured"
 
@@ -39,8 +42,12 @@ def moves_table(moves: Sequence[Move]) -> Table:
     return table
 
 
+def _said(value: T | None, text: Callable[[T], str]) -> str:
+    return NOT_MEASURED if value is None else text(value)
+
+
 def _optional(milliseconds: float | None) -> str:
-    return NOT_MEASURED if milliseconds is None else format_ms(milliseconds)
+    return _said(milliseconds, format_ms)
 
 
 def _gap(gap: Gap | None) -> str:
@@ -58,11 +65,11 @@ def _oracle(move: Move) -> str:
 #: (what it is, how it is read); the words are the project's vocabulary
 ROWS: tuple[tuple[str, Callable[[Move], str]], ...] = (
     ("outcome", lambda move: str(move.report.outcome)),
-    ("total time", lambda move: format_ms(move.report.total_ms)),
+    ("total time", lambda move: _optional(move.report.total_ms)),
     ("to the first byte", lambda move: _optional(move.report.first_byte_ms)),
-    ("rounds", lambda move: str(move.report.rounds)),
-    ("bytes sent", lambda move: format_bytes(move.report.transferred_bytes)),
-    ("bandwidth", lambda move: format_rate(move.report.bandwidth)),
+    ("rounds", lambda move: _said(move.report.rounds, str)),
+    ("bytes sent", lambda move: _said(move.report.transferred_bytes, format_bytes)),
+    ("bandwidth", lambda move: _said(move.report.bandwidth, format_rate)),
     ("encrypted", lambda move: "yes" if move.report.encrypted else "no"),
     ("downtime, as QEMU has it", lambda move: _optional(move.report.downtime_ms)),
     ("guest_gap, by beats", lambda move: _gap(move.report.guest_gap)),

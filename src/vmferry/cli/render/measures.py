@@ -34,7 +34,20 @@ def _gap(gap: Gap | None) -> str:
     else:
         window = "" if gap.baseline_window_ms is None else f" in {format_ms(gap.baseline_window_ms)}"
         baseline = f"{format_ms(gap.baseline_ms)}{window}"
-    return f"{format_ms(gap.largest_ms)} ± {format_ms(gap.uncertainty_ms)} (without a migration: {baseline})"
+    least = "" if gap.ended else "at least "
+    return f"{least}{format_ms(gap.largest_ms)} ± {format_ms(gap.uncertainty_ms)} (without a migration: {baseline})"
+
+
+def _guest_gap(report: Report) -> str:
+    twice = f"; THE GUEST RAN TWICE for {format_ms(report.ran_twice_ms)}" if report.ran_twice_ms else ""
+    return _gap(report.guest_gap) + twice
+
+
+def _sent(report: Report) -> str:
+    if report.transferred_bytes is None:
+        return NOT_MEASURED
+    ram = "" if report.ram_bytes is None else f" for {format_bytes(report.ram_bytes)} of RAM"
+    return format_bytes(report.transferred_bytes) + ram
 
 
 def _downtime(report: Report) -> str:
@@ -48,14 +61,14 @@ def _commit(report: Report) -> str:
 
 #: (name, how it is read); the names are the project's vocabulary.
 ROWS: tuple[tuple[str, Callable[[Report], str]], ...] = (
-    ("total time", lambda report: format_ms(report.total_ms)),
+    ("total time", lambda report: _optional(report.total_ms)),
     ("to the first byte", lambda report: _optional(report.first_byte_ms)),
-    ("rounds", lambda report: str(report.rounds)),
-    ("sent", lambda report: f"{format_bytes(report.transferred_bytes)} for {format_bytes(report.ram_bytes)} of RAM"),
-    ("bandwidth", lambda report: format_rate(report.bandwidth)),
+    ("rounds", lambda report: NOT_MEASURED if report.rounds is None else str(report.rounds)),
+    ("sent", _sent),
+    ("bandwidth", lambda report: NOT_MEASURED if report.bandwidth is None else format_rate(report.bandwidth)),
     ("encrypted", lambda report: "yes" if report.encrypted else "no"),
     ("downtime (QEMU)", _downtime),
-    ("guest_gap (beats)", lambda report: _gap(report.guest_gap)),
+    ("guest_gap (beats)", _guest_gap),
     ("network_outage (UDP)", lambda report: _gap(report.network_outage)),
     ("stall in the guest", lambda report: _optional(report.in_guest_stall_ms)),
     ("commit", _commit),
