@@ -28,13 +28,15 @@ def _ip(text: str) -> str:
 
 def _absolute(value: object) -> object:
     """Return an absolute path."""
-    if isinstance(value, str) and value.startswith("/"):
+    if isinstance(value, str | Path) and Path(value).is_absolute():
         return Path(value)
     raise ValueError("expected an absolute path")
 
 
 def _range(value: object) -> object:
     """Return the range in a text like 49152-49215, both ends included."""
+    if isinstance(value, tuple):
+        return value
     if isinstance(value, str):
         first, dash, last = value.partition("-")
         if dash and first.strip().isdecimal() and last.strip().isdecimal() and int(first) <= int(last):

@@ -47,8 +47,7 @@ class Gate:
             Denied: badly signed, or older.
         """
         newer = self.directory.accept_membership(signed)
-        if newer:
-            self._membership = self.directory.membership()
+        self._membership = self.directory.membership()
         return newer
 
     def identify(self, peercert: Mapping[str, Any] | None) -> Member:

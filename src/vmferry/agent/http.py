@@ -10,6 +10,7 @@ Source: https://docs.aiohttp.org/en/stable/web_lowlevel.html
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -76,7 +77,9 @@ class HttpServer:
         except ConnectionError:
             raise
         except Exception:  # noqa: BLE001 - a bug in one handler ends that request, never the agent
-            self._log.exception("handler failed", path=request.path, method=request.method)
+            # Formatted here, without the variables that some renderers add: a body may hold a stream's key.
+            told = traceback.format_exc()
+            self._log.error("handler failed", path=request.path, method=request.method, exception=told)
             return problem_response(VmferryError("The agent failed on this request", fix="see the agent's log"))
 
     async def close(self, grace_s: float = 5.0) -> None:
@@ -148,7 +151,11 @@ class HttpServer:
         task = asyncio.ensure_future(call)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        done, _ = await asyncio.wait((task,), timeout=route.time_limit_s)
+        try:
+            done, _ = await asyncio.wait((task,), timeout=route.time_limit_s)
+        except asyncio.CancelledError:  # the client has gone
+            task.add_done_callback(lambda late: self._tell_late(route, late))
+            raise
         if done:
             return task.result()
         task.add_done_callback(lambda late: self._tell_late(route, late))
@@ -158,7 +165,7 @@ class HttpServer:
         )
 
     def _tell_late(self, route: Route, task: asyncio.Future[Any]) -> None:
-        """Log how a handler ended whose caller had been told that it takes too long."""
+        """Log how a handler ended that nobody waits for any more."""
         error = None if task.cancelled() else task.exception()
         self._log.warning("late handler ended", route=route.handler, error=None if error is None else str(error))
 
@@ -215,9 +222,12 @@ class _Protocol(web.Server):
 def make_protocol(handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> web.Server:
     """Return the protocol factory for `loop.create_server`.
 
-    Bodies are never decompressed: a small one could become a huge one.
+    Bodies are never decompressed: a small one could become a huge one. A client that goes away ends its stream at once;
+    what the service does for it goes on (`HttpServer`).
     """
-    return _Protocol(handle, keepalive_timeout=KEEP_ALIVE_S, access_log=None, auto_decompress=False)
+    return _Protocol(
+        handle, keepalive_timeout=KEEP_ALIVE_S, access_log=None, auto_decompress=False, handler_cancellation=True
+    )
 
 
 def too_large() -> web.Response:

@@ -41,13 +41,9 @@ class Listener:
                 f"Agent cannot listen on {address} port {port}: {error.strerror}",
                 fix="end what listens there, or set another listen address or port in agent.toml",
             ) from error
+        self.port = int(self._socket.getsockname()[1])  #: the port that is listened on
         self._server: asyncio.Server | None = None
         self._protocol: web.Server | None = None
-
-    @property
-    def port(self) -> int:
-        """The port that is listened on."""
-        return int(self._socket.getsockname()[1])
 
     async def serve(self, protocol: web.Server, context: ssl.SSLContext) -> None:
         """Answer new connections with this protocol; what was behind the socket before is closed."""

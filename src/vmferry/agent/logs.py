@@ -24,12 +24,15 @@ class _Forward(logging.Handler):
 
 
 def set_up_logs(*, debug: bool = False) -> None:
-    """Set logging up for this process; libraries are heard from warning on."""
+    """Set logging up for this process; libraries are heard from warning on.
+
+    Tracebacks come without the values of variables: one of them may be a stream's key.
+    """
     terminal = sys.stderr.isatty()
     renderer: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=True)]
+        [structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback)]
         if terminal
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[

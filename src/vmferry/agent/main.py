@@ -78,23 +78,34 @@ async def _wire(config: AgentConfig, name: HostName, peers: PeerPool) -> AgentSe
 
 
 async def _run(config: AgentConfig, build: Build) -> None:
-    """Enrol if need be, then work, until told to end."""
+    """Work until a signal tells to end."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    await serve_until(config, build, stop, lambda _port: tell_ready())
+
+
+async def serve_until(config: AgentConfig, build: Build, stop: asyncio.Event, ready: Callable[[int], None]) -> None:
+    """Enrol if need be, then work, until told to end.
+
+    Args:
+        config: the configuration.
+        build: makes the agent's inside.
+        stop: set to end.
+        ready: called with the port whenever the agent listens: for its enrolment, and for work.
+    """
     listener = Listener(config.listen, config.port)
     try:
-        directory = IdentityDirectory(config.identity_dir)
-        if not directory.exists():
-            await _enrol(config, listener, stop)
+        if not IdentityDirectory(config.identity_dir).exists():
+            await _enrol(config, listener, stop, ready)
         if not stop.is_set():
-            await _work(config, listener, stop, build)
+            await _work(config, listener, stop, build, ready)
     finally:
         await listener.close()
 
 
-async def _enrol(config: AgentConfig, listener: Listener, stop: asyncio.Event) -> None:
+async def _enrol(config: AgentConfig, listener: Listener, stop: asyncio.Event, ready: Callable[[int], None]) -> None:
     """Show the code and wait until this host is enrolled, or the agent is told to end."""
     enrolment = Enrolment(config.state_dir / "enrolment")
     server = EnrolServer(enrolment, config, listener.port)
@@ -105,11 +116,13 @@ async def _enrol(config: AgentConfig, listener: Listener, stop: asyncio.Event) -
     structlog.get_logger("vmferry.enrol").info("not enrolled", do=command)
     sys.stderr.write(f"This host is not enrolled. Where the CA directory is, run:\n\n    {command}\n\n")
     sys.stderr.flush()
-    tell_ready()
+    ready(listener.port)
     await _first(server.finished.wait(), stop.wait())
 
 
-async def _work(config: AgentConfig, listener: Listener, stop: asyncio.Event, build: Build) -> None:
+async def _work(
+    config: AgentConfig, listener: Listener, stop: asyncio.Event, build: Build, ready: Callable[[int], None]
+) -> None:
     """Answer until told to end."""
     log = structlog.get_logger("vmferry.agent")
     directory = IdentityDirectory(config.identity_dir)
@@ -136,7 +149,7 @@ async def _work(config: AgentConfig, listener: Listener, stop: asyncio.Event, bu
         await listener.serve(make_protocol(server.handle), context)
         upkeep = asyncio.create_task(Upkeep(gate, fleet, peers, context).run())
         log.info("agent is up", host=name, address=config.listen, port=listener.port)
-        tell_ready()
+        ready(listener.port)
         await _first(stop.wait(), _watch(upkeep))
         log.info("agent ends; guests live on", host=name)
     finally:

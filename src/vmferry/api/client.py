@@ -105,9 +105,9 @@ class Client:
             Unreachable: the connection broke; the agent may go on.
         """
         response = self._send("GET", path, None, _STREAM_SILENCE_S)
-        if response.status >= 400:
-            raise from_problem(_json(response.read(_MOST_REPLY_BYTES)), response.status, self.endpoint.host)
         try:
+            if response.status >= 400:
+                raise from_problem(_json(response.read(_MOST_REPLY_BYTES)), response.status, self.endpoint.host)
             while line := response.readline():
                 event = _json(line) if line.strip() else None
                 if isinstance(event, dict):

@@ -350,14 +350,15 @@ class VerdictReply(Reply):
 
 
 class BeatsRequest(Request):
-    """Ask for the beats that were stamped in a window of the answering host's clock (Unix time)."""
+    """Ask for the beats that were stamped in a window of the answering host's CLOCK_MONOTONIC."""
 
     start_ns: int
     end_ns: int
 
 
 class BeatsReply(Reply):
-    """Stamps of beats, in ns."""
+    """What was seen of an arrived guest: stamps of its beats, in ns, and what it says of its stalls."""
 
     stamps_ns: tuple[int, ...]
-    truncated: bool = False  #: there were more than one reply carries
+    truncated: bool = False  #: there were more: than one reply carries, or than this host could take
+    in_guest_stall_ms: float | None = None  #: the longest since its meter was reset; None: it did not say

@@ -35,6 +35,7 @@ ON CONFLICT (name) DO UPDATE SET
 """
 _APPEND = "INSERT INTO events (handover, side, event, state, at) VALUES (?, ?, ?, ?, ?)"
 _ADVANCE = "UPDATE handovers SET state = ?, finished = max(finished, ?) WHERE id = ? AND side = ?"
+_FINISH = "UPDATE handovers SET finished = 1 WHERE id = ? AND side = ?"
 _OWN = "UPDATE guests SET epoch = ?, owner = ?, running = ?, cont_intent = ? WHERE name = ?"
 _OPEN = "INSERT INTO handovers (id, guest, side, peer, state, request, report, finished, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: E501 - one statement
 
@@ -139,6 +140,16 @@ class SqliteJournal:
             self._db.execute(_APPEND, (handover, side, text, state, self._now()))
             if token is not None:
                 self._own(*token)
+
+    def finish(self, handover: HandoverId, side: str) -> None:
+        """Note that a hand-over's last effect was carried out. Idempotent.
+
+        Raises:
+            NotFound: no such hand-over.
+        """
+        with self._transaction(f"finishing hand-over {handover}"):
+            if self._db.execute(_FINISH, (handover, side)).rowcount != 1:
+                raise NotFound(f"Hand-over {handover} ({side}) is not in the journal")
 
     def handovers(self, *, unfinished_only: bool = False) -> Sequence[HandoverRow]:
         """Return hand-overs, newest first."""

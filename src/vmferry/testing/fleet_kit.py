@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from aiohttp import web
+
 from vmferry.agent.fleet import Fleet
 from vmferry.agent.gate import Gate
 from vmferry.agent.http import BODY_TIME_LIMIT_S, HttpServer, make_protocol
@@ -30,12 +32,17 @@ class Served:
     name: str
     gate: Gate
     fleet: Fleet
+    server: HttpServer
     listener: Listener
     endpoint: Endpoint
 
     def client(self, directory: IdentityDirectory, *, time_limit_s: float = 10.0) -> Client:
         """Return a client that asks as the identity in a directory."""
         return Client(self.endpoint, directory.client_context(), time_limit_s=time_limit_s)
+
+    def protocol(self) -> web.Server:
+        """Return the server's protocol, to listen with it again."""
+        return make_protocol(self.server.handle)
 
     @property
     def member(self) -> HostMember:
@@ -145,7 +152,7 @@ async def serve(
         await listener.serve(make_protocol(server.handle), context or directory.server_context())
         identity = directory.identity()
         endpoint = Endpoint(identity.name, "127.0.0.1", listener.port, identity.server_name)
-        yield Served(identity.name, gate, fleet, listener, endpoint)
+        yield Served(identity.name, gate, fleet, server, listener, endpoint)
     finally:
         await server.close(grace_s=1.0)
         await listener.close()
