@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from qemu.qmp import QMPClient
 from vmferry.core.errors import NotFound
 from vmferry.lab.guests import GuestImage, GuestKind, build
 from vmferry.lab.toolchain import QemuBinary, cache_dir, find_qemu
+from vmferry.measure.echo import EchoProber
 from vmferry.measure.receiver import BeatReceiver
 
 LINE_LIMIT_S = 60.0
@@ -60,13 +63,49 @@ def sockets() -> Iterator[Path]:
         yield Path(name)
 
 
-class Running:
-    """One QEMU process: its serial console, QMP and the receiver of its beats."""
+class Control:
+    """The control channel: a line there, a line back."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, qmp: QMPClient, receiver: BeatReceiver, folder: Path
-    ) -> None:
-        self.process, self.qmp, self.receiver, self.folder = process, qmp, receiver, folder
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def line(self) -> str:
+        return (await asyncio.wait_for(self.reader.readline(), LINE_LIMIT_S)).decode().strip()
+
+    async def ask(self, command: str) -> str:
+        self.writer.write(f"{command}\n".encode())
+        return await self.line()
+
+
+@dataclass
+class Running:
+    """One QEMU process: its serial console, QMP, the receiver of its beats and where its echo is forwarded."""
+
+    process: asyncio.subprocess.Process
+    qmp: QMPClient
+    receiver: BeatReceiver
+    folder: Path
+    echo_port: int
+
+    @asynccontextmanager
+    async def control(self) -> AsyncIterator[Control]:
+        """Connect to the control channel."""
+        reader, writer = await asyncio.open_unix_connection(self.folder / "control")
+        try:
+            yield Control(reader, writer)
+        finally:
+            writer.close()
+            with suppress(ConnectionError):  # QEMU ended first
+                await writer.wait_closed()
+
+    async def wait_echo(self, answers: int) -> None:
+        """Return when the guest has answered so many probes."""
+        with EchoProber("127.0.0.1", self.echo_port) as prober:
+            for _ in range(6000):
+                if prober.answered >= answers:
+                    return
+                await asyncio.sleep(0.01)
+            raise AssertionError(f"{prober.answered} of {answers} probes were answered within a minute")
 
     async def line(self, start: str) -> str:
         """Return the next line of the console that holds `start`, from there on."""
@@ -111,21 +150,25 @@ class Bench:
         *options: str,
         memory: int = 96,
         incoming: bool = False,
+        nic: str = "virtio-net-pci",
         **settings: Any,
     ) -> Running:
         """Start a guest; with incoming it waits for a migration instead of booting."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         receiver = await self.stack.enter_async_context(BeatReceiver())
+        echo_port = _free_port()
         arguments = [*qemu.argv, "-accel", "tcg", "-M", "pc-q35-7.2", "-cpu", "qemu64", "-m", str(memory)]
         arguments += ["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"]
-        arguments += ["-kernel", str(image.kernel), "-append", image.append(**settings)]
+        arguments += ["-kernel", str(image.kernel), "-append", image.append(**settings)] if image.kernel else []
         arguments += ["-initrd", str(image.initrd)] if image.initrd else []
         arguments += ["-chardev", f"udp,id=beat,host=127.0.0.1,port={receiver.port}"]
         arguments += ["-device", "isa-debugcon,iobase=0xe9,chardev=beat"]
+        arguments += _channels(nic, echo_port) if image.kind != "micro" else []
         arguments += ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
         arguments += ["-incoming", "defer"] if incoming else []
-        arguments += [option.format(folder=folder) for option in options]
-        return await self.stack.enter_async_context(_running(arguments, qemu, receiver, folder))
+        filled = [argument.format(folder=folder) for argument in (*arguments, *options)]
+        process, qmp = await self.stack.enter_async_context(_running(filled, qemu, folder))
+        return Running(process, qmp, receiver, folder, echo_port)
 
     async def migrate(self, source: Running, destination: Running) -> None:
         """Move a guest with plain QMP and return when it runs at the destination."""
@@ -139,10 +182,26 @@ class Bench:
         await source.event("MIGRATION", "completed")
 
 
+def _channels(nic: str, echo_port: int) -> list[str]:
+    return [
+        *("-device", "virtio-serial-pci,id=serial0"),
+        *("-chardev", "socket,id=control,path={folder}/control,server=on,wait=off"),
+        *("-device", "virtserialport,bus=serial0.0,nr=1,chardev=control,name=org.vmferry.control"),
+        *("-netdev", f"user,id=net0,hostfwd=udp:127.0.0.1:{echo_port}-:7007"),
+        *("-device", f"{nic},netdev=net0,romfile="),
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
 @asynccontextmanager
 async def _running(
-    arguments: list[str], qemu: QemuBinary, receiver: BeatReceiver, folder: Path
-) -> AsyncIterator[Running]:
+    arguments: list[str], qemu: QemuBinary, folder: Path
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, QMPClient]]:
     process = await asyncio.create_subprocess_exec(
         *arguments,
         env={"PATH": "/usr/bin:/bin", **qemu.env},
@@ -156,7 +215,7 @@ async def _running(
             assert process.returncode is None, "QEMU ended at once; its error stands above"
             await asyncio.sleep(0.01)
         await qmp.connect(str(folder / "qmp"))
-        yield Running(process, qmp, receiver, folder)
+        yield process, qmp
     finally:
         if process.returncode is None:
             process.kill()

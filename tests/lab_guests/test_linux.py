@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vmferry.lab.guests import GuestImage, GuestKind
 from vmferry.lab.toolchain import QemuBinary
-from vmferry.measure.echo import EchoProber
 from vmferry.measure.gap import SAME_CLOCK, guest_gap
 
 if TYPE_CHECKING:
@@ -29,59 +25,9 @@ MEMORY = 224
 IP = "10.0.2.15/24"
 
 
-def _options(nic: str, port: int) -> list[str]:
-    return [
-        *("-device", "virtio-serial-pci,id=serial0"),
-        *("-chardev", "socket,id=control,path={folder}/control,server=on,wait=off"),
-        *("-device", "virtserialport,bus=serial0.0,nr=1,chardev=control,name=org.vmferry.control"),
-        *("-netdev", f"user,id=net0,hostfwd=udp:127.0.0.1:{port}-:7007"),
-        *("-device", f"{nic},netdev=net0,romfile="),
-        *("-device", "pvpanic", "-action", "panic=pause"),
-    ]
-
-
-async def _start(
-    bench: Bench, qemu: QemuBinary, image: Image, port: int, *, nic: str = "virtio-net-pci", **more: Any
-) -> Running:
+async def _start(bench: Bench, qemu: QemuBinary, image: Image, *options: str, **more: Any) -> Running:
     settings = {"mb": 32, "rate": 20, "ip": IP, **more}
-    return await bench.start(qemu, image("linux"), *_options(nic, port), memory=MEMORY, **settings)
-
-
-class Control:
-    """The control channel: a line there, a line back."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    async def line(self) -> str:
-        return (await asyncio.wait_for(self.reader.readline(), 60)).decode().strip()
-
-    async def ask(self, command: str) -> str:
-        self.writer.write(f"{command}\n".encode())
-        return await self.line()
-
-
-@asynccontextmanager
-async def _control(guest: Running) -> AsyncIterator[Control]:
-    reader, writer = await asyncio.open_unix_connection(guest.folder / "control")
-    try:
-        yield Control(reader, writer)
-    finally:
-        writer.close()
-        with suppress(ConnectionError):  # QEMU ended first
-            await writer.wait_closed()
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-@pytest.fixture
-def echo_port() -> int:
-    """A port for the user network to forward to the guest's echo."""
-    return _free_port()
+    return await bench.start(qemu, image("linux"), *options, memory=MEMORY, **settings)
 
 
 def _number(key: str, line: str) -> int:
@@ -90,29 +36,19 @@ def _number(key: str, line: str) -> int:
     return int(found[1])
 
 
-async def _wait_answered(prober: EchoProber, more: int) -> None:
-    wanted = prober.answered + more
-    for _ in range(6000):
-        if prober.answered >= wanted:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"{prober.answered} of {wanted} probes were answered within a minute")
-
-
 @pytest.mark.parametrize(
     ("nic", "pattern", "data"), [("virtio-net-pci", "hotspot", "compressible"), ("e1000", "random", "random")]
 )
 async def test_it_writes_beats_and_answers(
-    nic: str, pattern: str, data: str, qemu: QemuBinary, image: Image, bench: Bench, echo_port: int
+    nic: str, pattern: str, data: str, qemu: QemuBinary, image: Image, bench: Bench
 ) -> None:
     """Writes, beats, echo and control work on either NIC, and after two seconds the oracle is clean."""
-    guest = await _start(bench, qemu, image, echo_port, nic=nic, pattern=pattern, data=data)
+    guest = await _start(bench, qemu, image, nic=nic, pattern=pattern, data=data)
     settings = f"ready mb=32 rate=20 pattern={pattern} data={data} "
     assert settings in await guest.line("vmferry-guest ready")
     await guest.receiver.wait_for_beats(TWO_SECONDS)
-    with EchoProber("127.0.0.1", echo_port) as prober:
-        await _wait_answered(prober, 100)
-    async with _control(guest) as control:
+    await guest.wait_echo(100)
+    async with guest.control() as control:
         assert (await control.line()).startswith(settings)
         verdict = await control.ask("oracle")
         assert await control.ask("rate 0") == "rate 0"
@@ -122,22 +58,18 @@ async def test_it_writes_beats_and_answers(
     assert guest.receiver.missed == 0
 
 
-async def test_it_moves_under_load_and_nothing_is_lost(
-    newest_qemu: QemuBinary, image: Image, bench: Bench, echo_port: int
-) -> None:
+async def test_it_moves_under_load_and_nothing_is_lost(newest_qemu: QemuBinary, image: Image, bench: Bench) -> None:
     """After a migration the oracle is clean, beats and echo go on, and control answers at the destination."""
-    source = await _start(bench, newest_qemu, image, echo_port)
-    echo_port_there = _free_port()
-    destination = await _start(bench, newest_qemu, image, echo_port_there, incoming=True)
+    source = await _start(bench, newest_qemu, image)
+    destination = await _start(bench, newest_qemu, image, incoming=True)
     await source.line("vmferry-guest ready")
     await source.receiver.wait_for_beats(500)
     began = time.monotonic_ns()
     await bench.migrate(source, destination)
     await destination.receiver.wait_for_beats(500)
     ended = time.monotonic_ns()
-    with EchoProber("127.0.0.1", echo_port_there) as prober:
-        await _wait_answered(prober, 100)
-    async with _control(destination) as control:
+    await destination.wait_echo(100)
+    async with destination.control() as control:
         assert (await control.line()).startswith("ready mb=32 ")
         verdict = await control.ask("oracle")
         assert (await control.ask("stalls")).startswith("stalls max_us=")
@@ -149,11 +81,11 @@ async def test_it_moves_under_load_and_nothing_is_lost(
     assert gap.overlap_ms == 0.0
 
 
-async def test_a_stale_page_is_found(newest_qemu: QemuBinary, image: Image, bench: Bench, echo_port: int) -> None:
+async def test_a_stale_page_is_found(newest_qemu: QemuBinary, image: Image, bench: Bench) -> None:
     """The guest's oracle can fail: a page put back to its last generation makes it DIRTY."""
-    guest = await _start(bench, newest_qemu, image, echo_port, rate=0)
+    guest = await _start(bench, newest_qemu, image, rate=0)
     await guest.line("vmferry-guest ready")
-    async with _control(guest) as control:
+    async with guest.control() as control:
         await control.line()
         assert (await control.ask("oracle")).startswith("oracle clean")
         assert await control.ask("corrupt stale") == "corrupted stale"
@@ -161,13 +93,11 @@ async def test_a_stale_page_is_found(newest_qemu: QemuBinary, image: Image, benc
     assert verdict.startswith("oracle DIRTY first=0 kind=stale bad=1 expected_generation=1 found_generation=0 ")
 
 
-async def test_reboot_panic_and_poweroff_are_told_apart(
-    newest_qemu: QemuBinary, image: Image, bench: Bench, echo_port: int
-) -> None:
+async def test_reboot_panic_and_poweroff_are_told_apart(newest_qemu: QemuBinary, image: Image, bench: Bench) -> None:
     """A reboot starts over, a panic is one to QEMU, a power-off ends QEMU with success."""
-    guest = await _start(bench, newest_qemu, image, echo_port)
+    guest = await _start(bench, newest_qemu, image, "-device", "pvpanic", "-action", "panic=pause")
     await guest.line("vmferry-guest ready")
-    async with _control(guest) as control:
+    async with guest.control() as control:
         await control.line()
         control.writer.write(b"reboot\n")
         assert (await guest.event("RESET"))["reason"] == "guest-reset"

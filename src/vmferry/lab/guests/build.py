@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmferry.core.errors import NotFound
-from vmferry.lab.guests import linux, micro
+from vmferry.lab.guests import debian, linux, micro
 from vmferry.lab.guests.cache import built_once, digest_of, files_digest
 from vmferry.lab.guests.compiler import compiler_version
 from vmferry.lab.guests.image import GuestImage, GuestKind
@@ -23,11 +23,15 @@ class _Recipe(NamedTuple):
     #: Outputs by what QEMU does with them.
     kernel: str | None = None
     initrd: str | None = None
+    disk: str | None = None
+    firmware: str | None = None
+    nvram: str | None = None
 
 
 _RECIPES: dict[GuestKind, _Recipe] = {
     "linux": _Recipe(linux.inputs, linux.make, linux.CMDLINE, kernel="vmlinux", initrd="initrd"),
     "micro": _Recipe(micro.inputs, micro.make, "", kernel="micro.elf"),
+    "debian": _Recipe(debian.inputs, debian.make, "", disk="disk.qcow2", firmware="code.fd", nvram="vars.fd"),
 }
 KINDS: tuple[GuestKind, ...] = tuple(_RECIPES)
 _HASH = "content-hash"
@@ -74,8 +78,8 @@ def _describe(kind: GuestKind, recipe: _Recipe, folder: Path) -> GuestImage:
         kernel=path(recipe.kernel),
         initrd=path(recipe.initrd),
         cmdline=recipe.cmdline,
-        disks=(),
-        firmware=None,
-        nvram=None,
+        disks=(folder / recipe.disk,) if recipe.disk else (),
+        firmware=path(recipe.firmware),
+        nvram=path(recipe.nvram),
         content_hash=(folder / _HASH).read_text(),
     )

@@ -28,7 +28,12 @@ CMDLINE = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=nowatchdog"
 def inputs(cache: Path) -> list[bytes]:
     """Return everything that the linux guest's bytes depend on."""
     packages = [unpacked(name, cache).name for name in (KERNEL_PACKAGE, BUSYBOX_PACKAGE)]
-    return [*read_all(WORKLOAD), CMDLINE.encode(), *(name.encode() for name in packages)]
+    return [*workload_inputs(), CMDLINE.encode(), *(name.encode() for name in packages)]
+
+
+def workload_inputs() -> list[bytes]:
+    """Return everything that the workload program's bytes depend on, beside the compiler."""
+    return read_all(WORKLOAD)
 
 
 def make(folder: Path, cache: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 WORKLOAD = _HERE / "workload"
 MICRO = _HERE / "micro_src"
+DEBIAN = _HERE / "debian_root"
 
 
 def read_all(folder: Path) -> list[bytes]:

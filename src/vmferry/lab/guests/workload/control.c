@@ -44,6 +44,15 @@ static int reply_corrupt(char *line, size_t size, const char *how)
 		     : snprintf(line, size, "error corrupt needs flip, stale, lost, misplaced, table or past\n");
 }
 
+/* Under systemd file systems are unmounted first; the linux guest has none. */
+static void shut_down(int how, const char *verb)
+{
+	if (access("/run/systemd/system", F_OK))
+		reboot(how);
+	else
+		execl("/bin/systemctl", "systemctl", verb, (char *)NULL);
+}
+
 static void panic_now(void)
 {
 	int fd = open("/proc/sysrq-trigger", O_WRONLY);
@@ -73,9 +82,9 @@ static int answer(char *command, char *line, size_t size)
 	if (!strcmp(command, "corrupt"))
 		return reply_corrupt(line, size, argument);
 	if (!strcmp(command, "poweroff"))
-		reboot(RB_POWER_OFF);
+		shut_down(RB_POWER_OFF, "poweroff");
 	if (!strcmp(command, "reboot"))
-		reboot(RB_AUTOBOOT);
+		shut_down(RB_AUTOBOOT, "reboot");
 	if (!strcmp(command, "panic"))
 		panic_now();
 	return snprintf(line, size, "error unknown command, known: status oracle stalls reset rate corrupt"

@@ -1,4 +1,4 @@
-/* Reads the kernel command line, starts the threads, says "ready" on the console. */
+/* Reads the settings, starts the threads, says "ready" on the console. */
 #define _GNU_SOURCE
 #include "workload.h"
 
@@ -52,10 +52,11 @@ static void set(const char *key, const char *value)
 		settings.pattern = *value == 'r' ? RANDOM : *value == 'h' ? HOTSPOT : SEQUENTIAL;
 }
 
-static void read_settings(void)
+/* One line, of the kernel command line or of the file that the only argument names. */
+static void read_settings(const char *path)
 {
 	char text[4096] = "", *rest = text;
-	FILE *file = fopen("/proc/cmdline", "re");
+	FILE *file = fopen(path, "re");
 
 	if (file) {
 		if (!fgets(text, sizeof text, file))
@@ -92,12 +93,12 @@ static void start(void *(*body)(void *), int priority)
 	}
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	char line[512];
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	read_settings();
+	read_settings(argc > 1 ? argv[1] : "/proc/cmdline");
 	start(echo_main, 30);
 	start(beat_main, 50);
 	oracle_init();

@@ -15,7 +15,7 @@
 
 enum pattern { SEQUENTIAL, RANDOM, HOTSPOT };
 
-/* From the kernel command line (main.c); rate is the only value that changes later. */
+/* From the kernel command line or a file (main.c); rate is the only value that changes later. */
 struct settings {
 	uint64_t mb;            /* working set, MiB */
 	double rate;            /* MiB/s, read and written under the oracle's lock */
