@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from vmferry.core.handover.states import DestinationState, Side, SourceState
 from vmferry.sim.faults import FAULTS
-from vmferry.sim.world import Fate, World
+from vmferry.sim.qemu import Fate
+from vmferry.sim.world import World
 
 VARIANTS: dict[str, Callable[[], World]] = {
     "running guest": World,

@@ -5,7 +5,8 @@ fenced destination's source was marked as crashed while its QEMU stood there for
 """
 
 from vmferry.core.handover.states import DestinationState, Side, SourceState
-from vmferry.sim.world import Fate, World
+from vmferry.sim.qemu import Fate
+from vmferry.sim.world import World
 
 
 def test_crash_right_after_lost() -> None:

@@ -7,7 +7,8 @@ ended with the guest stopped. The same with a QEMU that died before the intent w
 
 from vmferry.core.handover.events import DestinationEvent, SourceEvent
 from vmferry.core.handover.states import DestinationState, Side, SourceState
-from vmferry.sim.world import Fate, World
+from vmferry.sim.qemu import Fate
+from vmferry.sim.world import World
 
 
 def test_cancel_overtakes_the_release() -> None:

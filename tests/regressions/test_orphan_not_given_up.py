@@ -8,7 +8,8 @@ import pytest
 
 from vmferry.core.handover.events import SourceEvent
 from vmferry.core.handover.states import Side, SourceState
-from vmferry.sim.world import Fate, World
+from vmferry.sim.qemu import Fate
+from vmferry.sim.world import World
 
 
 @pytest.mark.parametrize("state", [SourceState.SOURCE_COMPLETED, SourceState.LOADED])

@@ -6,7 +6,8 @@ but old, to a commit.
 """
 
 from vmferry.core.handover.states import DestinationState, Side, SourceState
-from vmferry.sim.world import Fate, World
+from vmferry.sim.qemu import Fate
+from vmferry.sim.world import World
 
 
 def test_death_while_aborting_is_a_crash() -> None:

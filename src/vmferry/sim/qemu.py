@@ -32,6 +32,14 @@ class Fact(enum.Enum):
     EXITED = "exited"
 
 
+class Fate(enum.Enum):
+    """What became of the guest."""
+
+    ONE = "one"  #: exactly one QEMU runs it (or stands, if it stood before)
+    HELD = "held"  #: a QEMU holds it, nobody runs it yet
+    LOST = "lost"  #: no QEMU holds it any more
+
+
 @dataclass
 class Guest:
     """The guest itself; `present` counts how often its state moved on: a copy with a smaller number is the past."""

@@ -6,30 +6,22 @@ promises, `settle` lets everything heal and go on until nothing moves any more.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from vmferry.core.handover.events import DestinationEvent, Happened, SourceEvent
 from vmferry.core.handover.replay import replay
-from vmferry.core.handover.states import FACTS, DestinationState, Owner, Side, SourceState
+from vmferry.core.handover.states import FACTS, DestinationState, Side, SourceState
 from vmferry.core.migration import RunState
+from vmferry.sim import promises
 from vmferry.sim.agent import SimAgent
 from vmferry.sim.destination import SimDestination
 from vmferry.sim.network import Message, Network
-from vmferry.sim.qemu import Disk, Fact, Guest, SimQemu, Stream, Violation
+from vmferry.sim.qemu import Disk, Fact, Fate, Guest, SimQemu, Stream, Violation
 from vmferry.sim.source import SimSource
 
 _MANY = 2000  #: steps after which a world that still moves is going round in circles
-
-
-class Fate(enum.Enum):
-    """What became of the guest."""
-
-    ONE = "one"  #: exactly one QEMU runs it (or stands, if it stood before)
-    HELD = "held"  #: a QEMU holds it, nobody runs it yet
-    LOST = "lost"  #: no QEMU holds it any more
 
 
 @dataclass(frozen=True)
@@ -229,7 +221,7 @@ class World:
         """Tell whether a QEMU is needed by a state that an agent is in, or is about to enter by what it has heard."""
         return any(side in FACTS[state].needs for agent in self.agents.values() for state in _states_ahead(agent))
 
-    # -- promises -------------------------------------------------------------------------------------------------
+    # -- promises and the end -------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Hold every promise that must be true at any moment.
@@ -237,34 +229,12 @@ class World:
         Raises:
             Violation: one is broken.
         """
-        self._check_owner()
+        promises.check_owner(self)
         for agent in self.agents.values():
-            self._check_agent(agent)
-
-    def _check_owner(self) -> None:
-        running = [side for side, agent in self.agents.items() if agent.qemu is not None and agent.qemu.running]
-        if len(running) > 1:
-            raise Violation("two QEMUs run the guest")
-        tokens = {side: agent.journal.token for side, agent in self.agents.items()}
-        newest = max(token.epoch for token in tokens.values() if token is not None)
-        owners = [side for side, token in tokens.items() if token and token.owner is side and token.epoch == newest]
-        if len(owners) > 1:
-            raise Violation(f"two owners: {tokens}")
-        if running and running != owners:
-            raise Violation(f"QEMU at the {running[0]} runs, owners are {owners}: {tokens}")
-
-    def _check_agent(self, agent: SimAgent) -> None:
-        journal = agent.journal
-        seen = (len(journal.rows), agent.machine)
-        if journal.state is None or self._checked.get(agent.side) == seen:
-            return
-        self._checked[agent.side] = seen
-        again = replay(agent.side, journal.rows).state
-        if again is not journal.state or (agent.machine is not None and agent.machine.state is not again):
-            raise Violation(f"replay of the {agent.side} gives {again}, not {journal.state}")
-        owner = Side.SOURCE if FACTS[journal.state].owner is Owner.SOURCE else Side.DESTINATION
-        if journal.token is not None and journal.token.owner is not owner:
-            raise Violation(f"{agent.side} is in {journal.state} and its token says {journal.token}")
+            seen = (len(agent.journal.rows), agent.machine)
+            if self._checked.get(agent.side) != seen:
+                self._checked[agent.side] = seen
+                promises.check_agent(agent)
 
     def fate(self) -> Fate:
         """Tell what became of the guest, from the QEMUs alone."""
@@ -281,8 +251,6 @@ class World:
             return Fate.HELD if stands else Fate.ONE
         return Fate.HELD
 
-    # -- the end --------------------------------------------------------------------------------------------------
-
     def settle(self) -> Fate:
         """Heal everything, bring the agents back, let everything go on until nothing moves; hold how it ended."""
         self.heal()
@@ -290,7 +258,7 @@ class World:
             self.restart_agent(side)
         for _ in range(_MANY):
             if not (self._run_dry() or self._ask_again() or self._time_passes()):
-                self._check_end()
+                promises.check_end(self)
                 return self.fate()
         raise Violation(f"never comes to rest: {self.describe()}")
 
@@ -319,39 +287,6 @@ class World:
 
     def _snapshot(self) -> tuple[object, ...]:
         return tuple((len(agent.journal.rows), agent.state, len(agent.orders)) for agent in self.agents.values())
-
-    def _check_end(self) -> None:
-        """Hold what must be true when everything healed and nothing moves any more."""
-        for agent in self.agents.values():
-            if agent.journal.opened and not agent.journal.finished:
-                raise Violation(f"the {agent.side} hangs: {self.describe()}")
-        fate, state = self.fate(), self.source.state
-        if fate is Fate.HELD:
-            raise Violation(f"nobody runs the guest: {self.describe()}")
-        if (fate is Fate.LOST) is not (self._died_since(state) or state in (SourceState.CRASHED, SourceState.LOST)):
-            raise Violation(f"guest is {fate}, but the source says {state}: {self.describe()}")
-        if fate is Fate.LOST and not self._may_be_lost():
-            raise Violation(f"lost without need: {self.describe()}")
-        self._check_leftovers()
-
-    def _died_since(self, state: object) -> bool:
-        """Tell whether the guest's QEMU died after the hand-over was over: a guest crash like any other."""
-        at_source = state in (SourceState.ABORTED, SourceState.RETURNED)
-        home = self.source if at_source else self.destination
-        over = at_source or self.destination.state is DestinationState.RUNNING
-        return over and (home.qemu is None or not home.qemu.alive)
-
-    def _may_be_lost(self) -> bool:
-        if len(self.deaths) == 1 and not self.fenced and not self.refused:
-            return self.deaths[0].needed
-        return bool(self.deaths)
-
-    def _check_leftovers(self) -> None:
-        """Hold that no QEMU is left that nobody needs."""
-        for side, agent in self.agents.items():
-            home = Side.DESTINATION if self.destination.state is DestinationState.RUNNING else Side.SOURCE
-            if side is not home and agent.qemu is not None and agent.qemu.alive:
-                raise Violation(f"a QEMU is left at the {side}: {self.describe()}")
 
     def describe(self) -> str:
         """Return where everything stands, for a failing test."""

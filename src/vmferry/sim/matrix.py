@@ -1,0 +1,144 @@
+"""What becomes of the guest when something dies in a given state: foretold by living through it.
+
+The fault comes right after the state was journalled and before its orders begin. What follows is lived through without
+help first, as long as the fault lasts, and then to the end, when everything has healed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from vmferry.core.handover.states import AnyState, DestinationState, Side, SourceState
+from vmferry.sim.agent import SimAgent
+from vmferry.sim.qemu import Fate
+from vmferry.sim.world import World
+
+_S, _D = Side.SOURCE, Side.DESTINATION
+_LONG = 60  #: steps after which nothing more happens without help, other than by a deadline
+
+
+def _cut(world: World) -> None:
+    world.cut()
+    world.break_stream(rest_arrives=True)
+
+
+#: What is done, and whether a supervisor brings the agent back at once.
+CELLS: Mapping[str, Callable[[World], None]] = {
+    "source agent": lambda world: world.kill_agent(_S),
+    "destination agent": lambda world: world.kill_agent(_D),
+    "source QEMU": lambda world: world.kill_qemu(_S),
+    "destination QEMU": lambda world: world.kill_qemu(_D),
+    "source agent and QEMU": lambda world: world.kill_host(_S),
+    "destination agent and QEMU": lambda world: world.kill_host(_D),
+    "link cut": _cut,
+}
+
+#: The states that an undisturbed hand-over goes through, on either side.
+WAYS: Mapping[Side, Sequence[AnyState]] = {
+    _S: (
+        SourceState.CHECKING,
+        SourceState.RESERVING,
+        SourceState.RESERVED,
+        SourceState.PRECOPY,
+        SourceState.PRE_SWITCHOVER,
+        SourceState.SWITCHOVER,
+        SourceState.SOURCE_COMPLETED,
+        SourceState.DESTINATION_LOADED,
+        SourceState.LOADED,
+        SourceState.COMMITTED,
+        SourceState.RUNNING,
+        SourceState.DONE,
+    ),
+    _D: (
+        DestinationState.PREPARING,
+        DestinationState.RECEIVING,
+        DestinationState.LOADED,
+        DestinationState.ACQUIRED,
+        DestinationState.STARTING,
+        DestinationState.RUNNING,
+    ),
+}
+
+
+def foretell(side: Side, state: AnyState, fault: str) -> str:
+    """Return what becomes of the guest: "source", "destination" or "lost", after "held" where it stands meanwhile.
+
+    Agents are brought back by their supervisor at once; the link is healed at the end. Where two answers are given, the
+    first is for a fault that comes at once, the second for one that comes when the QEMUs have gone as far as they go.
+    """
+    answers = [_foretell(side, state, fault, late=late) for late in (False, True)]
+    return " or ".join(dict.fromkeys(answers))
+
+
+def _foretell(side: Side, state: AnyState, fault: str, *, late: bool) -> str:
+    world = _bring_to(side, state, late=late)
+    while late and any(world.advance_qemu(each) for each in Side):
+        pass
+    CELLS[fault](world)
+    if fault != "link cut":
+        for each in Side:
+            world.restart_agent(each)
+    meanwhile = _wait_without_help(world)
+    world.settle()
+    end = _where(world)
+    return end if meanwhile == end else f"{meanwhile}, then {end}"
+
+
+def _bring_to(side: Side, state: AnyState, *, late: bool) -> World:
+    """Live until a state is entered: with QEMUs that go ahead of their agents, or that wait for them."""
+    world = World()
+    if state is SourceState.DESTINATION_LOADED:
+        return _with_source_in_device(world)
+    while world.agents[side].state is not state:
+        if late:
+            world.live(1)
+        else:
+            _go_on(world)
+    return world
+
+
+def _go_on(world: World) -> None:
+    choices = world.choices()
+    if choices:
+        choices[0][1]()
+    elif not any(world.advance_qemu(each) for each in Side):
+        world.poll()
+
+
+def _with_source_in_device(world: World) -> World:
+    """Bring the source to where the destination has said so first."""
+    world.live_until(lambda: world.source.state is SourceState.SWITCHOVER)
+    while world.source.state is not SourceState.DESTINATION_LOADED:
+        if not world.stream.sent:
+            world.advance_qemu(_S)
+        world.advance_qemu(_D)
+        _serve(world)
+    return world
+
+
+def _serve(world: World) -> None:
+    for _, choice in world.choices()[:1]:
+        choice()
+    if not world.choices():
+        world.poll()
+
+
+def _wait_without_help(world: World) -> str:
+    """Live on as long as the fault lasts, deadlines included."""
+    for _ in range(3):
+        world.live(_LONG)
+        for side in Side:
+            world.pass_deadline(side)
+    world.live(_LONG)
+    return _where(world)
+
+
+def _where(world: World) -> str:
+    fate = world.fate()
+    if fate is not Fate.ONE:
+        return str(fate.value)
+    return str(next(agent.side for agent in world.agents.values() if _runs(agent)))
+
+
+def _runs(agent: SimAgent) -> bool:
+    return agent.qemu is not None and agent.qemu.running
