@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from vmferry.core.ids import GuestName
 from vmferry.measure.receiver import BeatReceiver
+from vmferry.ports.peer import Seen
 
+#: What one answer to another host carries; `ports.peer.Seen` names it too.
 _MOST_STAMPS = 200_000
 
 
@@ -40,9 +42,20 @@ class BeatBook:
             await receiver.close()
 
     def stamps(self, guest: GuestName, start_ns: int, end_ns: int) -> Sequence[int]:
-        """Return the stamps (CLOCK_REALTIME) of a window; empty when the guest does not beat here."""
+        """Return the stamps (CLOCK_MONOTONIC) of a window, after the latest one before it; empty without beats here."""
         receiver = self._receivers.get(guest)
-        return () if receiver is None else tuple(receiver.stamps(start_ns, end_ns))[-_MOST_STAMPS:]
+        return () if receiver is None else tuple(receiver.stamps(start_ns, end_ns))
+
+    def lost(self, guest: GuestName) -> int:
+        """Return how many beats this host could not take so far: while this grows, a gap may be ours."""
+        receiver = self._receivers.get(guest)
+        return 0 if receiver is None else receiver.lost_by_kernel
+
+    def seen(self, guest: GuestName, start_ns: int, end_ns: int) -> Seen:
+        """Return the beats of a guest that arrived here, as another host asks for them."""
+        stamps = self.stamps(guest, start_ns, end_ns)
+        complete = len(stamps) <= _MOST_STAMPS and not self.lost(guest)
+        return Seen(stamps[:_MOST_STAMPS], complete=complete)
 
     async def close_all(self) -> None:
         """Stop listening for everybody."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from vmferry.agent.peer_client import PeerClient
 from vmferry.api import models as m
@@ -11,7 +11,7 @@ from vmferry.core.guest import FrozenGuest
 from vmferry.core.host import GuestProbe, HostFacts
 from vmferry.core.ids import Epoch, HandoverId, HostName
 from vmferry.core.units import Milliseconds, Nanoseconds
-from vmferry.ports.peer import ClockSample, CommitReply, PeerStatus, ReserveReply, ReserveRequest, Verdict
+from vmferry.ports.peer import ClockSample, CommitReply, PeerStatus, ReserveReply, ReserveRequest, Seen, Verdict
 
 #: How long the destination may take to start the guest before it answers "on the way" and is asked again.
 _COMMIT_LIMIT_S = 8.0
@@ -89,6 +89,8 @@ class RemotePeer:
         theirs = (reply.received_ns + reply.sent_ns) // 2
         return ClockSample(Nanoseconds(sent), Nanoseconds(theirs), Nanoseconds(received))
 
-    async def beats(self, handover: HandoverId, start_ns: Nanoseconds, end_ns: Nanoseconds) -> Sequence[int]:
-        """Return the stamps of the guest's beats in a window."""
-        return (await self._client.beats(handover, start_ns, end_ns)).stamps_ns
+    async def beats(self, handover: HandoverId, start_ns: Nanoseconds, end_ns: Nanoseconds) -> Seen:
+        """Return the guest's beats in a window, and its longest stall."""
+        reply = await self._client.beats(handover, start_ns, end_ns)
+        stall = None if reply.in_guest_stall_ms is None else Milliseconds(reply.in_guest_stall_ms)
+        return Seen(reply.stamps_ns, complete=not reply.truncated, in_guest_stall_ms=stall)

@@ -11,8 +11,10 @@ from vmferry.agent.beats import BeatBook
 from vmferry.agent.checking import Checking
 from vmferry.agent.console import QemuConsole
 from vmferry.agent.host_facts import HostView
+from vmferry.agent.measuring import Measuring
 from vmferry.agent.peer_client import check_protocol
 from vmferry.agent.recovery import Recovery
+from vmferry.agent.stalls import Stalls
 from vmferry.agent.views import guest_view, handover_view, past_events
 from vmferry.api import models as m
 from vmferry.conductor.guests import Guests
@@ -40,6 +42,8 @@ class Service:
         recovery: what `recover` does.
         beat_book: this host's beats.
         known_hosts: names in the fleet document.
+        stalls: asks guests for their stalls.
+        measuring: what this host measures of its guests' moves.
     """
 
     guests: Guests
@@ -49,6 +53,8 @@ class Service:
     recovery: Recovery
     beat_book: BeatBook
     known_hosts: Callable[[], Sequence[str]]
+    stalls: Stalls
+    measuring: Measuring
 
     async def start(self) -> None:
         """Re-adopt guests and take up unfinished hand-overs."""
@@ -57,6 +63,7 @@ class Service:
     async def close(self) -> None:
         """Let go of everything: guests live on."""
         await self.handovers.close()
+        await self.measuring.close()
         await self.guests.close()
         await self.beat_book.close_all()
 
@@ -229,11 +236,13 @@ class Service:
         return m.VerdictReply(verdict=self.handovers.verdict(handover).value)
 
     async def beats(self, peer: HostName, handover: HandoverId, body: m.BeatsRequest) -> m.BeatsReply:
-        """Return the beats that were stamped here in a window."""
+        """Return the beats that were stamped here in a window, and the longest stall that the guest itself saw."""
         row = self._of_peer(peer, handover, Side.DESTINATION)
         if row is None:
             raise NotFound(f"Hand-over {handover} was never reserved on host {self.guests.settings.name}")
-        return m.BeatsReply(stamps_ns=tuple(self.beat_book.stamps(row.guest, body.start_ns, body.end_ns)))
+        stall = await self.stalls.longest(row.guest)
+        seen = self.beat_book.seen(row.guest, body.start_ns, body.end_ns)
+        return m.BeatsReply(stamps_ns=tuple(seen.stamps_ns), truncated=not seen.complete, in_guest_stall_ms=stall)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 

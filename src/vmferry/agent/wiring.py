@@ -15,6 +15,7 @@ from vmferry.agent.peer_client import PeerClient
 from vmferry.agent.peers import RemotePeer
 from vmferry.agent.recovery import Recovery
 from vmferry.agent.service import Service
+from vmferry.agent.stalls import Stalls
 from vmferry.api.models import PROTOCOL
 from vmferry.conductor.guests import Guests, HostSettings
 from vmferry.conductor.handovers import Handovers, Surroundings
@@ -85,10 +86,13 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         return RemotePeer(host, fleet.client, fleet.address)
 
     checking = Checking(guests, host_view, hypervisor, peer)
-    measuring = Measuring(fleet.name, journal, beats, verdict.tag)
+    stalls = Stalls(guests)
+    measuring = Measuring(fleet.name, journal, beats, stalls, verdict.tag)
     around = Surroundings(
         peer=peer,
         check=_check(checking),
+        opened=measuring.opened,
+        passed=measuring.passed,
         leaving=measuring.leaving,
         report=measuring.report,
         link_bandwidth=_bandwidth(config, fleet),
@@ -100,7 +104,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     )
     handovers = Handovers(guests, around)
     recovery = Recovery(guests, handovers)
-    return Service(guests, handovers, host_view, checking, recovery, beats, fleet.hosts)
+    return Service(guests, handovers, host_view, checking, recovery, beats, fleet.hosts, stalls, measuring)
 
 
 def _check(

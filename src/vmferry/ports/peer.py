@@ -78,6 +78,15 @@ class ClockSample:
     received_ns: Nanoseconds
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the destination saw of a guest that arrived."""
+
+    stamps_ns: Sequence[int] = ()  #: of its beats, their CLOCK_MONOTONIC, at most 200 000
+    complete: bool = True  #: False: beats are missing from the stamps, so a gap in them may be nobody's
+    in_guest_stall_ms: Milliseconds | None = None  #: in its own words, since its meter was reset; None: it said nothing
+
+
 class Peer(Protocol):
     """Another host's agent. Every call is bounded in time and raises Unreachable, Denied or what the peer said."""
 
@@ -108,5 +117,5 @@ class Peer(Protocol):
     async def ping(self) -> ClockSample:
         """Measure the clock once."""
 
-    async def beats(self, handover: HandoverId, start_ns: Nanoseconds, end_ns: Nanoseconds) -> Sequence[int]:
-        """Return the stamps (their CLOCK_MONOTONIC) of the guest's beats in a window, at most 200 000."""
+    async def beats(self, handover: HandoverId, start_ns: Nanoseconds, end_ns: Nanoseconds) -> Seen:
+        """Return the guest's beats in a window of their CLOCK_MONOTONIC, and ask the guest for its longest stall."""
