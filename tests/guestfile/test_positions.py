@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from typing import Any
 
+import pytest
 import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -111,7 +112,13 @@ def test_every_key_of_any_document_has_a_line_within_it(document: dict[str, Any]
     assert all(1 <= line <= text.count("\n") + 1 for line in lines.values())
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.parametrize("text", ["[[[[}", "a = [}]", "a = {]", 'a = ["', "a = [{", "a.", "[", "[[a", "=", "a = [}}"])
+def test_the_scanner_ends_on_broken_brackets(text: str) -> None:
+    """Stray and missing brackets, which no TOML reader lets through, do not hold the scanner up."""
+    assert all(line == 1 for line in find_lines(text).values())
+
+
+@settings(max_examples=300, deadline=None)
 @given(text=st.text(alphabet="[]{}=.,\"'\\#\n ab1", max_size=40))
 def test_the_scanner_ends_on_anything(text: str) -> None:
     """Even on text that is not TOML the scanner comes to an end within the text."""

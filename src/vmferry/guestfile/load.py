@@ -71,11 +71,11 @@ def parse_guest_file(text: str, file: str = "(text)") -> GuestSpec:
     """
     try:
         document = tomllib.loads(text)
+        lines = find_lines(text)
     except tomllib.TOMLDecodeError as error:
         raise invalid(file, [_syntax(str(error), text)]) from error
     except RecursionError as error:
         raise invalid(file, [Problem(None, "(syntax)", "hundreds of nested brackets", "a guest file")]) from error
-    lines = find_lines(text)
     problems = [
         Problem(line_of(lines, path), _dotted(path), seen, allowed)
         for path, seen, allowed in find_combinations(document)

@@ -8,6 +8,7 @@ Source: TOML 1.0.0.
 
 from __future__ import annotations
 
+import bisect
 import tomllib
 
 Path = tuple[str | int, ...]
@@ -40,6 +41,7 @@ class _Scanner:
     def __init__(self, text: str) -> None:
         self.text = text.replace("\r\n", "\n")
         self.at = 0
+        self._ends = [at for at, char in enumerate(self.text) if char == "\n"]
         self.lines: dict[Path, int] = {}
         self._counts: dict[Path, int] = {}  #: array of tables -> its elements so far
         self._passed: set[Path] = set()
@@ -117,7 +119,9 @@ class _Scanner:
             if self._take(","):
                 continue
             self._note((*path, index))
+            before = self.at
             self._value((*path, index))
+            self.at = max(self.at, before + 1)  # a stray bracket is in no valid document; moving on ends the walk
             index += 1
 
     def _key(self) -> Path:
@@ -160,7 +164,7 @@ class _Scanner:
             self.at += 1
 
     def _note(self, path: Path) -> None:
-        self.lines.setdefault(path, self.text.count("\n", 0, self.at) + 1)
+        self.lines.setdefault(path, bisect.bisect_left(self._ends, self.at) + 1)
 
     def _peek(self) -> str:
         return self.text[self.at : self.at + 1]
