@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import lzma
+import os
 import struct
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
 
 from vmferry.core.errors import Broken, NotFound
 from vmferry.lab.guests import build, cpio, linux
-from vmferry.lab.guests.cache import built_once, digest_of, files_digest
+from vmferry.lab.guests.cache import built_once, digest_of, files_digest, forget_old
 from vmferry.lab.guests.compiler import compile_c
+from vmferry.lab.guests.gpt import ESP_TYPE, LINUX_TYPE, Partition, tables
 from vmferry.lab.guests.kernel import modules_in_order, uncompressed
 from vmferry.lab.toolchain import cache_dir
 
@@ -82,6 +85,15 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [".guest.lock"]
 
 
+def test_old_builds_are_forgotten(tmp_path: Path) -> None:
+    """The latest builds stay, and other kinds are not touched."""
+    for number, name in enumerate(["micro-1", "micro-2", "micro-3", "linux-1"]):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, ns=(number, number))
+    forget_old(tmp_path, "micro-*", keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["linux-1", "micro-2", "micro-3"]
+
+
 def test_an_unknown_guest_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     """The error names what there is."""
     with pytest.raises(NotFound, match="linux, micro"):
@@ -144,6 +156,21 @@ def test_a_kernel_that_cannot_be_unpacked_stays_as_it_is() -> None:
     """An unknown compression costs time at the guest's boot, and nothing else."""
     image = _bzimage(b"unknown format")
     assert uncompressed(image) == image
+
+
+def test_the_partition_tables_check_out() -> None:
+    """Both copies carry right checksums and the partitions' places, and the same input gives the same bytes."""
+    disk = 64 << 20
+    partitions = [Partition("esp", ESP_TYPE, 1 << 20, 16 << 20), Partition("root", LINUX_TYPE, 20 << 20, 8 << 20)]
+    start, end = tables(partitions, disk)
+    assert (start, end) == tables(partitions, disk)
+    for header, entries in ((start[512:1024], start[1024:]), (end[-512:], end[:-512])):
+        blank = header[:16] + bytes(4) + header[20:92]
+        assert struct.unpack_from("<8sII I", header)[:1] == (b"EFI PART",)
+        assert struct.unpack_from("<I", header, 16) == (zlib.crc32(blank),)
+        assert struct.unpack_from("<I", header, 88) == (zlib.crc32(entries),)
+        assert struct.unpack_from("<QQ", entries, 128 + 32) == ((20 << 20) // 512, (28 << 20) // 512 - 1)
+    assert start[510:512] == b"\x55\xaa"
 
 
 def test_the_command_builds_and_says_where(tmp_path: Path) -> None:

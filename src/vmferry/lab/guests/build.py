@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmferry.core.errors import NotFound
 from vmferry.lab.guests import debian, linux, micro
-from vmferry.lab.guests.cache import built_once, digest_of, files_digest
+from vmferry.lab.guests.cache import built_once, digest_of, files_digest, forget_old
 from vmferry.lab.guests.compiler import compiler_version
 from vmferry.lab.guests.image import GuestImage, GuestKind
 from vmferry.lab.guests.sources import builder_code
@@ -35,6 +35,8 @@ _RECIPES: dict[GuestKind, _Recipe] = {
 }
 KINDS: tuple[GuestKind, ...] = tuple(_RECIPES)
 _HASH = "content-hash"
+#: Builds of one kind that stay in the cache: guests of an older checkout may still run from theirs.
+_KEPT_BUILDS = 4
 
 
 def build(kind: GuestKind, cache: Path) -> GuestImage:
@@ -57,7 +59,9 @@ def build(kind: GuestKind, cache: Path) -> GuestImage:
     (cache / "guests").chmod(0o755)  # whatever the umask: guests run under other uids
     key = digest_of([kind.encode(), compiler_version(), *builder_code(), *recipe.inputs(cache)])
     folder = cache / "guests" / f"{kind}-{key[:16]}"
-    built_once(folder, lambda work: _make(recipe, work, cache))
+    if not folder.is_dir():
+        built_once(folder, lambda work: _make(recipe, work, cache))
+        forget_old(cache / "guests", f"{kind}-*", keep=_KEPT_BUILDS)
     return _describe(kind, recipe, folder)
 
 

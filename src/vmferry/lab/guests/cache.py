@@ -56,3 +56,11 @@ def built_once(folder: Path, make: Callable[[Path], None]) -> Path:
             shutil.rmtree(work, ignore_errors=True)
             raise
     return folder
+
+
+def forget_old(shelf: Path, pattern: str, *, keep: int) -> None:
+    """Remove all but the latest builds that match a pattern, so that a cache does not grow for ever."""
+    builds = sorted(shelf.glob(pattern), key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
+    for folder in builds[keep:]:
+        shutil.rmtree(folder, ignore_errors=True)
+        (shelf / f".{folder.name}.lock").unlink(missing_ok=True)
