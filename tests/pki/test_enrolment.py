@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from vmferry.api import fleet_commands as commands
 from vmferry.api.client import Client, Endpoint
 from vmferry.core.errors import BadInput, Denied, NotFound, Refused, Unreachable
 from vmferry.core.ids import HostName
 from vmferry.pki import certificates as certs
-from vmferry.pki import commands
 from vmferry.pki.enrol import MOST_TRIES, Enrolment
 from vmferry.pki.identity import IdentityDirectory
 from vmferry.pki.membership import Role

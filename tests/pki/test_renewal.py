@@ -12,10 +12,10 @@ import pytest
 
 from vmferry.agent.peer_pool import PeerPool
 from vmferry.agent.upkeep import Upkeep
+from vmferry.api import fleet_commands as commands
 from vmferry.core.errors import Denied
 from vmferry.core.ids import HostName
 from vmferry.pki import certificates as certs
-from vmferry.pki import commands
 from vmferry.pki.authority import Authority, utc_now
 from vmferry.pki.identity import IdentityDirectory
 from vmferry.pki.membership import Membership

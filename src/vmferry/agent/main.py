@@ -113,7 +113,7 @@ async def _enrol(config: AgentConfig, listener: Listener, stop: asyncio.Event, r
     name, address = config.name or "NAME", config.advertise or _shown_address(config.listen)
     port = "" if listener.port == 7716 else f" --port {listener.port}"
     command = f"vmferry host add {name} {address}{port} --code {enrolment.code}"
-    structlog.get_logger("vmferry.enrol").info("not enrolled", do=command)
+    structlog.get_logger("vmferry.enrol").info("not enrolled", code_file=str(enrolment.code_file))
     sys.stderr.write(f"This host is not enrolled. Where the CA directory is, run:\n\n    {command}\n\n")
     sys.stderr.flush()
     ready(listener.port)

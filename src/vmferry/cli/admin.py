@@ -13,7 +13,7 @@ from vmferry.cli.output import print_json, print_table, say
 from vmferry.core.errors import BadInput
 
 if TYPE_CHECKING:
-    from vmferry.pki.commands import Told
+    from vmferry.api.fleet_commands import Told
 
 ca = group("The fleet's certificate authority.")
 hosts = group("Enrol, list and remove hosts.")
@@ -39,8 +39,8 @@ def ca_init(
     as_json: AsJson = False,
 ) -> None:
     """Make a new fleet: its certificate authority, and you as its first operator."""
+    from vmferry.api.fleet_commands import init_ca
     from vmferry.cli.quantities import parse_duration
-    from vmferry.pki.commands import init_ca
 
     lifetime_s = max(1, round(parse_duration(lifetime, "--lifetime") / 1000))
     made = init_ca(ca_dir, identity_directory(), operator=operator, lifetime_s=lifetime_s)
@@ -65,7 +65,7 @@ def add_host(
     as_json: AsJson = False,
 ) -> None:
     """Enrol a host whose agent runs and printed an enrolment code."""
-    from vmferry.pki import commands
+    from vmferry.api import fleet_commands as commands
 
     shown = code or code_option
     if shown is None:
@@ -146,7 +146,7 @@ def remove_host(
     as_json: AsJson = False,
 ) -> None:
     """Remove a host: its certificate gets nothing from that moment."""
-    from vmferry.pki import commands
+    from vmferry.api import fleet_commands as commands
 
     removed = commands.remove_host(host, ca_dir=ca_dir, identity_dir=identity_directory(), force=force)
     if as_json:
@@ -166,7 +166,7 @@ def add_operator(
     as_json: AsJson = False,
 ) -> None:
     """Add an operator; bring the directory to them as their ~/.config/vmferry, over a safe way."""
-    from vmferry.pki import commands
+    from vmferry.api import fleet_commands as commands
     from vmferry.pki.membership import Role
 
     if role not in set(Role):
@@ -184,7 +184,7 @@ def add_operator(
 @operators.command("list")
 def list_operators(*, as_json: AsJson = False) -> None:
     """List the operators, as the newest fleet document that is known here has them."""
-    from vmferry.pki import commands
+    from vmferry.api import fleet_commands as commands
 
     members = commands.list_hosts(identity_directory()).operators
     if as_json:
@@ -196,7 +196,7 @@ def list_operators(*, as_json: AsJson = False) -> None:
 @operators.command("remove")
 def remove_operator(name: OperatorArgument, *, ca_dir: CaDir = Path(DEFAULT_CA_DIR), as_json: AsJson = False) -> None:
     """Remove an operator: their certificate gets nothing from that moment."""
-    from vmferry.pki import commands
+    from vmferry.api import fleet_commands as commands
 
     removed = commands.remove_operator(name, ca_dir=ca_dir, identity_dir=identity_directory())
     if as_json:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmferry.api.client import Client, Endpoint
 from vmferry.core.errors import BadInput, Denied, NotFound, Unreachable, VmferryError
 
 if TYPE_CHECKING:
     import ssl
+
+    from vmferry.api.client import Client, Endpoint
 
 #: For questions that go to every host: one that is down must not hold up the answer of the others.
 ASK_ALL_TIME_LIMIT_S = 3.0
@@ -81,6 +81,8 @@ class Fleet:
 
     def client(self, host: str) -> Client:
         """Return a client of one host's agent; raises as `endpoint` does."""
+        from vmferry.api.client import Client
+
         return Client(self.endpoint(host), self.context)
 
     def ask(
@@ -123,6 +125,8 @@ class Fleet:
             BadInput: there is no host to ask.
             VmferryError: no host answered at all; the first host's error.
         """
+        from concurrent.futures import ThreadPoolExecutor
+
         hosts = [host for host in self.hosts if host != without]
         if not hosts:
             raise BadInput("there is no host to ask in the fleet", fix="enrol one with `vmferry host add`")
@@ -231,6 +235,7 @@ def open_fleet(directory: Path | None = None) -> Fleet:
     """
     import datetime as dt
 
+    from vmferry.api.client import Endpoint
     from vmferry.pki.certificates import needs_renewal
     from vmferry.pki.identity import IdentityDirectory
 
@@ -263,7 +268,7 @@ def open_fleet(directory: Path | None = None) -> Fleet:
 
 def _renew(directory: Path) -> None:
     """Renew the operator's certificate in time; when nobody renews now, the next command tries again."""
-    from vmferry.pki.commands import renew_operator
+    from vmferry.api.fleet_commands import renew_operator
 
     with contextlib.suppress(VmferryError):
         renew_operator(directory)

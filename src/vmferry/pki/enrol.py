@@ -44,7 +44,12 @@ class Enrolment:
         self._directory = directory
         self._wrong_tries = 0
         self.key, self._secret = self._load()
-        write_private(directory / CODE_FILE, f"{self.code}\n".encode())
+        write_private(self.code_file, f"{self.code}\n".encode())
+
+    @property
+    def code_file(self) -> Path:
+        """Where the code is, as text."""
+        return self._directory / CODE_FILE
 
     @property
     def code(self) -> str:

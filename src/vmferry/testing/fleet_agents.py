@@ -12,8 +12,8 @@ from vmferry.agent.config import AgentConfig
 from vmferry.agent.main import serve_until
 from vmferry.agent.peer_pool import PeerPool
 from vmferry.agent.service_port import AgentService
+from vmferry.api import fleet_commands as commands
 from vmferry.core.ids import HostName
-from vmferry.pki import commands
 from vmferry.pki.identity import IdentityDirectory
 from vmferry.testing.fake_service import FakeService
 
