@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = {"aiohttp", "asyncio", "cryptography", "pydantic", "rich", "structlog", "qemu", "sqlite3"}
+HEAVY = {"aiohttp", "asyncio", "cryptography", "http", "pydantic", "rich", "ssl", "structlog", "qemu", "sqlite3"}
 
 
 @pytest.mark.parametrize(
