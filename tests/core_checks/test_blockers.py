@@ -93,6 +93,7 @@ CASES: dict[str, tuple[Callable[[Case], Case], str, list[str], list[str]]] = {
         ["host-a", "2 or 3"],
     ),
     "busy": (lambda c: with_runtime(c, busy_with="hand-over h-1"), "guest.busy", ["h-1"], ["vmferry cancel web-7"]),
+    "stopped": (lambda c: with_runtime(c, run_state="stopped"), "guest.stopped", ["no QEMU"], ["guest start web-7"]),
     "powered off": (lambda c: with_runtime(c, run_state="shutdown"), "guest.powered-off", ["'shutdown'"], ["start"]),
     "panicked": (lambda c: with_runtime(c, run_state="guest-panicked"), "guest.panicked", ["panicked"], ["console"]),
     "I/O error": (lambda c: with_runtime(c, run_state="io-error"), "guest.io-error", ["I/O error"], ["resume web-7"]),

@@ -12,6 +12,11 @@ MOVABLE = frozenset({"running", "paused"})
 
 #: run state -> (stable code, what it means, fix); {guest} is filled in.
 STATES = {
+    "stopped": (  # the agent's word: there is no QEMU to ask
+        "guest.stopped",
+        "it has no QEMU process",
+        "start it with `vmferry guest start {guest}`, or remove it here and run it on the other host",
+    ),
     "shutdown": (
         "guest.powered-off",
         "it has powered itself off",
