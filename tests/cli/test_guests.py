@@ -39,6 +39,17 @@ def test_guest_run_sends_the_spec_that_the_agent_reads(fleet: FakeFleet, vmferry
     assert isinstance(read.spec.boot, KernelBoot)
 
 
+@pytest.mark.parametrize(
+    "example", sorted((Path(__file__).parents[2] / "examples").glob("*.toml")), ids=lambda p: p.name
+)
+def test_every_example_survives_the_wire(fleet: FakeFleet, vmferry: Vmferry, example: Path) -> None:
+    """Each way to boot and each device of the examples is read back by the agent's strict model as it was."""
+    fleet.answer("host-a", "POST", "/v1/guests", guest_view(), status=201)
+    assert vmferry("guest", "run", str(example), "--on", "host-a").exit_code == 0
+    ((_, _, body),) = fleet.agents["host-a"].orders()
+    assert TypeAdapter(RunGuest).validate_json(json.dumps(body)).spec == load_guest_file(str(example))
+
+
 def test_a_bad_guest_file_asks_nobody(fleet: FakeFleet, vmferry: Vmferry, tmp_path: Path) -> None:
     """Mistakes are told with file and line, in JSON too, before any agent is asked."""
     path = tmp_path / "bad.toml"
@@ -176,7 +187,9 @@ def test_fenced_needs_a_host_that_does_not_answer(fleet: FakeFleet, vmferry: Vmf
     fleet.answer("host-a", "POST", "/v1/recover/fenced", {"findings": []})
     ran = vmferry("recover", "--fenced", "host-b")
     assert ran.exit_code == 2
-    assert "the host is not off" in ran.err
+    assert "host host-b is not off: agent of host-b answers" in ran.err
+    fleet.answer("host-b", "GET", "/v1/host", {"code": "denied", "what": "not your role"}, status=403)
+    assert "host host-b is not off: not your role" in vmferry("recover", "--fenced", "host-b").err
     assert fleet.agents["host-a"].orders() == []
     fleet.agents["host-b"].stop()
     ran = vmferry("recover", "--fenced", "host-b")

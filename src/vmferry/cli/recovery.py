@@ -9,7 +9,7 @@ import typer
 from vmferry.cli.fleet import Answers, Fleet, open_fleet
 from vmferry.cli.options import AsJson
 from vmferry.cli.output import print_json, say
-from vmferry.core.errors import BadInput, InDoubt, NotFound, VmferryError
+from vmferry.core.errors import BadInput, InDoubt, NotFound, Unreachable, VmferryError
 
 #: Agents ask each other and wait for QEMU.
 RECOVER_S = 310.0
@@ -57,12 +57,16 @@ def _fenced(fleet: Fleet, host: str) -> Answers:
     """
     try:
         fleet.ask(host, "GET", "/v1/host", time_limit_s=5)
+    except Unreachable:
+        return fleet.ask_all("/v1/recover/fenced", "POST", {"host": host}, time_limit_s=RECOVER_S, without=host)
     except NotFound:
         raise
-    except VmferryError:
-        return fleet.ask_all("/v1/recover/fenced", "POST", {"host": host}, time_limit_s=RECOVER_S, without=host)
+    except VmferryError as error:
+        seen = error.what  # refused, late or broken: something is alive there
+    else:
+        seen = f"agent of {host} answers"
     raise BadInput(
-        f"agent of {host} answers: the host is not off",
+        f"host {host} is not off: {seen}",
         fix=f"switch {host} off first; when it runs, `vmferry recover` without --fenced settles everything",
     )
 
