@@ -55,7 +55,9 @@ async def test_the_report_measures_what_the_guest_saw(lab: Lab) -> None:
     assert report.guest_gap.largest_ms > 0
     assert report.downtime_ms is not None
     assert report.commit_ms is not None
+    assert report.rounds is not None
     assert report.rounds >= 1
+    assert report.transferred_bytes is not None
     assert report.transferred_bytes > 0
     assert report.acceleration in {"TCG", "nested KVM", "bare-metal KVM"}
     assert report.network_outage is None  # nobody sends it datagrams: not measured, never an estimate

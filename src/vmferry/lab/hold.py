@@ -1,7 +1,8 @@
 """Holds a hand-over in a chosen state, so that a test can break things exactly there.
 
-A file `SIDE.STATE` in the directory asks for a hold; the agent answers with `SIDE.STATE.reached` and goes on when the first
-file is gone. The agent looks at it only when VMFERRY_LAB_HOLD names a directory: in a lab, never by configuration.
+A file `SIDE.STATE` in the directory asks for a hold; the agent answers with `SIDE.STATE.reached` and goes on when the
+first file is gone. The agent looks at it only when VMFERRY_LAB_HOLD names a directory: in a lab, never by
+configuration.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def holder() -> Callable[[AnyState], Awaitable[None]] | None:
         if not asked.exists():
             return
         asked.with_name(asked.name + ".reached").touch()
-        while asked.exists():
+        while asked.exists():  # noqa: ASYNC110 - another process removes it, which no asyncio.Event can tell
             await asyncio.sleep(_LOOK_EVERY_S)
 
     return hold

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from vmferry.api.models import HandoverView
@@ -96,6 +96,19 @@ async def wait_state(lab: Lab, source: str, handover: str, state: str) -> Handov
     if view.state != state:
         raise Broken(f"Hand-over {handover} ended in {view.state}, expected to see {state}: {view.report}")
     return view
+
+
+async def wait_until(is_so: Callable[[], Awaitable[bool]], what: str, timeout_s: float = 60.0) -> None:
+    """Wait until something is so.
+
+    Raises:
+        TimedOut: it never was.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not await is_so():
+        if time.monotonic() > deadline:
+            raise TimedOut(f"{what} is still not so after {timeout_s:.0f} s")
+        await asyncio.sleep(0.02)
 
 
 async def remove(lab: Lab, guest: GuestRun) -> None:
