@@ -19,6 +19,7 @@ from vmferry.agent.stalls import Stalls
 from vmferry.api.models import PROTOCOL
 from vmferry.conductor.guests import Guests, HostSettings
 from vmferry.conductor.handovers import Handovers, Surroundings
+from vmferry.conductor.hold import holder
 from vmferry.conductor.link import link_bandwidth
 from vmferry.conductor.runner import no_hold
 from vmferry.core.errors import Blocker
@@ -26,7 +27,6 @@ from vmferry.core.handover.states import AnyState
 from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.progress import Guarantee
 from vmferry.core.units import BytesPerSecond
-from vmferry.lab.hold import holder
 from vmferry.ports.peer import Peer
 from vmferry.qemu.acceleration import decide
 from vmferry.qemu.binary import QemuBinaryConfig

@@ -17,13 +17,13 @@ from typing import Self
 
 import tomli_w
 
+from vmferry.conductor.hold import VARIABLE as HOLD_VARIABLE
 from vmferry.core.errors import Broken
 from vmferry.core.units import BytesPerSecond
 from vmferry.lab import enrolment
 from vmferry.lab.agents import AgentProcess
 from vmferry.lab.api import Api
 from vmferry.lab.commands import Ran, run_command
-from vmferry.lab.hold import VARIABLE as HOLD_VARIABLE
 from vmferry.lab.network import Network, namespaces_missing
 from vmferry.lab.processes import MARK, Identity, find_lab_processes
 from vmferry.lab.registry import Claim, claim, destroy
@@ -59,7 +59,7 @@ class LabHost:
 
     @property
     def hold_dir(self) -> Path:
-        """Where files ask the agent to hold hand-overs in a state (vmferry.lab.hold)."""
+        """Where files ask the agent to hold hand-overs in a state (vmferry.conductor.hold)."""
         return self.directory / "hold"
 
 
