@@ -102,6 +102,9 @@ class Journal(Protocol):
     ) -> None:
         """Write event, new state and, if given, the guest's new token in one transaction."""
 
+    def finish(self, handover: HandoverId, side: str) -> None:
+        """Note that the last effect of the final state was carried out: a restart takes it up no more. Idempotent."""
+
     def handovers(self, *, unfinished_only: bool = False) -> Sequence[HandoverRow]:
         """Return hand-overs, newest first."""
 

@@ -173,6 +173,20 @@ class JournalConformance:
             journal.append(HandoverId("h9"), "source", {"event": "x"}, "DONE", token=(WEB, token))
         assert journal.guest(WEB) == make_guest_row()
 
+    def test_finish(self, journal: Journal) -> None:
+        """A hand-over that was finished keeps its state and holds its guest no more; an unknown one is refused."""
+        journal.open_handover(make_handover_row())
+        journal.append(HandoverId("h1"), "source", {"event": "x"}, "DONE")
+        assert [row.id for row in journal.handovers(unfinished_only=True)] == ["h1"]
+        for _ in range(2):
+            journal.finish(HandoverId("h1"), "source")
+        row = journal.handover(HandoverId("h1"), "source")
+        assert row is not None
+        assert (row.state, row.finished) == ("DONE", True)
+        journal.open_handover(make_handover_row("h2"))
+        with pytest.raises(NotFound):
+            journal.finish(HandoverId("h9"), "source")
+
     def test_report(self, journal: Journal) -> None:
         """A report is stored with its hand-over; without one it is refused."""
         journal.open_handover(make_handover_row())
