@@ -127,7 +127,7 @@ class Service:
         """Open a hand-over; it goes on after the answer."""
         self._known_host(body.destination)
         options = body.options
-        handover = self.handovers.open(
+        handover = await self.handovers.open(
             name,
             HostName(body.destination),
             downtime_limit_ms=options.downtime_limit_ms,

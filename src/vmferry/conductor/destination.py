@@ -13,17 +13,17 @@ from collections.abc import Callable
 
 import structlog
 
-from vmferry.conductor.guests import Guests
+from vmferry.conductor.guests import ARRIVING, Guests
 from vmferry.conductor.marks import Marks
 from vmferry.conductor.runner import Order, Runner, background
 from vmferry.core.errors import Broken, Refused, VmferryError
 from vmferry.core.handover.effects import AnyEffect, DestinationEffect
 from vmferry.core.handover.events import DestinationEvent
 from vmferry.core.handover.states import DestinationState
-from vmferry.core.ids import Epoch, GuestName
+from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
 from vmferry.core.migration import MigrationStatus, RunState
-from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess
-from vmferry.ports.peer import Peer, PeerStatus, ReserveReply, ReserveRequest, Verdict
+from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
+from vmferry.ports.peer import Peer, PeerStatus, ReserveReply, Verdict
 
 _log = structlog.get_logger(__name__)
 
@@ -34,16 +34,26 @@ UNDECIDED = frozenset({_T.PREPARING, _T.RECEIVING})
 #: States in which a commit is on its way to an answer.
 UNDER_WAY = frozenset({_T.LOADED, _T.ACQUIRED, _T.STARTING, _T.GIVING_BACK})
 _ASK_SOURCE_EVERY_S = 2.0
-_LOOK_AGAIN_S = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arrival:
+    """What is held here, for whom; stands in the journal."""
+
+    handover: HandoverId
+    guest: GuestName
+    source: HostName
+    epoch: Epoch  #: the source's; a commit names the next one
+    reply: ReserveReply  #: where QEMU listens
 
 
 class Destination:
     """One hand-over at its destination.
 
     Args:
-        request: what the source asked to be held.
-        reply: where QEMU shall listen.
-        guests: this host's guests; the arrival's row is there already.
+        arrival: what is held; the guest's row is there already.
+        setup: of the stream; None after a restart, when QEMU has it already or is undone.
+        guests: this host's guests.
         peer: the source's agent.
         runner: lives the machine.
         marks: when what happened.
@@ -52,25 +62,25 @@ class Destination:
 
     def __init__(
         self,
-        request: ReserveRequest,
-        reply: ReserveReply,
+        arrival: Arrival,
+        setup: MigrationSetup | None,
         guests: Guests,
         peer: Peer,
         runner: Runner,
         marks: Marks,
         release: Callable[[], None],
     ) -> None:
-        self.request = request
-        self.reply = reply
+        self.arrival = arrival
+        self.claim = f"arrival {arrival.handover}"  #: what the guest is busy with
         self.runner = runner
         self.marks = marks
         self.error: str | None = None
         self.last_run_state: RunState | None = None
         self.last_status: MigrationStatus | None = None
+        self._setup = setup
         self._guests = guests
         self._peer = peer
         self._release = release
-        self._seen: asyncio.Task[None] | None = None
         runner.obey(self._orders())
 
     def _orders(self) -> dict[AnyEffect, Order]:
@@ -81,31 +91,29 @@ class Destination:
             _Y.START: background(self._start, _T.STARTING),
             _Y.ANNOUNCE: Order(self._announce),
             _Y.CLEAN_UP: background(self._clean_up, _T.DISCARDING, _T.GIVING_BACK),
-            _Y.NOTE_CRASH: Order(self._note_crash),
+            _Y.NOTE_CRASH: background(self._note_crash, _T.LOST),
         }
 
     @property
     def name(self) -> GuestName:
         """Return the guest's name."""
-        return self.request.guest.spec.name
+        return self.arrival.guest
 
     @property
     def state(self) -> DestinationState:
         """Return where the machine stands."""
         state = self.runner.machine.state
         if not isinstance(state, DestinationState):
-            raise Broken(f"Hand-over {self.request.handover} has a machine of the wrong side: {state}")
+            raise Broken(f"Hand-over {self.arrival.handover} has a machine of the wrong side: {state}")
         return state
 
     def status(self) -> PeerStatus:
         """Return how the arrival stands, for the source."""
-        return PeerStatus(
-            str(self.state),
-            self._guests.process(self.name) is not None,
-            self.last_run_state,
-            self.last_status,
-            self.error,
-        )
+        alive = self._guests.process(self.name) is not None
+        why = self.error
+        if self.state in (_T.DISCARDING, _T.DISCARDED):
+            why = why or self.runner.why
+        return PeerStatus(str(self.state), alive, self.last_run_state, self.last_status, why)
 
     async def wait_decided(self, limit_s: float) -> PeerStatus:
         """Wait until the arrival is loaded or gone, at most so long."""
@@ -120,11 +128,13 @@ class Destination:
         Raises:
             Refused: the epoch is not the one that follows the reservation's; nothing moved.
         """
-        if epoch != self.request.epoch + 1:
+        expected = self.arrival.epoch + 1
+        if epoch != expected:
             raise Refused(
-                f"Commit of hand-over {self.request.handover} names epoch {epoch}, expected {self.request.epoch + 1}",
+                f"Commit of hand-over {self.arrival.handover} names epoch {epoch}, expected {expected}",
                 side="destination",
             )
+        self.marks.mark("commit_received")
         row = self._guests.journal.guest(self.name)
         if row is not None and self.state is _T.LOADED and row.token.running is not running:
             self._guests.put(row, token=dataclasses.replace(row.token, running=running))
@@ -136,19 +146,18 @@ class Destination:
 
     def discard(self, why: str) -> None:
         """Have the arrival undone; has no effect once the token is here."""
-        self.error = self.error or why
         self.runner.post(_E.DISCARD_RECEIVED, why)
 
     # -- orders ---------------------------------------------------------------------------------------------------
 
     async def _prepare(self) -> None:
         row = self._guests.journal.guest(self.name)
-        if row is None:
+        if row is None or self._setup is None:
             raise Broken(f"Arrival of guest {self.name} is not in the journal")
         await self._guests.launch(row, incoming=True)
         process = self._process()
-        await process.prepare_migration(self.request.setup, incoming=True)
-        await process.listen(self.reply.address, self.reply.port)
+        await process.prepare_migration(self._setup, incoming=True)
+        await process.listen(self.arrival.reply.address, self.arrival.reply.port)
         self.runner.post(_E.QEMU_LISTENS)
 
     async def _watch(self) -> None:
@@ -165,6 +174,7 @@ class Destination:
                 await self._saw(process, event)
         finally:
             asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
     async def _look(self, process: GuestProcess) -> None:
         """Ask once what events may have told while nobody listened."""
@@ -204,7 +214,7 @@ class Destination:
         while True:
             await asyncio.sleep(_ASK_SOURCE_EVERY_S)
             try:
-                verdict = await self._peer.verdict(self.request.handover)
+                verdict = await self._peer.verdict(self.arrival.handover)
             except VmferryError:
                 continue  # nobody answers: held until somebody does
             if verdict in (Verdict.ABORTED, Verdict.UNKNOWN):
@@ -212,8 +222,12 @@ class Destination:
                 return
 
     async def _record_intent(self) -> None:
+        """Look whether QEMU lives: found dead now it never ran, found dead after the intent it may have."""
         self.marks.mark("acquired")
-        self.runner.post(_E.INTENT_RECORDED)
+        if self._guests.process(self.name) is None:
+            self._died(None)
+        else:
+            self.runner.post(_E.INTENT_RECORDED)
 
     async def _start(self) -> None:
         self.marks.mark("intent")
@@ -226,43 +240,44 @@ class Destination:
         except VmferryError as error:
             await self._start_failed(process, error)
             return
-        self.marks.mark("resumed")
         self.runner.post(_E.GUEST_STARTED)
 
     async def _let_run(self, process: GuestProcess) -> None:
-        row = self._guests.row(self.name)
-        if row.token.running:
-            if await process.query_run_state() is not RunState.RUNNING:
-                await process.cont()
-            self.last_run_state = RunState.RUNNING
+        """Start the vCPUs; `cont` asks for the run state itself, so that a repeat never disturbs a guest that runs."""
+        if not self._guests.row(self.name).token.running:
+            return
+        await process.cont()
+        self.marks.mark("resumed")
+        self.last_run_state = RunState.RUNNING
+        if not self._guests.row(self.name).token.running:
+            await process.stop()  # an operator paused it a moment ago
 
     async def _start_failed(self, process: GuestProcess, error: VmferryError) -> None:
-        """Tell a refusal, after which the guest provably never ran, from a death and from a silence."""
-        self.error = str(error)
+        """Tell a refusal, after which the guest provably never ran, from a death, a silence, and a guest that runs."""
         if not process.is_alive():
             self._died(str(error))
             return
-        try:
-            state = await process.query_run_state()
-        except VmferryError:
-            await asyncio.sleep(_LOOK_AGAIN_S)
-            await self._start()
-            return
+        state = await process.query_run_state()  # a failure begins all of it again
         if state is RunState.PAUSED:
-            self.runner.post(_E.START_REFUSED, str(error))
+            self.error = str(error)
+            self.runner.post(_E.START_REFUSED, self.error)
         else:
             self.runner.post(_E.GUEST_STARTED)
 
     async def _announce(self) -> None:
         # first, and without a pause: whoever hears that the guest runs here may move it on at once
-        self._guests.unclaim(self.name)
+        self._guests.unclaim(self.name, self.claim)
         self._release()
-        row = self._guests.row(self.name)
-        self._guests.put(row, note=None)
+        row = self._guests.journal.guest(self.name)
+        if row is not None and row.note == ARRIVING:
+            self._guests.put(row, note=None)
         process = self._guests.process(self.name)
-        if process is not None:
-            await process.announce()
-            await process.cleanup_migration()
+        if process is None:
+            return
+        with contextlib.suppress(VmferryError):
+            if await process.query_run_state() is RunState.RUNNING:
+                await process.announce()
+        await process.cleanup_migration()
 
     async def _clean_up(self) -> None:
         await self._guests.kill(self.name)

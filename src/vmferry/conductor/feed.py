@@ -3,48 +3,74 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
+import itertools
 from collections.abc import AsyncIterator
 
 from vmferry.core.progress import Finished, Progress, ProgressEvent
 
-#: More readings than this are thinned: a watcher that comes late needs rounds and states, not every reading.
+#: With so many readings every second one is dropped: who comes late needs rounds and states, not every reading.
 _KEPT_READINGS = 2000
 
 
 class Feed:
-    """Append-only list of events with any number of readers, each at its own pace."""
+    """A growing list of events with any number of readers, each at its own pace.
+
+    Everyone who reads along sees every event; who comes late sees all but the thinned-out readings.
+    """
 
     def __init__(self) -> None:
-        self._events: list[ProgressEvent] = []
+        self._events: list[tuple[int, ProgressEvent]] = []  #: by number
+        self._numbers = itertools.count()
         self._readings = 0
-        self._changed = asyncio.Condition()
+        self._closed = False
+        self._changed = asyncio.Event()  #: set with the next change, and replaced then
+        self.last_progress: Progress | None = None  #: the newest reading
 
     async def publish(self, event: ProgressEvent) -> None:
-        """Add an event and wake the readers; readings beyond the kept number are dropped for late readers."""
-        if isinstance(event, Progress):
-            self._readings += 1
-            if self._readings > _KEPT_READINGS:
-                return
-        self._events.append(event)
-        async with self._changed:
-            self._changed.notify_all()
+        """Add an event and wake the readers; never waits."""
+        self.tell(event)
 
-    @property
-    def last_progress(self) -> Progress | None:
-        """Return the newest reading."""
-        return next((event for event in reversed(self._events) if isinstance(event, Progress)), None)
+    def tell(self, event: ProgressEvent) -> None:
+        """Add an event and wake the readers."""
+        self._events.append((next(self._numbers), event))
+        if isinstance(event, Progress):
+            self.last_progress = event
+            self._readings += 1
+            if self._readings >= _KEPT_READINGS:
+                self._thin_out()
+        self._wake()
+
+    def close(self) -> None:
+        """End every reader after what is there; for a hand-over whose end was not published here."""
+        self._closed = True
+        self._wake()
 
     async def follow(self) -> AsyncIterator[ProgressEvent]:
         """Yield everything from the start and then live; ends after `Finished`."""
-        index = 0
+        seen = -1
         while True:
-            await self._wait_longer_than(index)
-            for event in self._events[index:]:
-                index += 1
+            start = bisect.bisect_right(self._events, seen, key=lambda item: item[0])
+            for number, event in self._events[start:]:
+                seen = number
                 yield event
                 if isinstance(event, Finished):
                     return
+            if self._has_no_more(seen):
+                if self._closed:
+                    return
+                await self._changed.wait()
 
-    async def _wait_longer_than(self, length: int) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: len(self._events) > length)
+    def _has_no_more(self, seen: int) -> bool:
+        return not self._events or self._events[-1][0] <= seen
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _thin_out(self) -> None:
+        """Drop every second reading."""
+        readings = [number for number, event in self._events if isinstance(event, Progress)]
+        dropped = set(readings[1::2])
+        self._readings -= len(dropped)
+        self._events = [item for item in self._events if item[0] not in dropped]

@@ -37,10 +37,15 @@ _NOTES = {
     GuestEventKind.IO_ERROR: "stopped on an I/O error of its disk",
 }
 #: Run states in which a guest's RAM is whole and its vCPUs stand: `cont` makes it go on.
-_RESUMABLE = frozenset({RunState.PAUSED, RunState.PRELAUNCH, RunState.POSTMIGRATE})
-
-
+_RESUMABLE = frozenset({RunState.PAUSED, RunState.PRELAUNCH, RunState.POSTMIGRATE, RunState.IO_ERROR})
+#: Run states of a guest that has ended while its process stays.
+_ENDED = frozenset({RunState.SHUTDOWN, RunState.PANICKED})
+#: The note of an arrival until it runs here.
+ARRIVING = "arriving"
+#: Pause before a process that lives but does not answer is asked again.
 _ADOPT_AGAIN_S = 0.5
+#: How long a starting agent waits for the processes that it takes over; the others follow in the background.
+_ADOPT_FIRST_S = 1.0
 
 
 class BeatBook(Protocol):
@@ -126,10 +131,19 @@ class Guests:
         try:
             yield
         finally:
-            self.unclaim(name)
+            self.unclaim(name, what)
 
     def claim(self, name: GuestName, what: str) -> None:
         """Take the guest's operation until `unclaim`.
+
+        Raises:
+            GuestBusy: somebody else holds it, or it is not certain yet whether the guest's process lives.
+        """
+        self._check_certain(name)
+        self.claim_again(name, what)
+
+    def claim_again(self, name: GuestName, what: str) -> None:
+        """Take the operation over from an earlier agent, before anything is certain of the guest's process.
 
         Raises:
             GuestBusy: somebody else holds it.
@@ -143,23 +157,35 @@ class Guests:
             )
         self._busy[name] = what
 
-    def unclaim(self, name: GuestName) -> None:
-        """Give the guest's operation back."""
-        self._busy.pop(name, None)
+    def unclaim(self, name: GuestName, what: str) -> None:
+        """Give the guest's operation back; nothing happens when somebody else holds it by now. Idempotent."""
+        if self._busy.get(name) == what:
+            del self._busy[name]
+
+    def _check_certain(self, name: GuestName) -> None:
+        """Refuse while an earlier agent's process may live without answering: a second one must never start."""
+        task = self._adopting.get(name)
+        if task is not None and not task.done():
+            raise GuestBusy(
+                f"Guest {name} has a QEMU process on host {self.settings.name} that does not answer",
+                owner=self.settings.name,
+                fix="wait until it answers, or kill that process",
+                retry=True,
+            )
 
     # -- starting and stopping -----------------------------------------------------------------------------------
 
     async def run(self, spec: GuestSpec) -> GuestRow:
         """Define a guest and start it here; on failure nothing is left of it."""
-        if self.journal.guest(spec.name) is not None:
-            raise BadInput(
-                f"Guest {spec.name} exists already on host {self.settings.name}",
-                fix=f"choose another name, or: vmferry guest start {spec.name}",
-            )
-        guest = await self._hypervisor.freeze(spec)
-        token = Token(Epoch(1), self.settings.name, running=True)
-        row = GuestRow(guest, token, Desired.RUNNING, None, None, self._free_uid())
         async with self.operation(spec.name, "guest run"):
+            if self.journal.guest(spec.name) is not None:
+                raise BadInput(
+                    f"Guest {spec.name} exists already on host {self.settings.name}",
+                    fix=f"choose another name, or: vmferry guest start {spec.name}",
+                )
+            guest = await self._hypervisor.freeze(spec)
+            token = Token(Epoch(1), self.settings.name, running=True)
+            row = GuestRow(guest, token, Desired.RUNNING, None, None, self._free_uid())
             self.journal.put_guest(row)
             try:
                 return await self._start(row)
@@ -168,13 +194,18 @@ class Guests:
                 raise
 
     async def start(self, name: GuestName) -> GuestRow:
-        """Start a stopped guest that this host owns."""
-        row = self.row(name)
-        if self.process(name) is not None and await self._lives(name):
-            raise BadInput(f"Guest {name} is running already", owner=self.settings.name)
+        """Start a stopped guest that this host owns; on failure no process is left."""
+        self.row(name)
         async with self.operation(name, "guest start"):
+            if await self._lives(name):
+                raise BadInput(f"Guest {name} is running already", owner=self.settings.name)
             await self._end_process(name)
-            return await self._start(row)
+            try:
+                return await self._start(self.row(name))
+            except BaseException:
+                await self._end_process(name)
+                self.put(self.row(name), process=None)
+                raise
 
     async def _start(self, row: GuestRow) -> GuestRow:
         name = row.guest.spec.name
@@ -229,29 +260,35 @@ class Guests:
             ) from error
 
     async def pause(self, name: GuestName) -> None:
-        """Stop the vCPUs; allowed in mid-migration too: the guest then arrives paused."""
+        """Stop the vCPUs; allowed in mid-migration too: the guest then arrives paused.
+
+        Journalled first and without a pause after it was seen whose the guest is: a commit comes before it or after it.
+        """
         row = self.row(name)
-        await self._alive(name).stop()
+        process = self._alive(name)
         self.put(row, desired=Desired.PAUSED, token=dataclasses.replace(row.token, running=False))
+        await process.stop()
 
     async def resume(self, name: GuestName) -> None:
         """Let the vCPUs go on."""
-        row = self.row(name)
-        if name in self._busy:
-            self.claim(name, "guest resume")  # raises: a hand-over decides who may run
-        process = self._alive(name)
-        self.put(row, desired=Desired.RUNNING, token=dataclasses.replace(row.token, running=True))
-        if await process.query_run_state() in _RESUMABLE:
-            await process.cont()
+        self.row(name)
+        async with self.operation(name, "guest resume"):  # a hand-over decides who may run
+            process = self._alive(name)
+            row = self.row(name)
+            self.put(row, desired=Desired.RUNNING, token=dataclasses.replace(row.token, running=True))
+            if await process.query_run_state() in _RESUMABLE:
+                await process.cont()
 
     async def remove(self, name: GuestName) -> None:
         """Forget a stopped guest; its disks are not touched."""
         self.row(name)
-        if self.process(name) is not None and await self._lives(name):
-            raise BadInput(
-                f"Guest {name} is running", owner=self.settings.name, fix=f"stop it first: vmferry guest stop {name}"
-            )
         async with self.operation(name, "guest remove"):
+            if await self._lives(name):
+                raise BadInput(
+                    f"Guest {name} is running",
+                    owner=self.settings.name,
+                    fix=f"stop it first: vmferry guest stop {name}",
+                )
             await self.let_go(name)
 
     async def let_go(self, name: GuestName) -> None:
@@ -283,7 +320,7 @@ class Guests:
             name = row.guest.spec.name
             self._adopting[name] = asyncio.create_task(self._adopt(row), name=f"adopt:{name}")
         if self._adopting:
-            await asyncio.wait(self._adopting.values(), timeout=2 * _ADOPT_AGAIN_S)
+            await asyncio.wait(self._adopting.values(), timeout=_ADOPT_FIRST_S)
 
     async def adopted(self, name: GuestName) -> None:
         """Wait until the guest's process is either taken over or proven dead."""
@@ -329,11 +366,9 @@ class Guests:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def put(self, row: GuestRow, **changes: object) -> GuestRow:
-        """Journal a row with changes and return it; the token is taken from the journal unless it is among them."""
-        name = row.guest.spec.name
-        now = self.journal.guest(name)
-        base = row if now is None else dataclasses.replace(row, token=now.token)
-        changed = dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+        """Journal a guest's row with changes and return it; whatever is not among them stays as the journal has it."""
+        now = self.journal.guest(row.guest.spec.name) or row
+        changed = dataclasses.replace(now, **changes)  # type: ignore[arg-type]
         self.journal.put_guest(changed)
         return changed
 
@@ -346,13 +381,15 @@ class Guests:
             await self._note(name, event)
 
     async def _note(self, name: GuestName, event: GuestEvent) -> None:
-        """Write into the row why a guest of ours stopped, unless a hand-over explains it."""
-        row = self.journal.guest(name)
+        """Write into the row why a guest of ours stopped; the end of a process that an operation holds is its own."""
         note = _NOTES.get(event.kind)
-        if row is None or note is None or row.token.owner != self.settings.name or name in self._busy:
+        if note is None:
+            return
+        ended = event.kind is GuestEventKind.EXITED
+        row = self.journal.guest(name)
+        if row is None or row.token.owner != self.settings.name or (ended and name in self._busy):
             return
         _log.info("guest stopped", guest=name, why=note, detail=event.detail)
-        ended = event.kind is GuestEventKind.EXITED
         self.put(row, note=note, process=None if ended else row.process)
 
     async def _end_process(self, name: GuestName) -> None:
@@ -372,13 +409,15 @@ class Guests:
             await process.close()
 
     def _alive(self, name: GuestName) -> GuestProcess:
+        self._check_certain(name)
         process = self.process(name)
         if process is None:
             raise BadInput(f"Guest {name} is not running", owner=self.settings.name, fix=f"vmferry guest start {name}")
         return process
 
     async def _lives(self, name: GuestName) -> bool:
-        return await self._alive(name).query_run_state() not in (RunState.SHUTDOWN, RunState.PANICKED)
+        process = self.process(name)
+        return process is not None and await process.query_run_state() not in _ENDED
 
     def _resources(self, row: GuestRow, beat_port: int | None) -> HostResources:
         directory = self.settings.run_dir / "guests" / row.guest.spec.name
@@ -400,7 +439,7 @@ class Guests:
         """Write the row of a guest that comes; it is the source's until the commit."""
         token = Token(epoch, source, running=running)
         desired = Desired.RUNNING if running else Desired.PAUSED
-        row = GuestRow(guest, token, desired, None, None, self._free_uid(), note="arriving")
+        row = GuestRow(guest, token, desired, None, None, self._free_uid(), note=ARRIVING)
         self.journal.put_guest(row)
         return row
 

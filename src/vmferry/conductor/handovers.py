@@ -6,30 +6,28 @@ The journal is the memory; objects here exist only while a hand-over is unfinish
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
 
-from vmferry.conductor.destination import Destination
+from vmferry.conductor.destination import Arrival, Destination
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.marks import Marks
-from vmferry.conductor.recorder import JournalRecorder, Parties, keep
+from vmferry.conductor.recorder import JournalRecorder, Parties
 from vmferry.conductor.runner import Runner, no_hold
 from vmferry.conductor.source import Calls, Request, Source
 from vmferry.core.checks import memory_needed
 from vmferry.core.errors import Blocker, NotFound, Refused
-from vmferry.core.guest import FrozenGuest
-from vmferry.core.handover.effects import DestinationEffect, SourceEffect
 from vmferry.core.handover.events import DestinationEvent, Happened, SourceEvent
 from vmferry.core.handover.machine import Machine
-from vmferry.core.handover.replay import replay
-from vmferry.core.handover.states import FACTS, AnyState, DestinationState, Side, SourceState
+from vmferry.core.handover.replay import replay, to_json
+from vmferry.core.handover.states import FACTS, AnyState, DestinationState, Owner, Side, SourceState
+from vmferry.core.handover.table import OPENING
 from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
 from vmferry.core.progress import Guarantee, StateEntered
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
@@ -44,10 +42,26 @@ _log = structlog.get_logger(__name__)
 CAPABILITIES = {"events": True, "return-path": True, "pause-before-switchover": True, "late-block-activate": True}
 #: `max-bandwidth` when the link does not say how fast it is: QEMU's own default of 128 MiB/s would be a silent cap.
 UNLIMITED = BytesPerSecond(16 * 1024**3)
-#: A third of QEMU's own default: loading, the commit and the first packets come on top of it, and the guest's whole pause
-#: should stay under 150 ms.
+#: A third of QEMU's own default: loading, the commit and the first packets come on top of it, and the guest's whole
+#: pause should stay under 150 ms.
 DEFAULT_DOWNTIME = Milliseconds(100.0)
 _KEY_BYTES = 32
+_ARRIVAL_OVER_S = 5.0
+#: The guest stands still, or is between two owners: whoever stops an agent waits for the end of these.
+_DELICATE: frozenset[AnyState] = frozenset(
+    {
+        *(SourceState.PRE_SWITCHOVER, SourceState.SWITCHOVER, SourceState.SOURCE_COMPLETED),
+        *(SourceState.DESTINATION_LOADED, SourceState.LOADED, SourceState.COMMITTED),
+        *(SourceState.ABORTING, SourceState.RETURNING),
+        *(DestinationState.LOADED, DestinationState.ACQUIRED, DestinationState.STARTING, DestinationState.GIVING_BACK),
+    }
+)
+#: Before the commit, and about to end by itself: whoever cancels waits for the end of these.
+_CANCELLABLE: frozenset[AnyState] = frozenset(
+    state
+    for state, facts in FACTS.items()
+    if isinstance(state, SourceState) and facts.owner is Owner.SOURCE and not facts.final
+) - {SourceState.ORPHANED, SourceState.RETURNING}
 
 
 def _measure_nothing(source: Source) -> None:
@@ -101,11 +115,11 @@ class Handovers:
         self._around = around
         self._sources: dict[HandoverId, Source] = {}
         self._destinations: dict[HandoverId, Destination] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._living: dict[tuple[HandoverId, Side], asyncio.Task[None]] = {}
 
     # -- the source's side ----------------------------------------------------------------------------------------
 
-    def open(
+    async def open(
         self,
         guest: GuestName,
         destination: HostName,
@@ -115,12 +129,13 @@ class Handovers:
         time_limit_s: float | None,
         encrypted: bool,
     ) -> HandoverId:
-        """Open a hand-over and let it live; returns at once.
+        """Open a hand-over and let it live; returns at once, or when the guest's own arrival here is over.
 
         Raises:
             NotFound: no such guest here.
             GuestBusy: something else holds the guest.
         """
+        await self._arrival_over(guest)
         self._guests.row(guest)
         request = Request(
             handover=HandoverId(secrets.token_hex(8)),
@@ -131,16 +146,23 @@ class Handovers:
             time_limit_s=time_limit_s,
             encrypted=encrypted,
         )
-        self._guests.claim(guest, f"hand-over {request.handover}")
+        claim = f"hand-over {request.handover}"
+        self._guests.claim(guest, claim)
         try:
             self._journal.open_handover(self._row(request))
         except BaseException:
-            self._guests.unclaim(guest)
+            self._guests.unclaim(guest, claim)
             raise
         source = self._source(request, Machine(Side.SOURCE))
-        self._spawn(self._live_source(source, SourceEffect.CHECK))
+        self._spawn(request.handover, Side.SOURCE, self._live_source(source, claim, new=True))
         self._around.opened(source)
         return request.handover
+
+    async def _arrival_over(self, guest: GuestName) -> None:
+        """Wait, shortly, for the last orders of an arrival that runs here already: it may move on at once."""
+        for destination in self._destinations.values():
+            if destination.name == guest and destination.state is DestinationState.RUNNING:
+                await self._ended(destination.arrival.handover, Side.DESTINATION, _ARRIVAL_OVER_S)
 
     def _row(self, request: Request) -> HandoverRow:
         return HandoverRow(
@@ -160,10 +182,7 @@ class Handovers:
         marks.mark("start", time.monotonic_ns() - int(age_s * 1e9))
         parties = Parties(request.handover, request.guest, self._guests.settings.name, request.destination)
 
-        def tell(event: StateEntered) -> None:
-            self._spawn(feed.publish(event))
-
-        recorder = JournalRecorder(Side.SOURCE, parties, self._journal, tell, marks.since_start_ms)
+        recorder = JournalRecorder(Side.SOURCE, parties, self._journal, feed.tell, marks.since_start_ms)
         runner = Runner(machine, recorder, self._around.hold)
         source = Source(
             request,
@@ -182,10 +201,8 @@ class Handovers:
         )
         source.timeline_ms = recorder.timeline_ms
         self._sources[request.handover] = source
-        first = StateEntered(
-            Milliseconds(0.0), str(machine.state), machine.facts.step, parties.owner(machine.state), None
-        )
-        tell(first)
+        owner = parties.owner(machine.state)
+        feed.tell(StateEntered(Milliseconds(0.0), str(machine.state), machine.facts.step, owner, None))
         return source
 
     def _setup(self, request: Request) -> MigrationSetup:
@@ -197,15 +214,23 @@ class Handovers:
             psk_key=secrets.token_hex(_KEY_BYTES) if request.encrypted else None,
         )
 
-    async def _live_source(self, source: Source, first: SourceEffect | None) -> None:
-        beside = [asyncio.create_task(source.watch(), name=f"watch:{source.request.handover}")]
-        beside.append(asyncio.create_task(source.watch_time(), name=f"time:{source.request.handover}"))
+    async def _live_source(self, source: Source, claim: str, *, new: bool) -> None:
+        handover = source.request.handover
+        opening = OPENING[Side.SOURCE].effects if new else ()
+        first = () if new else (Happened(SourceEvent.AGENT_RESTARTED, "the source's agent was restarted"),)
+        beside = [
+            asyncio.create_task(source.watch(), name=f"watch:{handover}"),
+            asyncio.create_task(source.watch_time(), name=f"time:{handover}"),
+        ]
         try:
-            await source.runner.run(first)
+            await source.runner.run(opening, first)
+            self._journal.finish(handover, str(Side.SOURCE))
         finally:
+            self._guests.unclaim(source.name, claim)
+            source.feed.close()
             for task in beside:
                 task.cancel()
-            self._guests.unclaim(source.name)
+            await asyncio.gather(*beside, return_exceptions=True)
 
     # -- the destination's side -----------------------------------------------------------------------------------
 
@@ -218,19 +243,21 @@ class Handovers:
         known = self._destinations.get(request.handover)
         if known is None:
             known = self._hold_place(request)
-            self._spawn(self._live_destination(known, DestinationEffect.PREPARE))
+            self._spawn(request.handover, Side.DESTINATION, self._live_destination(known, new=True))
         await known.runner.wait_left(frozenset({DestinationState.PREPARING, DestinationState.DISCARDING}))
         if known.state is DestinationState.DISCARDED:
+            await self._ended(request.handover, Side.DESTINATION)
             raise Refused(
                 f"Host {self._guests.settings.name} could not prepare for guest {known.name}:"
-                f" {known.error or known.runner.failure or 'discarded'}",
+                f" {known.error or known.runner.why or 'discarded'}",
                 side="destination",
             )
-        return known.reply
+        return known.arrival.reply
 
     def _hold_place(self, request: ReserveRequest) -> Destination:
         name = request.guest.spec.name
-        self._guests.claim(name, f"arrival {request.handover}")
+        claim = f"arrival {request.handover}"
+        self._guests.claim(name, claim)
         try:
             self._guests.check_free(name)
             reply = ReserveReply(self._around.listen_address, self._free_port())
@@ -243,9 +270,10 @@ class Handovers:
                 self._journal.release(request.handover)
                 raise
         except BaseException:
-            self._guests.unclaim(name)
+            self._guests.unclaim(name, claim)
             raise
-        return self._destination(request, reply, Machine(Side.DESTINATION))
+        arrival = Arrival(request.handover, name, request.source, request.epoch, reply)
+        return self._destination(arrival, request.setup, Machine(Side.DESTINATION))
 
     def _free_port(self) -> int:
         taken = {reservation.port for reservation in self._journal.reservations()}
@@ -274,30 +302,42 @@ class Handovers:
             created_at=time.time(),
         )
 
-    def _destination(self, request: ReserveRequest, reply: ReserveReply, machine: Machine) -> Destination:
+    def _destination(self, arrival: Arrival, setup: MigrationSetup | None, machine: Machine) -> Destination:
         marks = Marks(time.monotonic_ns)
         marks.mark("start")
-        parties = Parties(request.handover, request.guest.spec.name, request.source, self._guests.settings.name)
+        parties = Parties(arrival.handover, arrival.guest, arrival.source, self._guests.settings.name)
         recorder = JournalRecorder(Side.DESTINATION, parties, self._journal, None, marks.since_start_ms)
         destination = Destination(
-            request,
-            reply,
+            arrival,
+            setup,
             self._guests,
-            self._around.peer(request.source),
+            self._around.peer(arrival.source),
             Runner(machine, recorder, self._around.hold),
             marks,
-            lambda: self._journal.release(request.handover),
+            lambda: self._journal.release(arrival.handover),
         )
-        self._destinations[request.handover] = destination
+        self._destinations[arrival.handover] = destination
         return destination
 
-    async def _live_destination(self, destination: Destination, first: DestinationEffect | None) -> None:
+    async def _live_destination(self, destination: Destination, *, new: bool) -> None:
+        handover = destination.arrival.handover
+        opening = OPENING[Side.DESTINATION].effects if new else ()
         try:
-            state = await destination.runner.run(first)
+            state = await destination.runner.run(opening, () if new else self._found(destination))
             if state in (DestinationState.DISCARDED, DestinationState.RETURNED):
+                self._journal.release(handover)
                 await self._guests.forget(destination.name)
+            self._journal.finish(handover, str(Side.DESTINATION))
         finally:
-            self._guests.unclaim(destination.name)
+            self._guests.unclaim(destination.name, destination.claim)
+
+    def _found(self, destination: Destination) -> Sequence[Happened]:
+        """Return what a restarted agent begins an arrival with; whether QEMU lives is certain by now."""
+        found = [Happened(DestinationEvent.AGENT_RESTARTED, "the destination's agent was restarted")]
+        if self._guests.process(destination.name) is None:
+            destination.error = f"QEMU of guest {destination.name} at the destination is gone"
+            found.insert(0, Happened(DestinationEvent.QEMU_DIED, destination.error))
+        return found
 
     async def wait_loaded(self, handover: HandoverId, limit_s: float) -> PeerStatus:
         """Answer the source's long poll."""
@@ -316,33 +356,36 @@ class Handovers:
         known = self._destinations.get(handover)
         if known is not None and not known.runner.machine.facts.final:
             await known.commit(epoch, limit_s, running=running)
-        elif self._past_state(handover) is DestinationState.DISCARDED:
-            await self._return_late(handover)
+        if self._past_state(handover) is DestinationState.DISCARDED:
+            await self._ended(handover, Side.DESTINATION)
+            self._return_late(handover)
         return self._commit_reply(handover)
 
-    async def _return_late(self, handover: HandoverId) -> None:
-        """Journal the return of a token that reached an arrival which was gone already."""
-        row = self._handover_row(handover, Side.DESTINATION)
-        parties = Parties(handover, row.guest, row.peer, self._guests.settings.name)
-        marks = Marks(time.monotonic_ns)
-        recorder = JournalRecorder(Side.DESTINATION, parties, self._journal, None, marks.since_start_ms)
-        runner = Runner(Machine(Side.DESTINATION, DestinationState.DISCARDED), recorder)
-        await runner.handle_late(Happened(DestinationEvent.COMMIT_RECEIVED))
+    def _return_late(self, handover: HandoverId) -> None:
+        """Journal the return of a token that reached an arrival which was gone already; its row is gone with it."""
+        machine = Machine(Side.DESTINATION, self._past_state(handover))
+        happened = Happened(DestinationEvent.COMMIT_RECEIVED)
+        transition = machine.handle(happened)
+        if not transition.ignored:
+            side, state = str(Side.DESTINATION), str(transition.after)
+            self._journal.append(handover, side, to_json(happened), state, finished=True)
         self._destinations.pop(handover, None)
 
     def _commit_reply(self, handover: HandoverId) -> CommitReply:
         row = self._handover_row(handover, Side.DESTINATION)
-        known = self._destinations.get(handover)
         guest = self._journal.guest(row.guest)
-        epoch = guest.token.epoch if guest is not None else row.request.get("epoch", 0)
-        state = str(known.state) if known is not None else row.state
-        marks = known.marks if known is not None else Marks(time.monotonic_ns)
-        return CommitReply(
-            state=state,
-            epoch=epoch,  # type: ignore[arg-type]
-            resumed_at_ns=marks.at("resumed"),
-            detail=known.error if known is not None else None,
-        )
+        epoch = _epoch(row) if guest is None else guest.token.epoch
+        known = self._destinations.get(handover)
+        if known is None:
+            return CommitReply(row.state, epoch)
+        marks = known.marks
+        parts = {
+            "destination_acquire": marks.between_ms("commit_received", "acquired"),
+            "destination_intent": marks.between_ms("acquired", "intent"),
+            "destination_cont": marks.between_ms("intent", "resumed"),
+        }
+        parts_ms = tuple((name, float(value)) for name, value in parts.items() if value is not None)
+        return CommitReply(str(known.state), epoch, marks.at("resumed"), known.error, parts_ms)
 
     def discard(self, handover: HandoverId) -> None:
         """Have an arrival undone; unknown ones are no error."""
@@ -374,7 +417,7 @@ class Handovers:
         source = self._sources.get(handover)
         if source is not None:
             source.cancel()
-            await source.runner.wait_left(frozenset(state for state in SourceState if not FACTS[state].final))
+            await source.runner.wait_left(_CANCELLABLE)
 
     def source(self, handover: HandoverId) -> Source | None:
         """Return the source's side of a hand-over that lives in this agent's memory."""
@@ -402,8 +445,11 @@ class Handovers:
         return concerned
 
     def _past(self, handover: HandoverId) -> PeerStatus:
-        state = self._past_state(handover)
-        return PeerStatus("unknown" if state is None else str(state), qemu_alive=False)
+        """Return what the journal says; an arrival that is about to be taken up again is not dead for that."""
+        row = self._journal.handover(handover, str(Side.DESTINATION))
+        if row is None:
+            return PeerStatus("unknown", qemu_alive=False)
+        return PeerStatus(row.state, qemu_alive=not row.finished)
 
     def _past_state(self, handover: HandoverId) -> DestinationState | None:
         row = self._journal.handover(handover, str(Side.DESTINATION))
@@ -422,56 +468,75 @@ class Handovers:
         rows = self.unfinished()
         for row in rows:
             kind = "hand-over" if row.side == str(Side.SOURCE) else "arrival"
-            self._guests.claim(row.guest, f"{kind} {row.id}")
-            self._spawn(self._recover(row))
+            claim = f"{kind} {row.id}"
+            self._guests.claim_again(row.guest, claim)
+            self._spawn(row.id, Side(row.side), self._recover(row, claim))
         return rows
 
-    async def _recover(self, row: HandoverRow) -> None:
+    async def _recover(self, row: HandoverRow, claim: str) -> None:
         """Take one up, as soon as it is certain whether its QEMU lives."""
         await self._guests.adopted(row.guest)
         if row.side == str(Side.SOURCE):
-            await self._recover_source(row)
+            await self._recover_source(row, claim)
         else:
-            await self._recover_destination(row)
+            await self._live_destination(self._arrived(row), new=False)
 
     def _replayed(self, row: HandoverRow, side: Side) -> Machine:
         events = self._journal.events(row.id, row.side)
         return replay(side, [event.event for event in events])
 
-    async def _recover_source(self, row: HandoverRow) -> None:
+    async def _recover_source(self, row: HandoverRow, claim: str) -> None:
         request = Request(**_known(Request, row.request))
         source = self._source(request, self._replayed(row, Side.SOURCE), max(0.0, time.time() - row.created_at))
-        source.runner.post(SourceEvent.AGENT_RESTARTED, "the source's agent was restarted")
-        await self._live_source(source, None)
+        await self._live_source(source, claim, new=False)
 
-    async def _recover_destination(self, row: HandoverRow) -> None:
-        guest = self._journal.guest(row.guest)
-        request = self._arrival_request(row, None if guest is None else guest.guest)
+    def _arrived(self, row: HandoverRow) -> Destination:
+        """Return the arrival of a row; its guest's row may be missing when a crash came before it or after its end."""
         reply = ReserveReply(str(row.request["address"]), int(str(row.request["port"])))
-        destination = self._destination(request, reply, self._replayed(row, Side.DESTINATION))
-        if self._guests.process(row.guest) is None:
-            destination.error = f"QEMU of guest {row.guest} at the destination is gone"
-            destination.runner.post(DestinationEvent.QEMU_DIED, destination.error)
-        destination.runner.post(DestinationEvent.AGENT_RESTARTED, "the destination's agent was restarted")
-        await self._live_destination(destination, None)
+        arrival = Arrival(row.id, row.guest, row.peer, _epoch(row), reply)
+        return self._destination(arrival, None, self._replayed(row, Side.DESTINATION))
 
-    def _arrival_request(self, row: HandoverRow, guest: FrozenGuest | None) -> ReserveRequest:
-        if guest is None:
-            raise NotFound(f"Arrival {row.id} has no guest row in the journal")
-        setup = MigrationSetup(dict(CAPABILITIES), None, self._around.default_downtime_ms)
-        epoch, running = row.request["epoch"], row.request["running"]
-        return ReserveRequest(row.id, guest, epoch, bool(running), row.peer, setup)  # type: ignore[arg-type]
+    # -- the agent's end ------------------------------------------------------------------------------------------
+
+    async def settle(self, limit_s: float) -> None:
+        """Wait until no guest stands still for a hand-over of ours, at most so long; for an agent that is to stop."""
+        runners = [source.runner for source in self._sources.values()]
+        runners += [destination.runner for destination in self._destinations.values()]
+        waits = [asyncio.create_task(runner.wait_left(_DELICATE)) for runner in runners]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=limit_s)
+            for wait in late:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def close(self) -> None:
         """Stop driving; everything is journalled and goes on with the next agent."""
-        for task in list(self._tasks):
+        tasks = list(self._living.values())
+        for task in tasks:
             task.cancel()
-        for task in list(self._tasks):
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _spawn(self, work: Any) -> None:
-        keep(asyncio.create_task(work), self._tasks)
+    def _spawn(self, handover: HandoverId, side: Side, life: Coroutine[Any, Any, None]) -> None:
+        key = (handover, side)
+        task = asyncio.create_task(life, name=f"{side}:{handover}")
+        self._living[key] = task
+        task.add_done_callback(lambda ended: self._bury(key, ended))
+
+    def _bury(self, key: tuple[HandoverId, Side], ended: asyncio.Task[None]) -> None:
+        self._living.pop(key, None)
+        if not ended.cancelled() and (error := ended.exception()) is not None:
+            _log.error("hand-over is not driven any more", handover=key[0], side=str(key[1]), error=repr(error))
+
+    async def _ended(self, handover: HandoverId, side: Side, limit_s: float | None = None) -> None:
+        """Wait until everything of a hand-over that has reached its final state is tidied up."""
+        task = self._living.get((handover, side))
+        if task is not None:
+            await asyncio.wait([task], timeout=limit_s)
+
+
+def _epoch(row: HandoverRow) -> Epoch:
+    """Return the source's epoch, as an arrival's row has it."""
+    return Epoch(int(str(row.request["epoch"])))
 
 
 def _known(kind: type[Request], values: dict[str, Any]) -> dict[str, Any]:

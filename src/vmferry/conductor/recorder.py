@@ -1,13 +1,17 @@
-"""Makes transitions durable: event, state and token in one write, then tells the watchers."""
+"""Makes transitions durable: event, state and token in one write; tells the log and the watchers afterwards.
+
+A hand-over is finished not with its final state but with the last effect of it; whoever runs it says so then
+(`Journal.finish`).
+"""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Callable
 
 import structlog
 
+from vmferry.core.errors import Broken
 from vmferry.core.handover.events import Happened
 from vmferry.core.handover.machine import TokenChange, Transition
 from vmferry.core.handover.replay import to_json
@@ -67,6 +71,7 @@ class JournalRecorder:
         self._journal = journal
         self._tell = tell
         self._since_start_ms = since_start_ms
+        self._at_ms = since_start_ms()
         self.timeline_ms: dict[str, float] = {}
 
     def record(self, happened: Happened, transition: Transition) -> None:
@@ -77,20 +82,23 @@ class JournalRecorder:
             to_json(happened),
             str(transition.after),
             token=self._token(transition.token),
-            finished=FACTS[transition.after].final,
         )
+        # what an operator reads later: when the state was durable, not when it was told
+        self._at_ms = self._since_start_ms()
+        self.timeline_ms.setdefault(str(transition.after), self._at_ms)
 
     def _token(self, change: TokenChange | None) -> tuple[GuestName, Token] | None:
-        row = self._journal.guest(self._parties.guest)
-        if change is None or row is None:
+        if change is None:
             return None
-        return self._parties.guest, changed_token(row.token, change, self._parties)
+        name = self._parties.guest
+        row = self._journal.guest(name)
+        if row is None:
+            raise Broken(f"Guest {name} is not in the journal: its token cannot {change}")
+        return name, changed_token(row.token, change, self._parties)
 
     def entered(self, happened: Happened, transition: Transition) -> None:
         """Tell the log and the watchers."""
         state = transition.after
-        at_ms = self._since_start_ms()
-        self.timeline_ms.setdefault(str(state), at_ms)
         _log.info(
             "hand-over",
             handover=self._parties.handover,
@@ -102,10 +110,4 @@ class JournalRecorder:
         )
         if self._tell is not None:
             facts = FACTS[state]
-            self._tell(StateEntered(at_ms, str(state), facts.step, self._parties.owner(state), happened.why))
-
-
-def keep(task: asyncio.Task[None], tasks: set[asyncio.Task[None]]) -> None:
-    """Hold a task until it ends, so that it is neither collected nor lost."""
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
+            self._tell(StateEntered(self._at_ms, str(state), facts.step, self._parties.owner(state), happened.why))

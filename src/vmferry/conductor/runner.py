@@ -2,20 +2,22 @@
 
 Order is everything here: an event is handled, its transition is made durable (with the token, when ownership moves),
 then and only then its effects begin. Effects that wait run as tasks beside the loop and end by posting an event; each
-belongs to the states it was ordered for and is cancelled when the machine leaves them.
+belongs to the states it was ordered for and is cancelled when the machine leaves them. A final state's effects are
+carried out one after the other, and `run` returns after the last: whatever ends here has ended tidily.
+
+The log and the watchers are told after the effects were begun: the guest may be standing still.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
 
-from vmferry.core.errors import VmferryError
+from vmferry.core.errors import IllegalTransition, VmferryError
 from vmferry.core.handover.effects import AnyEffect
 from vmferry.core.handover.events import AnyEvent, DestinationEvent, Happened, SourceEvent
 from vmferry.core.handover.machine import Machine, Transition
@@ -23,6 +25,8 @@ from vmferry.core.handover.states import AnyState, Side
 
 #: Pause before an effect that must not give up (no `failed` event) begins again, as long as its states last.
 _BEGIN_AGAIN_S = 0.5
+#: Pause before a write that the journal refused (a full disk) is tried again; nothing moves meanwhile.
+_WRITE_AGAIN_S = 0.5
 
 _log = structlog.get_logger(__name__)
 
@@ -46,7 +50,7 @@ class Recorder(Protocol):
     """Makes a transition durable and tells the watchers."""
 
     def record(self, happened: Happened, transition: Transition) -> None:
-        """Journal event, state and token in one write."""
+        """Journal event, state and token in one write; raises when nothing of it was written."""
 
     def entered(self, happened: Happened, transition: Transition) -> None:
         """Tell whoever watches; called after `record`."""
@@ -76,8 +80,9 @@ class Runner:
         self._orders: Mapping[AnyEffect, Order] = {}
         self._queue: asyncio.Queue[tuple[Happened, AnyState | None]] = asyncio.Queue()
         self._tasks: dict[AnyEffect, tuple[asyncio.Task[None], frozenset[AnyState]]] = {}
+        self._left: set[asyncio.Task[None]] = set()  #: cancelled, and not ended yet
         self._deadline: asyncio.TimerHandle | None = None
-        self._changed = asyncio.Condition()
+        self._moved = asyncio.Event()  #: set with the next transition, and replaced then
 
     def obey(self, orders: Mapping[AnyEffect, Order]) -> None:
         """Say how each effect is carried out; once, before `run`."""
@@ -87,17 +92,20 @@ class Runner:
         """Tell that something happened; handled in turn, and dropped if the machine then left `only_in`."""
         self._queue.put_nowait((Happened(kind, why), only_in))
 
-    async def run(self, first: AnyEffect | None = None) -> AnyState:
-        """Live until a final state and return it.
+    async def run(self, opening: Iterable[AnyEffect] = (), first: Iterable[Happened] = ()) -> AnyState:
+        """Live until a final state's last effect was carried out, and return that state.
 
         Args:
-            first: an effect to begin with (a new hand-over's first order); None when an event was posted.
+            opening: the effects that a new hand-over begins with.
+            first: the events that one taken up from the journal begins with, handled in a final state too.
         """
         try:
-            if first is not None:
+            if opening:
                 await self._hold(self.machine.state)
                 self._arm_deadline()
-                await self._carry_out(first)
+                await self._carry_out(opening)
+            for happened in first:
+                await self._take(happened)
             while not self.machine.facts.final:
                 happened, only_in = await self._queue.get()
                 if only_in in (None, self.machine.state):
@@ -106,42 +114,66 @@ class Runner:
         finally:
             await self._end()
 
-    async def handle_late(self, happened: Happened) -> AnyState:
-        """Handle one event of a machine that had already ended (a commit that reaches a discarded arrival)."""
-        await self._take(happened)
-        return self.machine.state
-
     async def wait_left(self, states: frozenset[AnyState]) -> AnyState:
         """Wait until the machine is in none of the states; return the state it is in."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.machine.state not in states)
+        while self.machine.state in states:
+            await self._moved.wait()
         return self.machine.state
 
     async def _take(self, happened: Happened) -> None:
-        transition = self.machine.handle(happened)
-        if transition.ignored:
-            _log.debug("event ignored", kind=str(happened.kind), state=str(transition.before))
+        transition = await self._handle(happened)
+        if transition is None:
             return
         self.why = self.why or happened.why
-        self._recorder.record(happened, transition)
         self._cancel_left_behind()
         self._arm_deadline()
-        self._recorder.entered(happened, transition)
-        async with self._changed:
-            self._changed.notify_all()
+        self._moved.set()
+        self._moved = asyncio.Event()
         await self._hold(transition.after)
-        for effect in transition.effects:
-            await self._carry_out(effect)
+        await self._carry_out(transition.effects, tell=lambda: self._recorder.entered(happened, transition))
 
-    async def _carry_out(self, effect: AnyEffect) -> None:
-        order = self._orders[effect]
-        if order.scope is None:
+    async def _handle(self, happened: Happened) -> Transition | None:
+        """Move the machine and make it durable; None when nothing moved."""
+        while True:
+            try:
+                transition = self.machine.handle(happened)
+            except IllegalTransition as error:
+                _log.exception("event is not possible here", error=str(error))
+                return None
+            if transition.ignored:
+                _log.debug("event ignored", kind=str(happened.kind), state=str(transition.before))
+                return None
+            try:
+                self._recorder.record(happened, transition)
+            except VmferryError as error:
+                self.machine.state = transition.before  # it was not written, so it did not happen yet
+                _log.error("journal refused an event; trying again", kind=str(happened.kind), error=str(error))
+                await asyncio.sleep(_WRITE_AGAIN_S)
+                continue
+            return transition
+
+    async def _carry_out(self, effects: Iterable[AnyEffect], tell: Callable[[], None] = lambda: None) -> None:
+        """Begin what runs beside the loop, tell the watchers, then do the rest in order."""
+        orders = [(effect, self._orders[effect]) for effect in effects]
+        if self.machine.facts.final:
+            beside, inline = [], orders
+        else:
+            beside = [item for item in orders if item[1].scope is not None]
+            inline = [item for item in orders if item[1].scope is None]
+        for effect, order in beside:
+            self._begin(effect, order)
+        if beside:
+            await asyncio.sleep(0)  # they make their first step: QEMU and the peer have their orders now
+        tell()
+        for effect, order in inline:
             await self._guarded(effect, order)
-            return
-        if effect in self._tasks and not self._tasks[effect][0].done():
+
+    def _begin(self, effect: AnyEffect, order: Order) -> None:
+        task, _ = self._tasks.get(effect, (None, None))
+        if task is not None and not task.done():
             return  # ordered again by the next state, and still at it
         task = asyncio.create_task(self._guarded(effect, order), name=f"{self.machine.side}:{effect}")
-        self._tasks[effect] = (task, order.scope)
+        self._tasks[effect] = (task, order.scope or frozenset())
 
     async def _guarded(self, effect: AnyEffect, order: Order) -> None:
         """Carry an effect out; its failure is an event, or, for one that must not give up, a reason to begin again."""
@@ -169,9 +201,12 @@ class Runner:
         return None
 
     def _cancel_left_behind(self) -> None:
-        for task, scope in self._tasks.values():
+        for effect, (task, scope) in list(self._tasks.items()):
             if self.machine.state not in scope:
+                del self._tasks[effect]
                 task.cancel()
+                self._left.add(task)
+                task.add_done_callback(self._left.discard)
 
     def _arm_deadline(self) -> None:
         if self._deadline is not None:
@@ -191,12 +226,11 @@ class Runner:
     async def _end(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        tasks = [task for task, _ in self._tasks.values()]
+        tasks = self._left | {task for task, _ in self._tasks.values()}
         for task in tasks:
             task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        if tasks:
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def background(

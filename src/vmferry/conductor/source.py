@@ -50,6 +50,7 @@ _UNDER_WAY = frozenset(
 CANCELLED = "cancelled by an operator"
 _READ_EVERY_S = 0.1
 _ASK_AGAIN_S = 0.2
+_QUICK_S = 0.02
 _LONGEST_PAUSE_S = 2.0
 _WAIT_LOADED_MS = Milliseconds(10_000)
 _POSTMIGRATE_LIMIT_S = 2.0
@@ -148,7 +149,7 @@ class Source:
             _X.STEER: background(self._steer, _S.PRECOPY, failed=_E.STREAM_FAILED),
             _X.CONTINUE: background(self._continue, _S.PRE_SWITCHOVER, failed=_E.STREAM_FAILED),
             _X.AWAIT_DESTINATION: background(self._await_destination, *waits),
-            _X.RELEASE: background(self._release, _S.LOADED, _S.ORPHANED, failed=_E.DESTINATION_FAILED),
+            _X.RELEASE: background(self._release, _S.LOADED, _S.ORPHANED),
             _X.TELL_DESTINATION: background(self._tell_destination, _S.COMMITTED),
             _X.END_SOURCE: background(self._end_source, _S.RUNNING, _S.LOST),
             _X.DISCARD: Order(self._discard),
@@ -318,7 +319,8 @@ class Source:
         self.runner.post(_E.SWITCHOVER_BEGAN)
 
     async def _await_destination(self) -> None:
-        await asyncio.sleep(0)  # `migrate-continue`, ordered beside it, goes first: the guest stands still
+        # `migrate-continue`, ordered beside this, goes first: the guest stands still
+        await self.runner.wait_left(frozenset({_S.PRE_SWITCHOVER}))
         while True:
             status = await self._ask_loaded()
             if status is not None and status.state == str(DestinationState.LOADED):
@@ -329,8 +331,8 @@ class Source:
                 why = status.error or f"the arrival at the destination is {status.state}"
                 self.runner.post(_E.DESTINATION_FAILED, why)
                 return
-            if status is None:
-                await asyncio.sleep(_ASK_AGAIN_S)  # nobody answers: the state's deadline, or a heal, ends this
+            # nobody answers: the state's deadline, or a heal, ends this; a quick answer says little: it was restarted
+            await asyncio.sleep(_ASK_AGAIN_S if status is None else _QUICK_S)
 
     async def _ask_loaded(self) -> PeerStatus | None:
         try:
@@ -347,9 +349,10 @@ class Source:
         if process is not None and not self._is_postmigrate:
             try:
                 await self._wait_postmigrate(process)
-            except VmferryError:
+            except VmferryError as error:
                 if not await _is_dying(process):
-                    raise
+                    self.runner.post(_E.DESTINATION_FAILED, error.what, only_in=_S.LOADED)
+                    return
         self.marks.mark("released")
         self.runner.post(_E.OWNERSHIP_RELEASED)
 
@@ -357,8 +360,10 @@ class Source:
         """Wait for run state `postmigrate`, which QEMU enters right after it says `completed`."""
         try:
             async with asyncio.timeout(_POSTMIGRATE_LIMIT_S):
-                while await process.query_run_state() is not RunState.POSTMIGRATE:
+                state = await process.query_run_state()
+                while state is not RunState.POSTMIGRATE:
                     await asyncio.sleep(0.001)
+                    state = await process.query_run_state()
         except TimeoutError as error:
             raise Broken(
                 f"QEMU of guest {self.name} at the source says completed but not postmigrate", side="source"
@@ -440,8 +445,9 @@ class Source:
         self._remember(sample)
         if sample.status in _UNDER_WAY:
             await process.migrate_cancel()
-        while (await process.query_migration()).status in _UNDER_WAY:
+        while sample.status in _UNDER_WAY:
             await asyncio.sleep(0.02)
+            sample = await process.query_migration()
         await self._go_on(process)
         await process.cleanup_migration()
 
@@ -452,9 +458,12 @@ class Source:
         """
         loop = asyncio.get_running_loop()
         patience = loop.time() + _RESUMES_ITSELF_S
-        while (state := await process.query_run_state()) in _STOPPED_BY_US and self.token.running:
-            if state is RunState.POSTMIGRATE or (state is RunState.PAUSED and loop.time() > patience):
-                await process.cont()
+        while (state := await process.query_run_state()) in _STOPPED_BY_US:
+            if state is not RunState.FINISH_MIGRATE:
+                if not self.token.running:
+                    return
+                if state is RunState.POSTMIGRATE or loop.time() > patience:
+                    await process.cont()
             await asyncio.sleep(0.01)
         if not self.token.running:
             await process.stop()
@@ -493,5 +502,5 @@ async def _is_dying(process: GuestProcess) -> bool:
 
 
 def _is_gone(status: PeerStatus) -> bool:
-    """Tell whether the arrival can never be loaded any more; its machine's word, which never takes silence for death."""
+    """Tell whether the arrival can never be loaded any more; its machine's own word."""
     return status.state in {str(DestinationState.DISCARDING), str(DestinationState.DISCARDED), "unknown"}
