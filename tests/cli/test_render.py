@@ -142,7 +142,9 @@ def test_a_late_state_does_not_move_the_step_back() -> None:
 
 def test_the_second_round_is_the_third_step() -> None:
     """A reading of round 2 is step 3 and phase 2, although the state is still pre-copy."""
+    assert fold(after(3), state(210, "precopy", Step.ROUNDS)).step is Step.COPY
     assert (after(6).step, after(6).phase) == (Step.COPY, 1)
+    assert (after(7).step, after(7).phase) == (Step.ROUNDS, 2)
     assert (after(8).step, after(8).phase) == (Step.ROUNDS, 2)
 
 

@@ -74,6 +74,7 @@ class _Lines:
         self._view = view
         self._seen_ms: float | None = None  #: of the newest line; None: no line yet
         self._finished = False
+        self._told_lost = False  #: once per loss is enough
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield lines until the end of the hand-over; raises as `follow` says."""
@@ -82,7 +83,7 @@ class _Lines:
             fault: VmferryError = Unreachable(f"agent of {self._view['asked']} ended the stream early", retry=True)
             try:
                 for line in self._one_connection():
-                    patience = time.monotonic() + RECONNECT_S
+                    patience, self._told_lost = time.monotonic() + RECONNECT_S, False
                     yield line
             except (Unreachable, TimedOut) as error:
                 fault = error
@@ -105,7 +106,9 @@ class _Lines:
         if self._seen_ms is None or time.monotonic() > patience:
             fault.fix = f"the migration may go on; show it again with `vmferry watch {self._view['handover']}`"
             raise fault
-        say(f"connection to the agent of {self._view['asked']} lost, trying again; the migration goes on without it")
+        if not self._told_lost:
+            say(f"connection to the agent of {self._view['asked']} lost, trying again; the migration does not need it")
+            self._told_lost = True
         time.sleep(RETRY_EVERY_S)
 
 

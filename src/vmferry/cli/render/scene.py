@@ -52,22 +52,25 @@ def fold(scene: Scene, event: ProgressEvent) -> Scene:
     """Return the scene after one more event; a step never goes back, whatever the order of late events."""
     match event:
         case StateEntered():
-            later = event.step is not None and (scene.step is None or event.step > scene.step)
-            step = event.step if later else scene.step
+            step = _furthest(scene, _told(scene, event.step))
             return replace(scene, state=event.state, step=step, owner=event.owner, why=event.why)
         case Progress():
-            return _with_time_left(replace(scene, progress=event, step=_step_of(scene, event)), event)
+            step = Step.ROUNDS if event.round > 1 else Step.COPY
+            return _with_time_left(replace(scene, progress=event, step=_furthest(scene, step)), event)
         case RoundEnded():
-            return replace(scene, rounds=(*scene.rounds, event))
+            return replace(scene, rounds=(*scene.rounds, event), step=_furthest(scene, Step.ROUNDS))
         case Finished():
             return replace(scene, finished=event, owner=event.owner or scene.owner, time_left_ms=None)
 
 
-def _step_of(scene: Scene, event: Progress) -> Step | None:
-    """Tell rounds from the first copy by the round's number: both are one state of the hand-over."""
-    if scene.step is not None and scene.step >= Step.ROUNDS:
-        return scene.step
-    return Step.ROUNDS if event.round > 1 else Step.COPY
+def _furthest(scene: Scene, step: Step | None) -> Step | None:
+    """Return the further of the step that was known and the one that is told now."""
+    return max((each for each in (scene.step, step) if each is not None), default=None)
+
+
+def _told(scene: Scene, step: Step | None) -> Step | None:
+    """Return the step of a state; first copy and rounds are one state, and it is rounds once a round has ended."""
+    return Step.COPY if step is Step.ROUNDS and not scene.rounds else step
 
 
 def _with_time_left(scene: Scene, event: Progress) -> Scene:
