@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -155,7 +157,11 @@ async def test_forwards_follow_the_guest(pair: tuple[Version, Version], start: S
 
 @pytest.mark.parametrize("pair", PAIRS, ids=name_of)
 async def test_key_is_needed(pair: tuple[Version, Version], start: Start, probes_dir: Path) -> None:
-    """A source without a key does not reach a destination that has one."""
+    """A source without a key does not reach a destination that has one, and the guest runs on.
+
+    A small guest may be in pre-switchover before the refusal is there: QEMU then waits there, and fails when told to go
+    on. Only 10.0 has the reason in its reading meanwhile.
+    """
     move = await make_move(pair, SPEC, start, probes_dir)
     await move.destination.prepare_migration(make_setup(), incoming=True)
     await move.source.prepare_migration(make_setup(None), incoming=False)
@@ -164,7 +170,15 @@ async def test_key_is_needed(pair: tuple[Version, Version], start: Start, probes
         port = int(probe.getsockname()[1])
     await move.destination.listen("127.0.0.1", port)
     await move.source.migrate("127.0.0.1", port)
-    await wait_status(move.source_events, MigrationStatus.FAILED)
+    async with asyncio.timeout(60):
+        async for event in move.source_events:
+            if event.status is MigrationStatus.PRE_SWITCHOVER:
+                with contextlib.suppress(Broken):  # it failed meanwhile
+                    await move.source.migrate_continue()
+            if event.status is MigrationStatus.FAILED:
+                break
+    destination = await move.destination.query_migration() if move.destination.is_alive() else None
+    assert destination is None or destination.status is not MigrationStatus.COMPLETED
     assert await move.source.query_run_state() is RunState.RUNNING
 
 

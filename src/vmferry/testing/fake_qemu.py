@@ -39,7 +39,7 @@ class FaultAction(enum.StrEnum):
 
     DIE = "die"  #: the side's process ends
     HANG = "hang"  #: the stream stays in the status until `FakeLink.release`
-    FAIL = "fail"  #: the stream breaks
+    FAIL = "fail"  #: the stream breaks; in pre-switchover QEMU tells the reason and waits all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,7 @@ class FakeStream:
     hung: bool = False
     loaded: bool = False
     error: str | None = None
+    broken: bool = False  #: the stream is cut, and QEMU has not acted on it yet
 
     def is_over(self) -> bool:
         """Tell whether nothing will happen any more."""
@@ -269,14 +270,14 @@ class FakeLink:
             return  # QEMU does not look at the stream here: a dead destination goes unseen
         if stream.status is MigrationStatus.SETUP:
             self._connect(stream)
-        elif stream.status is not MigrationStatus.COMPLETED and not self._is_heard(stream.destination):
+        elif stream.status is not MigrationStatus.COMPLETED and not self._is_heard(stream):
             self._fail(stream, "Unable to write to socket: Broken pipe")
         elif stream.destination is not None:
             self._advance(stream, stream.destination)
 
     @staticmethod
-    def _is_heard(destination: FakeQemu | None) -> bool:
-        return destination is not None and destination.alive
+    def _is_heard(stream: FakeStream) -> bool:
+        return stream.destination is not None and stream.destination.alive and not stream.broken
 
     @staticmethod
     def _waits_for_order(stream: FakeStream) -> bool:
@@ -330,7 +331,7 @@ class FakeLink:
             if fault.action is FaultAction.HANG:
                 stream.hung = True
             elif fault.action is FaultAction.FAIL:
-                self._fail(stream, "Unable to read from socket: Connection reset by peer")
+                self._break(stream, "Unable to read from socket: Connection reset by peer")
             elif fault.side == "source":
                 self.die(stream.source, "killed by the script")
             elif stream.destination is not None:
@@ -342,6 +343,13 @@ class FakeLink:
         stream.source.state = RunState.FINISH_MIGRATE
         if stream.before is RunState.RUNNING:
             stream.source.emit(GuestEventKind.STOPPED)
+
+    def _break(self, stream: FakeStream, why: str) -> None:
+        if stream.status is MigrationStatus.PRE_SWITCHOVER:
+            stream.error, stream.broken = why, True
+            self._abandon_destination(stream)
+        else:
+            self._fail(stream, why)
 
     def _fail(self, stream: FakeStream, why: str) -> None:
         stream.error = why
