@@ -56,8 +56,10 @@ def test_every_measure_stands_in_the_table_with_its_unit_and_tag() -> None:
     assert "host-a → host-b" in text
     assert "host-b → host-a" in text
     assert row(text, "total time").count("2.35 s") + row(text, "total time").count("2.34 s") == 2
-    assert "61.5 ms ± 1.0 ms  (without a move: 4.0 ms)" in row(text, "guest_gap")
-    assert "80.0 ms ± 2.0 ms  (without a move: 6.0 ms)" in row(text, "network_outage")
+    assert row(text, "guest_gap").count("61.5 ms ± 1.0 ms") == 2
+    assert row(text, "network_outage").count("80.0 ms ± 2.0 ms") == 2
+    quiet = [line for line in text.splitlines() if "without a move" in line]
+    assert [line.count(baseline) for line, baseline in zip(quiet, ("4.0 ms", "6.0 ms"), strict=True)] == [2, 2]
     assert "7.3 ms" in row(text, "commit")
     assert "600.0 MiB" in row(text, "bytes sent")
 
@@ -65,7 +67,7 @@ def test_every_measure_stands_in_the_table_with_its_unit_and_tag() -> None:
 def test_what_nobody_measured_says_so() -> None:
     """A missing figure reads "not measured", never zero."""
     text = rendered(Move(replace(REPORT, guest_gap=None, downtime_ms=None), None, CLEAN))
-    for name in ("guest_gap", "network_outage", "stall inside", "downtime"):
+    for name in ("guest_gap", "network_outage", "stall in", "downtime"):
         assert "not measured" in row(text, name)
 
 

@@ -60,13 +60,18 @@ async def test_the_report_measures_what_the_guest_saw(lab: Lab) -> None:
     assert report.transferred_bytes is not None
     assert report.transferred_bytes > 0
     assert report.acceleration in {"TCG", "nested KVM", "bare-metal KVM"}
-    assert report.network_outage is None  # nobody sends it datagrams: not measured, never an estimate
+    assert report.network_outage is None  # it has no echo: not measured, never an estimate
 
 
 @pytest.mark.root
 async def test_a_linux_guest_writing_20_mib_per_second_arrives_whole(lab: Lab) -> None:
-    """A guest under load on a bridge arrives with no page lost or stale."""
-    assert_arrived(await run_scenario(lab, Scenario(LINUX)))
+    """A guest under load on a bridge arrives with no page lost or stale, and every measure of it is there."""
+    legs = await run_scenario(lab, Scenario(LINUX))
+    assert_arrived(legs)
+    for leg in legs:
+        assert leg.report.guest_gap is not None
+        assert leg.report.network_outage is not None
+        assert leg.report.in_guest_stall_ms is not None
 
 
 @pytest.mark.root
@@ -92,6 +97,13 @@ async def test_twenty_moves_leak_nothing(lab: Lab) -> None:
     before = snapshot_leaks(lab)
     assert_arrived(await run_scenario(lab, Scenario(micro_guest("first"), moves=THERE_AND_BACK * 10)), moves=20)
     await assert_no_leaks(lab, before)
+
+
+async def test_two_loopback_agents_need_no_namespaces() -> None:
+    """Without namespaces, as without root, two agents on loopback addresses move a guest there and back."""
+    async with Lab(namespaces=False) as loopback:
+        assert loopback.network is None
+        assert_arrived(await run_scenario(loopback, Scenario(micro_guest())))
 
 
 async def test_a_guest_moves_between_qemu_versions(mixed_lab: Lab) -> None:

@@ -51,11 +51,13 @@ def _optional(milliseconds: float | None) -> str:
 
 
 def _gap(gap: Gap | None) -> str:
-    """Return the largest gap with its uncertainty, and what the same guest shows without a migration."""
-    if gap is None:
-        return NOT_MEASURED
-    baseline = "" if gap.baseline_ms is None else f"  (without a move: {format_ms(gap.baseline_ms)})"
-    return f"{format_ms(gap.largest_ms)} ± {format_ms(gap.uncertainty_ms)}{baseline}"
+    """Return the largest gap with its uncertainty."""
+    return _said(gap, lambda found: f"{format_ms(found.largest_ms)} ± {format_ms(found.uncertainty_ms)}")
+
+
+def _baseline(gap: Gap | None) -> str:
+    """Return what the same guest shows without a migration."""
+    return _optional(None if gap is None else gap.baseline_ms)
 
 
 def _oracle(move: Move) -> str:
@@ -71,10 +73,12 @@ ROWS: tuple[tuple[str, Callable[[Move], str]], ...] = (
     ("bytes sent", lambda move: _said(move.report.transferred_bytes, format_bytes)),
     ("bandwidth", lambda move: _said(move.report.bandwidth, format_rate)),
     ("encrypted", lambda move: "yes" if move.report.encrypted else "no"),
-    ("downtime, as QEMU has it", lambda move: _optional(move.report.downtime_ms)),
-    ("guest_gap, by beats", lambda move: _gap(move.report.guest_gap)),
-    ("network_outage, by UDP", lambda move: _gap(move.network_outage)),
-    ("stall inside the guest", lambda move: _optional(move.report.in_guest_stall_ms)),
+    ("downtime (QEMU)", lambda move: _optional(move.report.downtime_ms)),
+    ("guest_gap (beats)", lambda move: _gap(move.report.guest_gap)),
+    ("  without a move", lambda move: _baseline(move.report.guest_gap)),
+    ("network_outage (UDP)", lambda move: _gap(move.network_outage)),
+    ("  without a move", lambda move: _baseline(move.network_outage)),
+    ("stall in the guest", lambda move: _optional(move.report.in_guest_stall_ms)),
     ("commit", lambda move: _optional(move.report.commit_ms)),
     ("memory after the move", _oracle),
 )

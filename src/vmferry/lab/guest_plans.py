@@ -9,6 +9,7 @@ import tomli_w
 
 from vmferry.lab.guests import GuestImage, GuestKind
 from vmferry.lab.network import BRIDGE
+from vmferry.measure.echo import ECHO_PORT
 
 #: Of the guest's first NIC, in the fabric's network; every lab has its own fabric.
 GUEST_ADDRESS = "10.78.0.10"
@@ -55,6 +56,7 @@ class GuestPlan:
     machine: str = MACHINE
     nics: tuple[NicPlan, ...] = ()
     disks: tuple[DiskPlan, ...] = ()
+    echo: bool = False  #: the agents probe its UDP echo during moves; needs a NIC on the bridge (linux)
     extra: dict[str, object] = field(default_factory=dict)  #: more keys of the guest file
 
     def settings(self) -> dict[str, object]:
@@ -70,7 +72,6 @@ class GuestPlan:
         boot: dict[str, object] = {"kernel": str(image.kernel), "cmdline": image.append(**self.settings())}
         if image.initrd:
             boot["initrd"] = str(image.initrd)
-        linux = self.kind != "micro"
         return tomli_w.dumps(
             {
                 "name": self.name,
@@ -78,8 +79,9 @@ class GuestPlan:
                 "vcpus": self.vcpus,
                 "machine": self.machine,
                 "beat": True,
-                "beat_device": "virtio-serial" if linux else "debugcon",
-                "control": linux,
+                "beat_device": "debugcon",
+                "control": self.kind != "micro",
+                **({"echo": f"{GUEST_ADDRESS}:{ECHO_PORT}"} if self.echo else {}),
                 **self.extra,
                 "boot": boot,
                 "nic": [nic.table() for nic in self.nics],
@@ -91,7 +93,7 @@ class GuestPlan:
 def linux_guest(name: str, *, memory_mib: int, rate: int, bridge: bool) -> GuestPlan:
     """Return the linux guest as the demonstration and most tests use it."""
     nics = (NicPlan(),) if bridge else ()
-    return GuestPlan("linux", name, memory_mib=memory_mib, rate=rate, nics=nics)
+    return GuestPlan("linux", name, memory_mib=memory_mib, rate=rate, nics=nics, echo=bridge)
 
 
 def micro_guest(name: str = "web-7") -> GuestPlan:

@@ -24,7 +24,9 @@ from vmferry.lab.registry import Claim
 MANAGEMENT = "mgmt0"
 BRIDGE = "br0"
 FABRIC = "fabric"
-FABRIC_ADDRESS = "10.78.0.1"
+#: The fabric is .1 in it, hosts follow (their agents probe guests from there), guests begin at .10.
+GUEST_NETWORK = ipaddress.IPv4Network("10.78.0.0/24")
+FABRIC_ADDRESS = str(GUEST_NETWORK[1])
 MANAGEMENT_NETWORK = ipaddress.IPv4Network("10.77.0.0/24")
 
 
@@ -102,7 +104,7 @@ class Network:
 
     def _create_fabric(self) -> None:
         lines = [*_up("lo"), f"link add {BRIDGE} type bridge forward_delay 0 mcast_snooping 0", *_up(BRIDGE)]
-        batch(self.namespace(FABRIC), [*lines, f"addr add {FABRIC_ADDRESS}/24 dev {BRIDGE}"])
+        batch(self.namespace(FABRIC), [*lines, f"addr add {FABRIC_ADDRESS}/{GUEST_NETWORK.prefixlen} dev {BRIDGE}"])
 
     def _create_host(self, index: int) -> None:
         """Give the host its bridge, joined to the fabric's."""
@@ -111,6 +113,7 @@ class Network:
             *_up("lo"),
             f"link add {BRIDGE} type bridge forward_delay 0 mcast_snooping 0",
             *_up(BRIDGE),
+            f"addr add {GUEST_NETWORK[2 + index]}/{GUEST_NETWORK.prefixlen} dev {BRIDGE}",
             f"link add uplink0 type veth peer name {port} netns {fabric}",
             f"link set uplink0 master {BRIDGE}",
             *_up("uplink0"),
