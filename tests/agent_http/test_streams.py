@@ -10,7 +10,7 @@ import pytest
 
 from vmferry.agent import streams
 from vmferry.api.client import Client
-from vmferry.core.errors import BadInput, Denied, GuestBusy, NotFound, VmferryError
+from vmferry.core.errors import BadInput, Denied, GuestBusy, NotFound, Unreachable, VmferryError
 from vmferry.testing.fleet_kit import World
 
 WATCH = "/v1/handovers/h1/watch"
@@ -94,6 +94,16 @@ async def test_reader_that_leaves(world: World) -> None:
     world.service.hold.set()
     await asyncio.gather(*world.served.server._streams, return_exceptions=True)
     assert not world.served.server._streams
+
+
+async def test_agent_that_ends(world: World) -> None:
+    """An agent that ends cuts open streams, and their readers are told that it does not answer any more."""
+    world.service.hold = asyncio.Event()
+    stream = world.served.client(world.reader).stream(WATCH)
+    assert (await asyncio.to_thread(next, stream))["event"] == "state"
+    world.served.server.end_streams()
+    with pytest.raises(Unreachable, match="cut"):
+        await asyncio.to_thread(list, stream)
 
 
 async def open_console(world: World, session: aiohttp.ClientSession, context: ssl.SSLContext) -> None:

@@ -82,10 +82,14 @@ class HttpServer:
             self._log.error("handler failed", path=request.path, method=request.method, exception=told)
             return problem_response(VmferryError("The agent failed on this request", fix="see the agent's log"))
 
-    async def close(self, grace_s: float = 5.0) -> None:
-        """End open streams, and give handlers that still run a moment to end by themselves."""
+    def end_streams(self) -> None:
+        """Cut streams that are open: they have no end of their own to wait for."""
         for task in self._streams:
             task.cancel()
+
+    async def close(self, grace_s: float = 5.0) -> None:
+        """End open streams, and give handlers that still run a moment to end by themselves."""
+        self.end_streams()
         if self._running:
             await asyncio.wait(self._running, timeout=grace_s)
         for task in self._running:

@@ -156,7 +156,8 @@ async def _work(
         if upkeep is not None:
             upkeep.cancel()
             await asyncio.gather(upkeep, return_exceptions=True)
-        await listener.pause(grace_s=2.0)
+        server.end_streams()
+        await listener.pause(grace_s=1.0)
         await server.close()
         await service.close()
         await peers.close()

@@ -108,7 +108,7 @@ class Client:
         try:
             if response.status >= 400:
                 raise from_problem(_json(response.read(_MOST_REPLY_BYTES)), response.status, self.endpoint.host)
-            while line := response.readline():
+            for line in _lines(response):
                 event = _json(line) if line.strip() else None
                 if isinstance(event, dict):
                     if event.get("event") == "problem":
@@ -170,6 +170,8 @@ class Client:
             if self._connection is None:
                 return _unreachable(self.endpoint.host, where, f"no connection within {CONNECT_TIME_LIMIT_S:g} s")
             return TimedOut(f"Agent of {self.endpoint.host} did not answer {path} in time", retry=True)
+        if isinstance(error, http.client.IncompleteRead):
+            return _unreachable(self.endpoint.host, where, "its answer was cut in the middle")
         return _unreachable(self.endpoint.host, where, str(error) or type(error).__name__)
 
 
@@ -227,6 +229,20 @@ def _refused(host: str, why: str) -> Denied:
         f"Agent of {host} refuses our certificate: {why}",
         fix="it is expired, or of another fleet: have this identity enrolled again",
     )
+
+
+def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yield the lines of a body until its real end; `readline` would take a cut stream for ended.
+
+    Raises:
+        http.client.IncompleteRead: it was cut.
+    """
+    rest = b""
+    while data := response.read1(65536):
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
 
 
 def _unreachable(host: str, where: str, why: str) -> Unreachable:
