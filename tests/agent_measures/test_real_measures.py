@@ -44,7 +44,7 @@ async def test_a_linux_guest_with_an_echo_is_measured_in_every_way(lab: Lab) -> 
         assert report.network_outage.largest_ms > 0
         assert report.network_outage.ended
         assert report.network_outage.baseline_ms is not None
-        assert report.ran_twice_ms == 0
+        assert report.ran_twice_ms == 0.0
         assert report.first_byte_ms is not None
         assert report.total_ms is not None
         assert report.total_ms > report.first_byte_ms
