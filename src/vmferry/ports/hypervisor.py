@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from vmferry.core.guest import FrozenGuest, GuestSpec
@@ -75,7 +75,7 @@ class MigrationSetup:
     max_bandwidth: BytesPerSecond | None
     downtime_limit_ms: Milliseconds
     multifd_channels: int | None = None
-    psk_key: str | None = None
+    psk_key: str | None = field(default=None, repr=False)  #: never printed, not even in a traceback
 
 
 @dataclass(frozen=True, slots=True)
