@@ -23,7 +23,7 @@ from vmferry.api.problems import from_problem
 from vmferry.core.errors import Broken, Refused, TimedOut, Unreachable, VmferryError
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.host import GuestProbe
-from vmferry.core.ids import HandoverId, HostName
+from vmferry.core.ids import GuestName, GuestUuid, HandoverId, HostName
 from vmferry.pki.membership import HostMember, SignedMembership
 
 T = TypeVar("T")
@@ -116,6 +116,11 @@ class PeerClient:
         """Ask the source who owns the guest."""
         path = f"/peer/v1/handovers/{handover}/verdict"
         return await self._ask(path, _NOTHING, _reply(m.VerdictReply), time_limit_s)
+
+    async def claim(self, name: GuestName, uuid: GuestUuid, *, time_limit_s: float = 5.0) -> m.ClaimReply:
+        """Ask in which epoch that host owns a guest."""
+        body = m.ClaimRequest(uuid=uuid)
+        return await self._ask(f"/peer/v1/guests/{name}/claim", body, _reply(m.ClaimReply), time_limit_s)
 
     async def beats(
         self, handover: HandoverId, start_ns: int, end_ns: int, *, time_limit_s: float = 30.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from vmferry import __version__
 from vmferry.agent.beats import BeatBook
 from vmferry.agent.checking import Checking
+from vmferry.agent.claims import Claims
 from vmferry.agent.console import QemuConsole
 from vmferry.agent.host_facts import HostView
 from vmferry.agent.measuring import Measuring
@@ -44,6 +45,7 @@ class Service:
         known_hosts: names in the fleet document.
         stalls: asks guests for their stalls.
         measuring: what this host measures of its guests' moves.
+        claims: whether another host owns a guest by now.
     """
 
     guests: Guests
@@ -55,6 +57,7 @@ class Service:
     known_hosts: Callable[[], Sequence[str]]
     stalls: Stalls
     measuring: Measuring
+    claims: Claims
 
     async def start(self) -> None:
         """Re-adopt guests and take up unfinished hand-overs."""
@@ -90,6 +93,8 @@ class Service:
 
     async def start_guest(self, name: GuestName, body: m.Nothing) -> m.GuestView:
         """Start a guest that is stopped."""
+        self.guests.row(name)
+        await self.claims.check(name)
         await self.guests.start(name)
         return await self._view(name)
 
@@ -169,7 +174,9 @@ class Service:
 
     async def recover_fenced(self, body: m.FencedRequest) -> m.RecoverReply:
         """Take it from a person that a host is off and stays off."""
-        return m.RecoverReply(findings=await self.recovery.fenced(HostName(body.host)))
+        findings = await self.recovery.fenced(HostName(body.host))
+        self.claims.known_off.add(HostName(body.host))
+        return m.RecoverReply(findings=findings)
 
     # -- other agents ---------------------------------------------------------------------------------------------
 
@@ -234,6 +241,10 @@ class Service:
         """Return who owns the guest, from the source's journal."""
         self._of_peer(peer, handover, Side.SOURCE)
         return m.VerdictReply(verdict=self.handovers.verdict(handover).value)
+
+    async def claim(self, peer: HostName, name: GuestName, body: m.ClaimRequest) -> m.ClaimReply:
+        """Return the epoch in which this host owns a guest."""
+        return m.ClaimReply(epoch=self.claims.claim(name, body.uuid))
 
     async def beats(self, peer: HostName, handover: HandoverId, body: m.BeatsRequest) -> m.BeatsReply:
         """Return the beats that were stamped here in a window, and the longest stall that the guest itself saw."""

@@ -118,6 +118,9 @@ class PeerService(Protocol):
     async def verdict(self, peer: HostName, handover: HandoverId, body: m.Nothing) -> m.VerdictReply:
         """Return who owns the guest, from the source's journal."""
 
+    async def claim(self, peer: HostName, name: GuestName, body: m.ClaimRequest) -> m.ClaimReply:
+        """Return the epoch in which this host owns a guest."""
+
     async def beats(self, peer: HostName, handover: HandoverId, body: m.BeatsRequest) -> m.BeatsReply:
         """Return the beats that were stamped here in a window."""
 

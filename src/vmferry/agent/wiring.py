@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vmferry.agent.beats import BeatBook
 from vmferry.agent.checking import Checking
+from vmferry.agent.claims import Claims
 from vmferry.agent.config import AgentConfig
 from vmferry.agent.host_facts import HostView, Offer, port_is_free
 from vmferry.agent.measuring import Measuring
@@ -104,7 +105,8 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     )
     handovers = Handovers(guests, around)
     recovery = Recovery(guests, handovers)
-    return Service(guests, handovers, host_view, checking, recovery, beats, fleet.hosts, stalls, measuring)
+    claims = Claims(fleet.name, journal, fleet.client)
+    return Service(guests, handovers, host_view, checking, recovery, beats, fleet.hosts, stalls, measuring, claims)
 
 
 def _check(

@@ -349,6 +349,18 @@ class VerdictReply(Reply):
     epoch: Epoch | None = None
 
 
+class ClaimRequest(Request):
+    """Ask whether this host owns a guest: a name alone may be another guest's by now."""
+
+    uuid: GuestUuid
+
+
+class ClaimReply(Reply):
+    """The epoch in which the answering host owns the guest; None: it does not."""
+
+    epoch: Epoch | None
+
+
 class BeatsRequest(Request):
     """Ask for the beats that were stamped in a window of the answering host's CLOCK_MONOTONIC."""
 

@@ -157,6 +157,11 @@ PEER_ROUTES: tuple[Route, ...] = (
     Route("POST", f"{_PEER}/discard", _P, "discard", "Drop the arrival", m.Nothing, status=204, time_limit_s=60.0),
     Route("POST", f"{_PEER}/status", _P, "status", "How is your side", m.Nothing, m.PeerStatus),
     Route("POST", f"{_PEER}/verdict", _P, "verdict", "Who owns the guest", m.Nothing, m.VerdictReply),
+    Route(
+        *("POST", "/peer/v1/guests/{name}/claim", _P, "claim", "In which epoch this host owns a guest"),
+        request=m.ClaimRequest,
+        response=m.ClaimReply,
+    ),
     Route("POST", f"{_PEER}/beats", _P, "beats", "Beats that you stamped", m.BeatsRequest, m.BeatsReply),
 )
 

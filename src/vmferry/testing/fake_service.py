@@ -277,6 +277,11 @@ class FakeService:
         self._called("verdict", peer, handover, body)
         return m.VerdictReply(verdict="open")
 
+    async def claim(self, peer: HostName, name: GuestName, body: m.ClaimRequest) -> m.ClaimReply:
+        """Return a fixed claim."""
+        self._called("claim", peer, name, body)
+        return m.ClaimReply(epoch=None)
+
     async def beats(self, peer: HostName, handover: HandoverId, body: m.BeatsRequest) -> m.BeatsReply:
         """Return two beats."""
         self._called("beats", peer, handover, body)
