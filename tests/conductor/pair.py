@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from vmferry.conductor.guests import Guests, HostSettings
 from vmferry.conductor.handovers import Handovers, Surroundings
-from vmferry.conductor.runner import no_hold
 from vmferry.conductor.source import Source
-from vmferry.core.errors import Unreachable
+from vmferry.core.errors import Blocker, Unreachable
 from vmferry.core.guest import FrozenGuest
-from vmferry.core.handover.states import FACTS, AnyState, Owner
+from vmferry.core.handover.states import FACTS, AnyState, Owner, SourceState
 from vmferry.core.host import GuestProbe, HostFacts
 from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
 from vmferry.core.progress import Finished, Guarantee, Outcome
 from vmferry.core.units import GIB, Bytes, Milliseconds, Nanoseconds
 from vmferry.ports.hypervisor import Hypervisor
-from vmferry.ports.peer import ClockSample, CommitReply, PeerStatus, ReserveReply, ReserveRequest, Verdict
+from vmferry.ports.peer import ClockSample, CommitReply, PeerStatus, ReserveReply, ReserveRequest, Seen, Verdict
 from vmferry.ports.store import Journal
 
+T = TypeVar("T")
+
 GUARANTEE = Guarantee("vmferry", "LOADED", "not needed", "tests promise nothing")
+GUEST = GuestName("web-7")
+_FREE = Bytes(4 * GIB)
 
 
 class NoBeats:
@@ -36,6 +40,31 @@ class NoBeats:
         pass
 
 
+class Holds:
+    """Stops a side in chosen states, once each."""
+
+    def __init__(self) -> None:
+        self._asked: dict[AnyState, tuple[asyncio.Event, asyncio.Event]] = {}
+
+    def ask(self, state: AnyState) -> None:
+        """Have the next hand-over that enters the state stop there."""
+        self._asked[state] = (asyncio.Event(), asyncio.Event())
+
+    async def wait_reached(self, state: AnyState) -> None:
+        """Wait until somebody is held in the state."""
+        await self._asked[state][0].wait()
+
+    def let_go(self, state: AnyState) -> None:
+        """Let it go on, and hold nobody there any more."""
+        self._asked.pop(state)[1].set()
+
+    async def __call__(self, state: AnyState) -> None:
+        if state in self._asked:
+            reached, released = self._asked[state]
+            reached.set()
+            await released.wait()
+
+
 @dataclass
 class Host:
     """One host: guests and hand-overs, which can be thrown away and built again as by a restarted agent."""
@@ -46,25 +75,30 @@ class Host:
     run_dir: Path
     ports: range
     pair: Pair
-    hold: Callable[[AnyState], Awaitable[None]] = no_hold
+    hold: Holds = field(default_factory=Holds)
     uid_base: int | None = None
+    free_memory: Bytes = _FREE
+    blockers: tuple[Blocker, ...] = ()
+    reports: list[tuple[HandoverId, AnyState]] = field(default_factory=list)
     guests: Guests = field(init=False)
     handovers: Handovers = field(init=False)
+    gone: asyncio.Event = field(init=False)
 
     def __post_init__(self) -> None:
         self.build()
 
     def build(self) -> None:
         """Make guests and hand-overs anew, as a starting agent does."""
+        self.gone = asyncio.Event()
         settings = HostSettings(self.name, self.run_dir, self.uid_base)
         self.guests = Guests(settings, self.journal, self.hypervisor, NoBeats())
         around = Surroundings(
-            peer=lambda host: DirectPeer(self.pair, host),
+            peer=lambda host: DirectPeer(self.pair, self.name, host),
             check=self._check,
             leaving=lambda source: None,
             report=self._report,
             link_bandwidth=lambda host: None,
-            free_memory=lambda: Bytes(4 * GIB),
+            free_memory=lambda: self.free_memory,
             listen_address="127.0.0.1",
             ports=self.ports,
             port_is_free=lambda address, port: True,
@@ -79,6 +113,7 @@ class Host:
 
     async def stop(self) -> None:
         """End this agent; QEMUs live on."""
+        self.gone.set()
         await self.handovers.close()
         await self.guests.close()
 
@@ -88,14 +123,32 @@ class Host:
         self.build()
         await self.start()
 
-    async def _check(self, *_: object) -> tuple[tuple[()], Guarantee]:
-        return (), GUARANTEE
+    async def migrate(self, destination: Host, *, encrypted: bool = False, time_limit_s: float | None = None) -> Source:
+        """Open a hand-over of the one guest."""
+        handover = await self.handovers.open(
+            GUEST,
+            destination.name,
+            downtime_limit_ms=None,
+            bandwidth=None,
+            time_limit_s=time_limit_s,
+            encrypted=encrypted,
+        )
+        source = self.handovers.source(handover)
+        assert source is not None
+        return source
+
+    async def _check(self, *_: object) -> tuple[tuple[Blocker, ...], Guarantee]:
+        return self.blockers, GUARANTEE
 
     async def _report(self, source: Source) -> None:
         state = source.runner.machine.state
-        outcome = Outcome.MOVED if FACTS[state].owner is Owner.DESTINATION else Outcome.ABORTED
+        self.reports.append((source.request.handover, state))
+        owner = self.name if FACTS[state].owner is Owner.SOURCE else source.request.destination
+        outcomes = {SourceState.DONE: Outcome.MOVED, SourceState.RETURNED: Outcome.RETURNED}
+        lost = state in (SourceState.CRASHED, SourceState.LOST)
+        outcome = Outcome.LOST if lost else outcomes.get(SourceState(state), Outcome.ABORTED)
         await source.feed.publish(
-            Finished(source.marks.since_start_ms(), outcome, str(state), source.reason, None, (), None)
+            Finished(source.marks.since_start_ms(), outcome, owner, source.reason, None, source.blockers, None)
         )
 
 
@@ -106,23 +159,37 @@ class Pair:
     hosts: dict[HostName, Host] = field(default_factory=dict)
     cut: bool = False
 
-    def host(self, name: HostName) -> Host:
-        """Return a host, as the network reaches it."""
-        if self.cut:
-            raise Unreachable(f"host {name} does not answer", retry=True)
-        return self.hosts[name]
+    async def call(self, host: HostName, make: Callable[[Handovers], Awaitable[T]]) -> T:
+        """Ask a host; neither the question nor the answer passes a cut, and an agent that dies answers nobody."""
+        self._check(host)
+        there = self.hosts[host]
+        asking = asyncio.ensure_future(make(there.handovers))
+        dying = asyncio.ensure_future(there.gone.wait())
+        try:
+            await asyncio.wait((asking, dying), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            dying.cancel()
+            if not asking.done():
+                asking.cancel()
+            await asyncio.gather(asking, dying, return_exceptions=True)
+        if asking.cancelled():
+            raise Unreachable(f"host {host} died", retry=True)
+        answer = asking.result()
+        self._check(host)
+        return answer
+
+    def _check(self, host: HostName) -> None:
+        if self.cut or self.hosts[host].gone.is_set():
+            raise Unreachable(f"host {host} does not answer", retry=True)
 
 
 class DirectPeer:
     """The peer port by direct calls."""
 
-    def __init__(self, pair: Pair, host: HostName) -> None:
+    def __init__(self, pair: Pair, here: HostName, host: HostName) -> None:
         self._pair = pair
+        self._here = here
         self._host = host
-
-    @property
-    def _there(self) -> Handovers:
-        return self._pair.host(self._host).handovers
 
     async def hello(self) -> HostFacts:
         raise NotImplementedError
@@ -131,28 +198,34 @@ class DirectPeer:
         raise NotImplementedError
 
     async def reserve(self, request: ReserveRequest) -> ReserveReply:
-        return await self._there.reserve(request)
+        return await self._pair.call(self._host, lambda there: there.reserve(request))
 
     async def wait_loaded(self, handover: HandoverId, limit_ms: Milliseconds) -> PeerStatus:
-        return await self._there.wait_loaded(handover, min(limit_ms, 500) / 1000)
+        return await self._pair.call(self._host, lambda there: there.wait_loaded(handover, min(limit_ms, 500) / 1000))
 
     async def commit(self, handover: HandoverId, epoch: Epoch, *, running: bool) -> CommitReply:
-        return await self._there.commit(handover, epoch, 5.0, running=running)
+        return await self._pair.call(self._host, lambda there: there.commit(handover, epoch, 5.0, running=running))
 
     async def discard(self, handover: HandoverId) -> None:
-        self._there.discard(handover)
+        async def discard(there: Handovers) -> None:
+            there.discard(handover)
+
+        await self._pair.call(self._host, discard)
 
     async def status(self, handover: HandoverId) -> PeerStatus:
-        return await self._there.wait_loaded(handover, 0.001)
+        return await self._pair.call(self._host, lambda there: there.wait_loaded(handover, 0.001))
 
     async def verdict(self, handover: HandoverId) -> Verdict:
-        return self._there.verdict(handover)
+        async def verdict(there: Handovers) -> Verdict:
+            return there.verdict(handover)
+
+        return await self._pair.call(self._host, verdict)
 
     async def ping(self) -> ClockSample:
         return ClockSample(Nanoseconds(0), Nanoseconds(0), Nanoseconds(0))
 
-    async def beats(self, handover: HandoverId, start_ns: Nanoseconds, end_ns: Nanoseconds) -> Sequence[int]:
-        return ()
+    async def beats(self, handover: HandoverId, start_ns: Nanoseconds, end_ns: Nanoseconds) -> Seen:
+        return Seen()
 
 
 async def follow(host: Host, handover: HandoverId) -> list[object]:
@@ -160,6 +233,31 @@ async def follow(host: Host, handover: HandoverId) -> list[object]:
     source = host.handovers.source(handover)
     assert source is not None
     return [event async for event in source.feed.follow()]
+
+
+async def wait_until(holds: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
+    """Wait until something holds."""
+    try:
+        async with asyncio.timeout(limit_s):
+            while not holds():  # noqa: ASYNC110 - what is looked at has no event of its own
+                await asyncio.sleep(0.002)
+    except TimeoutError as error:
+        raise AssertionError(f"not within {limit_s:g} s: {what}") from error
+
+
+async def wait_finished(*hosts: Host) -> None:
+    """Wait until no hand-over is open anywhere, and nobody is busy with one."""
+
+    def finished() -> bool:
+        return not any(h.handovers.unfinished() or h.handovers._living for h in hosts)
+
+    def standing() -> str:
+        return str([(h.name, [(row.side, row.state) for row in h.handovers.unfinished()]) for h in hosts])
+
+    try:
+        await wait_until(finished, "every hand-over is finished")
+    except AssertionError as error:
+        raise AssertionError(f"still open: {standing()}") from error
 
 
 @contextlib.asynccontextmanager
@@ -170,6 +268,8 @@ async def running(*hosts: Host) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        for host in hosts:
+            await host.handovers.close()
         for host in hosts:
             for row in host.journal.guests():
                 with contextlib.suppress(Exception):

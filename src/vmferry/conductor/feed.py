@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from vmferry.core.progress import Finished, Progress, ProgressEvent
 
-#: With so many readings every second one is dropped: who comes late needs rounds and states, not every reading.
+#: With so many readings every second of the older half is dropped: who comes late needs rounds and states, not every reading.
 _KEPT_READINGS = 2000
 
 
@@ -69,8 +69,8 @@ class Feed:
         self._changed = asyncio.Event()
 
     def _thin_out(self) -> None:
-        """Drop every second reading."""
+        """Drop every second reading of the older half; whoever reads along has seen those."""
         readings = [number for number, event in self._events if isinstance(event, Progress)]
-        dropped = set(readings[1::2])
+        dropped = set(readings[1 : len(readings) // 2 : 2])
         self._readings -= len(dropped)
         self._events = [item for item in self._events if item[0] not in dropped]

@@ -161,6 +161,15 @@ class Guests:
         """Give the guest's operation back; nothing happens when somebody else holds it by now. Idempotent."""
         if self._busy.get(name) == what:
             del self._busy[name]
+            self._note_missed_death(name)
+
+    def _note_missed_death(self, name: GuestName) -> None:
+        """Note the end of a process that came while an operation held the guest and was none of its own."""
+        process = self._processes.get(name)
+        row = self.journal.guest(name)
+        ours = row is not None and row.token.owner == self.settings.name and row.process is not None
+        if row is not None and ours and process is not None and not process.is_alive():
+            self.put(row, process=None, note=_NOTES[GuestEventKind.EXITED])
 
     def _check_certain(self, name: GuestName) -> None:
         """Refuse while an earlier agent's process may live without answering: a second one must never start."""

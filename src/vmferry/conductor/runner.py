@@ -78,7 +78,7 @@ class Runner:
         self._recorder = recorder
         self._hold = hold
         self._orders: Mapping[AnyEffect, Order] = {}
-        self._queue: asyncio.Queue[tuple[Happened, AnyState | None]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[Happened, frozenset[AnyState] | None]] = asyncio.Queue()
         self._tasks: dict[AnyEffect, tuple[asyncio.Task[None], frozenset[AnyState]]] = {}
         self._left: set[asyncio.Task[None]] = set()  #: cancelled, and not ended yet
         self._deadline: asyncio.TimerHandle | None = None
@@ -90,7 +90,7 @@ class Runner:
 
     def post(self, kind: AnyEvent, why: str | None = None, *, only_in: AnyState | None = None) -> None:
         """Tell that something happened; handled in turn, and dropped if the machine then left `only_in`."""
-        self._queue.put_nowait((Happened(kind, why), only_in))
+        self._queue.put_nowait((Happened(kind, why), None if only_in is None else frozenset({only_in})))
 
     async def run(self, opening: Iterable[AnyEffect] = (), first: Iterable[Happened] = ()) -> AnyState:
         """Live until a final state's last effect was carried out, and return that state.
@@ -108,7 +108,7 @@ class Runner:
                 await self._take(happened)
             while not self.machine.facts.final:
                 happened, only_in = await self._queue.get()
-                if only_in in (None, self.machine.state):
+                if only_in is None or self.machine.state in only_in:
                     await self._take(happened)
             return self.machine.state
         finally:
@@ -181,8 +181,8 @@ class Runner:
             why = await self._try(effect, order)
             if why is None:
                 return
-            if order.failed is not None:
-                self.post(order.failed, why)
+            if order.failed is not None:  # of no interest any more once its states are left
+                self._queue.put_nowait((Happened(order.failed, why), order.scope))
             if order.failed is not None or order.scope is None:
                 return
             await asyncio.sleep(_BEGIN_AGAIN_S)

@@ -284,10 +284,9 @@ class Source:
             if sample.status is not MigrationStatus.ACTIVE:
                 await self._steered_to(sample)
             self._sample_now.clear()
-            try:
-                await asyncio.wait_for(self._sample_now.wait(), _READ_EVERY_S)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):  # not `wait_for`, which loses a cancellation before Python 3.12
+                async with asyncio.timeout(_READ_EVERY_S):
+                    await self._sample_now.wait()
 
     async def _read(self, sample: MigrationSample) -> None:
         """Take a reading and publish what it says."""
