@@ -11,7 +11,7 @@ from vmferry.core.errors import Broken
 from vmferry.core.units import MIB
 from vmferry.lab.guests.debian_tree import EPOCH, PACKAGES, boot_files, make_tree, suite
 from vmferry.lab.guests.debs import unpacked
-from vmferry.lab.guests.ext4 import make_ext4
+from vmferry.lab.guests.ext4 import copy_sparse, make_ext4
 from vmferry.lab.guests.gpt import ESP_TYPE, LINUX_TYPE, Partition, tables
 from vmferry.lab.guests.image import GuestImage
 from vmferry.lab.guests.linux import workload_inputs
@@ -122,4 +122,8 @@ def _fill_esp(raw: Path, tree: Path, cache: Path) -> None:
 
 def _fill_root(raw: Path, tree: Path) -> None:
     print("writing the root file system", flush=True)
-    make_ext4(tree, raw, start=_ROOT.start, size=_ROOT.size, uuid=_ROOT_UUID, label="root")
+    part = raw.with_suffix(".ext4")
+    make_ext4(tree, part, size=_ROOT.size, uuid=_ROOT_UUID, label="root")
+    with part.open("rb") as source, raw.open("r+b") as disk:
+        copy_sparse(source, disk, _ROOT.start)
+    part.unlink()
