@@ -156,7 +156,7 @@ def test_watch_without_a_name_takes_the_only_one_under_way(moving: FakeFleet, vm
     moving.has_handovers(host_a=[old])
     ran = vmferry("watch")
     assert ran.exit_code == 2
-    assert "hand-over under way is not known on any host" in ran.err
+    assert "no hand-over is under way on any host" in ran.err
 
 
 def test_watch_asks_the_source_although_the_destination_knows_it_too(moving: FakeFleet, vmferry: Vmferry) -> None:

@@ -127,12 +127,12 @@ class Client:
         headers = {} if data is None else {"Content-Type": "application/json"}
         fresh = self._connection is None
         try:
-            connection = self._connect()
+            connection = self._connect(min(CONNECT_TIME_LIMIT_S, time_limit_s))
             connection.sock.settimeout(time_limit_s)
             connection.request(method, path, data, headers)
             return connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
-            fault = self._fault(error, path)
+            fault = self._fault(error, path, time_limit_s)
             self.close()
             if not isinstance(error, ConnectionError | ssl.SSLEOFError):
                 raise fault from error
@@ -140,11 +140,11 @@ class Client:
                 return self._send(method, path, body, time_limit_s)
             raise explain_closed(self.endpoint, self._context) or fault from error
 
-    def _connect(self) -> http.client.HTTPConnection:
+    def _connect(self, time_limit_s: float) -> http.client.HTTPConnection:
         """Return an open connection; TLS has verified the other side when it returns."""
         if self._connection is None:
             connection = http.client.HTTPConnection(self.endpoint.address, self.endpoint.port)
-            plain = socket.create_connection((self.endpoint.address, self.endpoint.port), timeout=CONNECT_TIME_LIMIT_S)
+            plain = socket.create_connection((self.endpoint.address, self.endpoint.port), timeout=time_limit_s)
             try:
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 secure = self._context.wrap_socket(plain, server_hostname=self.endpoint.server_name)
@@ -161,15 +161,20 @@ class Client:
             self._connection = connection
         return self._connection
 
-    def _fault(self, error: Exception, path: str) -> VmferryError:
+    def _fault(self, error: Exception, path: str, time_limit_s: float = CONNECT_TIME_LIMIT_S) -> VmferryError:
         """Return our error for a failed exchange."""
         where = f"{self.endpoint.address} port {self.endpoint.port}"
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             return explain_ssl_error(error, self.endpoint.host, where)
         if isinstance(error, TimeoutError):
             if self._connection is None:
-                return _unreachable(self.endpoint.host, where, f"no connection within {CONNECT_TIME_LIMIT_S:g} s")
-            return TimedOut(f"Agent of {self.endpoint.host} did not answer {path} in time", retry=True)
+                limit = f"{min(CONNECT_TIME_LIMIT_S, time_limit_s):g}"
+                return _unreachable(self.endpoint.host, where, f"no connection within {limit} s")
+            return TimedOut(
+                f"Agent of {self.endpoint.host} did not answer {path} in time",
+                fix="look whether it was done before you repeat it: `vmferry guest list`, `vmferry handover list`",
+                retry=True,
+            )
         if isinstance(error, http.client.IncompleteRead):
             return _unreachable(self.endpoint.host, where, "its answer was cut in the middle")
         return _unreachable(self.endpoint.host, where, str(error) or type(error).__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,11 +131,11 @@ def show_host(host: HostArgument, *, as_json: AsJson = False) -> None:
         "memory": f"{format_bytes(facts['memory_free_bytes'])} of {format_bytes(facts['memory_total_bytes'])} free",
         "bridges": ", ".join(sorted(facts["bridges"])) or "none",
         "migration ports": f"{facts['migration_ports_free']} free",
-        "machine types": ", ".join(sorted(qemu["machines"])),
+        "machine types": ", ".join(sorted(name for name in qemu["machines"] if name.startswith("pc-q35-"))),
         "CPU models": ", ".join(sorted(qemu["cpu_models"])),
     }
     for key, value in rows.items():
-        print(f"{key:16} {value}")
+        print(textwrap.fill(value, 100, initial_indent=f"{key:17}", subsequent_indent=" " * 17))
 
 
 @hosts.command("remove")

@@ -14,7 +14,7 @@ import aiohttp
 
 from vmferry.cli.fleet import Fleet
 from vmferry.cli.output import say
-from vmferry.core.errors import Unreachable
+from vmferry.core.errors import Unreachable, VmferryError
 
 #: Ctrl-], as in telnet and virsh.
 LEAVE = b"\x1d"
@@ -24,28 +24,43 @@ def join_console(fleet: Fleet, host: str, guest: str) -> None:
     """Join terminal and console until either ends or Ctrl-] is pressed; the terminal is as before afterwards.
 
     Raises:
-        Unreachable: the agent does not answer, or refuses the console.
+        Unreachable: the agent does not answer.
+        VmferryError: it refuses the console.
     """
     say(f"console of {guest} on {host}; Ctrl-] leaves it")
-    with _raw_terminal():
-        asyncio.run(_join(fleet, host, guest))
+    try:
+        with _raw_terminal():
+            asyncio.run(_join(fleet, host, guest))
+    except aiohttp.WSServerHandshakeError as error:
+        raise _reason(fleet, host, guest) or _not_opened(host, guest, error) from error
+    except aiohttp.ClientError as error:
+        raise _not_opened(host, guest, error) from error
     say(f"\nleft the console of {guest}")
+
+
+def _reason(fleet: Fleet, host: str, guest: str) -> VmferryError | None:
+    """Return why the agent refuses the console: a plain request is told, a WebSocket only a number."""
+    try:
+        fleet.ask(host, "GET", f"/v1/guests/{guest}/console")
+    except VmferryError as error:
+        return None if "WebSocket" in error.what else error
+    return None
+
+
+def _not_opened(host: str, guest: str, error: aiohttp.ClientError) -> Unreachable:
+    return Unreachable(
+        f"console of guest {guest} on {host} cannot be opened: {error}", fix=f"see `vmferry guest show {guest}`"
+    )
 
 
 async def _join(fleet: Fleet, host: str, guest: str) -> None:
     endpoint, context = fleet.endpoint(host), fleet.context
     url = f"https://{endpoint.address}:{endpoint.port}/v1/guests/{guest}/console"
-    try:
-        async with (
-            aiohttp.ClientSession() as session,
-            session.ws_connect(url, ssl=context, server_hostname=endpoint.server_name, heartbeat=10) as socket,
-        ):
-            await _copy_both(socket)
-    except aiohttp.ClientError as error:
-        raise Unreachable(
-            f"console of guest {guest} on {host} cannot be opened: {error}",
-            fix=f"see `vmferry guest show {guest}`; somebody else may have its console open",
-        ) from error
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(url, ssl=context, server_hostname=endpoint.server_name, heartbeat=10) as socket,
+    ):
+        await _copy_both(socket)
 
 
 async def _copy_both(socket: aiohttp.ClientWebSocketResponse) -> None:

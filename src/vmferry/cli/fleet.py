@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmferry.cli.output import waiting_for
 from vmferry.core.errors import BadInput, Denied, NotFound, Unreachable, VmferryError
+from vmferry.core.ids import is_name
 
 if TYPE_CHECKING:
     import ssl
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
 
 #: For questions that go to every host: one that is down must not hold up the answer of the others.
 ASK_ALL_TIME_LIMIT_S = 3.0
+#: When a host that answered knows what is looked for, the others get so much longer to know it too.
+_OTHERS_S = 0.3
 
 
 def identity_directory() -> Path:
@@ -93,9 +100,19 @@ class Fleet:
         body: dict[str, Any] | None = None,
         *,
         time_limit_s: float | None = None,
+        what: str = "its answer",
     ) -> dict[str, Any]:
-        """Ask one agent and return its answer; raises as `Client.request` does, and NotFound for an unknown host."""
-        with self.client(host) as client:
+        """Ask one agent and return its answer; raises as `Client.request` does, and NotFound for an unknown host.
+
+        Args:
+            host: whom.
+            method: how.
+            path: what.
+            body: with what.
+            time_limit_s: for the answer.
+            what: what a person is told that we wait for, when it takes long.
+        """
+        with self.client(host) as client, waiting_for(f"{host}: {what}"):
             return client.request(method, path, body, time_limit_s=time_limit_s)
 
     def stream(self, host: str, path: str) -> Iterator[dict[str, Any]]:
@@ -111,6 +128,7 @@ class Fleet:
         *,
         time_limit_s: float = ASK_ALL_TIME_LIMIT_S,
         without: str | None = None,
+        enough: Callable[[dict[str, Any]], bool] | None = None,
     ) -> Answers:
         """Ask every host at once; a host that does not answer in time is named, not fatal.
 
@@ -120,54 +138,71 @@ class Fleet:
             body: with what.
             time_limit_s: for each answer.
             without: a host that is not asked.
+            enough: tells of an answer whether it is the one that is looked for; the others are not waited for then.
 
         Raises:
             BadInput: there is no host to ask.
             VmferryError: no host answered at all; the first host's error.
         """
-        from concurrent.futures import ThreadPoolExecutor
-
         hosts = [host for host in self.hosts if host != without]
         if not hosts:
             raise BadInput("there is no host to ask in the fleet", fix="enrol one with `vmferry host add`")
 
-        def ask(host: str) -> dict[str, Any] | VmferryError:
+        def ask(host: str) -> dict[str, Any] | Exception:
             try:
-                return self.ask(host, method, path, body, time_limit_s=time_limit_s)
-            except VmferryError as error:
+                with self.client(host) as client:
+                    return client.request(method, path, body, time_limit_s=time_limit_s)
+            except Exception as error:  # noqa: BLE001 - raised below, in the thread that asked
                 return error
 
-        with ThreadPoolExecutor(max_workers=min(32, len(hosts))) as pool:
-            both = dict(zip(hosts, pool.map(ask, hosts), strict=True))
-        answers = {host: result for host, result in both.items() if not isinstance(result, VmferryError)}
+        with waiting_for("hosts that do not answer"):
+            both = dict(_as_they_come(hosts, ask, enough))
+        for result in both.values():
+            if isinstance(result, Exception) and not isinstance(result, VmferryError):
+                raise result
+        answers = {host: result for host, result in both.items() if isinstance(result, dict)}
         silent = {host: result for host, result in both.items() if isinstance(result, VmferryError)}
         if not answers:
-            raise next(iter(silent.values()))
+            raise silent[min(silent)]
         return Answers(answers, silent)
 
-    def guests(self) -> tuple[list[dict[str, Any]], Answers]:
-        """Return every guest once, as its owner shows it, and what the hosts said."""
-        answers = self.ask_all("/v1/guests")
-        views = [view for answer in answers.answers.values() for view in answer.get("guests", [])]
-        newest: dict[str, dict[str, Any]] = {}
-        for view in views:
-            name = view["name"]
-            if name not in newest or _rank(view) > _rank(newest[name]):
-                newest[name] = view
-        return [newest[name] for name in sorted(newest)], answers
+    def guests(self, name: str | None = None) -> tuple[list[dict[str, Any]], Answers]:
+        """Return every guest once, as its owner shows it, and what the hosts said.
+
+        Args:
+            name: only this one; hosts that do not answer are not waited for once one that does has it.
+        """
+
+        def has_it(answer: dict[str, Any]) -> bool:
+            return any(view["name"] == name for view in answer.get("guests", []))
+
+        answers = self.ask_all("/v1/guests", enough=None if name is None else has_it)
+        newest: dict[tuple[str, str], dict[str, Any]] = {}  # two guests of one name are two, and must be seen
+        for view in (view for answer in answers.answers.values() for view in answer.get("guests", [])):
+            key = (view["name"], view["uuid"])
+            if name in {None, view["name"]} and (key not in newest or _rank(view) > _rank(newest[key])):
+                newest[key] = view
+        return sorted(newest.values(), key=lambda view: (view["name"], view["host"])), answers
 
     def find_guest(self, name: str) -> str:
         """Return the host to ask about a guest: its owner, else one that knows it.
 
         Raises:
+            BadInput: that cannot be a guest's name, or two guests have it.
             NotFound: no host has it, and all answered.
             Unreachable: no host that answered has it, and some did not answer.
         """
-        views, answers = self.guests()
-        for view in views:
-            if view["name"] == name:
-                return str(view["host"])
-        raise _unknown(f"guest {name}", answers, "see `vmferry guest list`")
+        check_guest_name(name)
+        views, answers = self.guests(name)
+        if not views:
+            raise _unknown(f"guest {name} is not known", answers, "see `vmferry guest list`")
+        if len(views) > 1:
+            hosts = " and on ".join(view["host"] for view in views)
+            raise BadInput(
+                f"there are several guests of the name {name}: on {hosts}",
+                fix=f"stop and remove all but one, with the others' agents stopped (hosts: {hosts})",
+            )
+        return str(views[0]["host"])
 
     def handovers(self) -> tuple[list[dict[str, Any]], Answers]:
         """Return every hand-over once, newest first; `asked` is the host to ask: the source where it answers."""
@@ -205,8 +240,42 @@ class Fleet:
             raise BadInput(f"{len(found)} hand-overs are under way: {names}", fix="name one of them")
         if found:
             return found[0]
-        what = "hand-over under way" if open_only else "hand-over"
-        raise _unknown(f"{what} of {word}" if word else what, answers, "see `vmferry handover list`")
+        of = f" of {word}" if word else ""
+        what = f"no hand-over{of} is {'under way' if open_only else 'known'}"
+        raise _unknown(what, answers, "see `vmferry handover list`")
+
+
+def check_guest_name(name: str) -> None:
+    """Refuse what cannot be a guest's name, before anybody is asked.
+
+    Raises:
+        BadInput: it cannot.
+    """
+    if not is_name(name):
+        raise BadInput(
+            f"{name!r} cannot be the name of a guest",
+            fix="names are up to 63 of a-z, 0-9 and -; `vmferry guest list` shows those that there are",
+        )
+
+
+def _as_they_come(
+    hosts: list[str],
+    ask: Callable[[str], dict[str, Any] | Exception],
+    enough: Callable[[dict[str, Any]], bool] | None,
+) -> Iterator[tuple[str, dict[str, Any] | Exception]]:
+    """Yield each host's answer; who has not answered when there is enough is left to itself (and is not named)."""
+    arrived: queue.SimpleQueue[tuple[str, dict[str, Any] | Exception]] = queue.SimpleQueue()
+    for host in hosts:
+        threading.Thread(target=lambda host=host: arrived.put((host, ask(host))), daemon=True).start()
+    deadline: float | None = None
+    for _ in hosts:
+        try:
+            host, answer = arrived.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            return
+        if enough is not None and deadline is None and isinstance(answer, dict) and enough(answer):
+            deadline = time.monotonic() + _OTHERS_S
+        yield host, answer
 
 
 def _unknown(what: str, answers: Answers, fix: str) -> VmferryError:
@@ -214,11 +283,11 @@ def _unknown(what: str, answers: Answers, fix: str) -> VmferryError:
     where = ", ".join(sorted(answers.answers))
     if answers.silent:
         return Unreachable(
-            f"{what} is not known on {where}; {answers.silent_text()}",
+            f"{what} on {where}; {answers.silent_text()}",
             fix=f"make sure that {', '.join(sorted(answers.silent))} answers, then try again",
             retry=True,
         )
-    return NotFound(f"{what} is not known on any host ({where})", fix=fix)
+    return NotFound(f"{what} on any host ({where})", fix=fix)
 
 
 def _rank(view: dict[str, Any]) -> tuple[int, bool]:

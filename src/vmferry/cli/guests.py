@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
-from vmferry.cli.fleet import open_fleet
+from vmferry.cli.fleet import Answers, Fleet, open_fleet
 from vmferry.cli.options import AsJson, GuestArgument, group
 from vmferry.cli.output import print_json, print_table, say
+from vmferry.core.errors import BadInput, VmferryError
 
 app = group("Run, look at and end guests.")
 
 #: Starting QEMU or waiting for a guest to power off takes a while.
 SLOW_S = 660.0
+#: The longest that an agent waits for a guest to power off.
+MOST_POWER_OFF_MS = 600_000.0
 
 
 @app.command("run")
@@ -28,8 +33,47 @@ def run(
     from vmferry.guestfile import load_guest_file
 
     spec = dataclasses.asdict(load_guest_file(file))
-    view = open_fleet().ask(on, "POST", "/v1/guests", {"spec": spec}, time_limit_s=SLOW_S)
+    fleet = open_fleet()
+    _check_name_free(fleet, spec["name"], on)
+    with _goes_on(on):
+        view = fleet.ask(
+            *(on, "POST", "/v1/guests", {"spec": spec}), time_limit_s=SLOW_S, what=f"{spec['name']} is being started"
+        )
     _show_done(view, f"guest {view.get('name', spec['name'])} runs on {on}", as_json=as_json)
+
+
+def _check_name_free(fleet: Fleet, name: str, on: str) -> None:
+    """Refuse a second guest of one name in the fleet: the host itself knows only its own guests.
+
+    Raises:
+        NotFound: no such host.
+        BadInput: another host has a guest of that name.
+    """
+    fleet.endpoint(on)
+    if fleet.hosts == [on]:
+        return
+    try:
+        answers = fleet.ask_all("/v1/guests", without=on)
+    except VmferryError as error:
+        answers = Answers({}, {"every other host": error})
+    for host, answer in answers.answers.items():
+        if any(view["name"] == name for view in answer["guests"]):
+            raise BadInput(
+                f"there is a guest of the name {name} on {host} already; nothing was touched",
+                fix=f"choose another name, or move that one: `vmferry migrate {name} {on}`",
+            )
+    if answers.silent:
+        say(f"warning: whether the name {name} is unique in the fleet is not certain: {answers.silent_text()}")
+
+
+@contextmanager
+def _goes_on(host: str) -> Iterator[None]:
+    """Tell on Ctrl-C that an order which was given may be carried out nevertheless."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"\ninterrupted; {host} may go on with it: `vmferry guest list` shows what becomes of it")
+        raise
 
 
 @app.command("list")
@@ -48,7 +92,7 @@ def _row(view: dict[str, Any]) -> list[str]:
     from vmferry.core.units import format_bytes
 
     spec = view["spec"]
-    note = f"held by {view['busy_with']}" if view["busy_with"] else view["note"] or ""
+    note = f"busy: {view['busy_with']}" if view["busy_with"] else view["note"] or ""
     return [
         view["name"],
         view["owner"],
@@ -68,11 +112,29 @@ def show(guest: GuestArgument, *, as_json: AsJson = False) -> None:
     if as_json:
         print_json(view)
         return
-    for key, value in view.items():
-        if key != "spec":
-            print(f"{key:18} {'-' if value is None else value}")
-    for key, value in view["spec"].items():
-        print(f"spec.{key:13} {'-' if value in (None, [], ()) else value}")
+    told = {**view["spec"], **{key: value for key, value in view.items() if key != "spec"}}
+    rows = sorted(_rows(told), key=lambda row: row[0].partition("[")[0].partition(".")[0] not in view)
+    width = max(len(key) for key, _ in rows)
+    for key, value in rows:
+        print(f"{key.ljust(width)}  {value}")
+
+
+def _rows(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield a view's values as a guest file names them: boot.kernel, disks[0].path; what is not set is left out."""
+    from vmferry.core.units import format_bytes
+
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _rows(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for index, inner in enumerate(value):
+            yield from _rows(inner, f"{key}[{index}]")
+    elif isinstance(value, bool):
+        yield key, "yes" if value else "no"
+    elif key.endswith("_bytes"):
+        yield key.removesuffix("_bytes"), format_bytes(value)
+    elif value not in (None, "", [], ()):
+        yield key, str(value)
 
 
 @app.command("start")
@@ -92,8 +154,9 @@ def stop(
     """Power a guest off."""
     from vmferry.cli.quantities import parse_duration
 
-    seconds = parse_duration(time_limit, "--time-limit") / 1000
-    _order(guest, "stop", {"force": force, "time_limit_s": seconds}, "stopped", as_json=as_json)
+    seconds = parse_duration(time_limit, "--time-limit", most_ms=MOST_POWER_OFF_MS) / 1000
+    what = "QEMU is being ended" if force else f"the guest is asked to power off, within {time_limit}"
+    _order(guest, "stop", {"force": force, "time_limit_s": seconds}, "stopped", as_json=as_json, what=what)
 
 
 @app.command("pause")
@@ -126,11 +189,14 @@ def console(guest: GuestArgument) -> None:
     join_console(fleet, fleet.find_guest(guest), guest)
 
 
-def _order(guest: str, verb: str, body: dict[str, Any], done: str, *, as_json: bool) -> None:
+def _order(
+    guest: str, verb: str, body: dict[str, Any], done: str, *, as_json: bool, what: str = "the order is carried out"
+) -> None:
     """Tell the guest's agent to do something and say what became of it."""
     fleet = open_fleet()
     host = fleet.find_guest(guest)
-    view = fleet.ask(host, "POST", f"/v1/guests/{guest}/{verb}", body, time_limit_s=SLOW_S)
+    with _goes_on(host):
+        view = fleet.ask(host, "POST", f"/v1/guests/{guest}/{verb}", body, time_limit_s=SLOW_S, what=what)
     state = view.get("run_state") or "no process"
     _show_done(view, f"guest {guest} on {host}: {done} ({state})", as_json=as_json)
 

@@ -66,10 +66,14 @@ def show(
         print(line)
     if view.get("report"):
         from vmferry.cli.render.events import parse_report
-        from vmferry.cli.render.measures import measures_text
+        from vmferry.cli.render.measures import has_measures, measures_text
 
-        print("measured:")
-        print(measures_text(parse_report(view["report"])))
+        report = parse_report(view["report"])
+        if report.reason:
+            print(f"{report.outcome}: {report.reason}")
+        if has_measures(report):
+            print("measured:")
+            print(measures_text(report))
 
 
 def _states(fleet: Fleet, found: dict[str, Any]) -> Iterator[str]:

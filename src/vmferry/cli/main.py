@@ -39,7 +39,7 @@ def version(*, as_json: AsJson = False) -> None:
 def main() -> NoReturn:
     """Run the command line and exit with the error's exit code; 2 for bad usage, 130 after Ctrl-C."""
     try:
-        app()
+        app(prog_name="vmferry")
     except VmferryError as error:
         sys.exit(report_error(error, as_json="--json" in sys.argv[1:]))
     except BrokenPipeError:

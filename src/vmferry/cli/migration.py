@@ -81,7 +81,7 @@ def _options(
     if bandwidth is not None:
         options["max_bandwidth"] = parse_rate(bandwidth, "--bandwidth")
     if downtime_limit is not None:
-        options["downtime_limit_ms"] = parse_duration(downtime_limit, "--downtime-limit")
+        options["downtime_limit_ms"] = parse_duration(downtime_limit, "--downtime-limit", least_ms=1.0, most_ms=60_000)
     if time_limit is not None:
         options["time_limit_s"] = parse_duration(time_limit, "--time-limit") / 1000
     return options

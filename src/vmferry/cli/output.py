@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vmferry.core.errors import VmferryError
 
 #: Ctrl-C, as shells report it (128 + SIGINT).
 INTERRUPTED = 130
+#: Silence that nobody takes for a command that hangs.
+PATIENCE_S = 1.0
 
 
 def print_json(value: Any) -> None:
@@ -20,6 +25,21 @@ def print_json(value: Any) -> None:
 def say(text: str) -> None:
     """Tell the person something that is not data."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def waiting_for(text: str) -> Iterator[None]:
+    """Tell the person at a terminal what is waited for, when it takes longer than a moment."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    timer = threading.Timer(PATIENCE_S, say, [f"waiting for {text} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def print_table(headings: list[str], rows: list[list[str]]) -> None:

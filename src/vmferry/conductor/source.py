@@ -242,7 +242,7 @@ class Source:
     async def _check(self) -> None:
         self.blockers, self.guarantee = await self._calls.check()
         if self.blockers:
-            self.runner.post(_E.CHECK_FAILED, f"{len(self.blockers)} blockers")
+            self.runner.post(_E.CHECK_FAILED, ", ".join(blocker.code for blocker in self.blockers))
         else:
             self._calls.passed(self)
             self.runner.post(_E.CHECK_PASSED)

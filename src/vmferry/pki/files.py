@@ -63,7 +63,8 @@ def read_private(path: Path, what: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise NotFound(f"There is no {what} at {path}") from error
+        fix = "run this where the CA directory is, or name it: --ca-dir DIR" if what.startswith("CA ") else None
+        raise NotFound(f"There is no {what} at {path}", fix=fix) from error
     except OSError as error:
         raise Broken(f"{what} {path} cannot be read: {error.strerror}", fix="check its owner and mode") from error
 

@@ -8,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vmferry.cli.render.measures import measures
+from vmferry.cli.render.measures import has_measures, measures
 from vmferry.cli.render.scene import PHASES, STEPS, Scene
 from vmferry.cli.render.words import dirtied_text, finished_text, rest_text, title
 from vmferry.core.progress import Outcome, Progress, RoundEnded, Step
@@ -115,7 +115,7 @@ def _end(scene: Scene) -> list[RenderableType]:
     good = finished.outcome is Outcome.MOVED
     parts: list[RenderableType] = [Text(finished_text(scene, finished), style="bold green" if good else "bold red")]
     parts += [Text(f"  {blocker.code}: {blocker.what}; {blocker.fix}") for blocker in finished.blockers]
-    if finished.report is not None:
+    if finished.report is not None and has_measures(finished.report):
         table = Table(box=None, pad_edge=False, show_header=False)
         table.add_column(style="dim", no_wrap=True)
         table.add_column()

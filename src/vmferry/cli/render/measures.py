@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vmferry.core.progress import Gap, Report
+from vmferry.core.progress import Gap, Outcome, Report
 from vmferry.core.units import format_bytes, format_ms, format_rate
 
 NOT_MEASURED = "not measured"
@@ -13,6 +13,11 @@ NOT_MEASURED = "not measured"
 def measures(report: Report) -> list[tuple[str, str]]:
     """Return every measure of a report, in the order in which people ask for them."""
     return [(name, value(report)) for name, value in ROWS]
+
+
+def has_measures(report: Report) -> bool:
+    """Tell whether anything was sent at all; before that there is nothing to measure."""
+    return bool(report.transferred_bytes) or report.outcome is Outcome.MOVED
 
 
 def measures_text(report: Report) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmferry.cli.render.measures import measures_text
+from vmferry.cli.render.measures import has_measures, measures_text
 from vmferry.cli.render.scene import Scene
 from vmferry.cli.render.words import finished_text, rest_text, round_text, step_text, title
 from vmferry.core.progress import Finished, Progress, ProgressEvent, RoundEnded, StateEntered
@@ -59,4 +59,6 @@ def _blockers(event: Finished) -> list[str]:
 
 
 def _report(scene: Scene, event: Finished) -> list[str]:
-    return [] if event.report is None else [f"measured, {title(scene)}:", *measures_text(event.report).splitlines()]
+    if event.report is None or not has_measures(event.report):
+        return []
+    return [f"measured, {title(scene)}:", *measures_text(event.report).splitlines()]
