@@ -349,7 +349,8 @@ def _check_name(name: str, what: str) -> None:
     """Hold that a name can be one."""
     if not is_name(name):
         raise BadInput(
-            f"{name!r} cannot be the name of {'an' if what[0] in 'aeiou' else 'a'} {what}", fix="use up to 63 letters a-z, digits and dashes, as in host-a"
+            f"{name!r} cannot be the name of {'an' if what[0] in 'aeiou' else 'a'} {what}",
+            fix="use up to 63 letters a-z, digits and dashes, as in host-a",
         )
 
 
