@@ -32,7 +32,6 @@ cpu = "EPYC,-svm,avx2=off"
 machine = "pc-q35-10.0"
 acceleration = "tcg"
 beat = true
-beat_device = "debugcon"
 control = true
 tpm = "/var/lib/swtpm/web-7"
 echo = "10.0.0.7:7007"
@@ -96,7 +95,6 @@ def test_a_full_file_gives_every_key() -> None:
             Nic(forward_udp=((15007, 7), (15008, 8))),
         ),
         beat=True,
-        beat_device="debugcon",
         control=True,
         tpm="/var/lib/swtpm/web-7",
         echo="10.0.0.7:7007",
@@ -132,7 +130,6 @@ ONE_LINE = {
     'machine = "pc-i440fx-7.2"': ("machine", ["'pc-i440fx-7.2'"], ["PCI Express"]),
     'acceleration = "xen"': ("acceleration", ["'xen'"], ["auto, kvm, tcg"]),
     "beat = 1": ("beat", ["1 (a number)"], ["true or false"]),
-    'beat_device = "debugcon"': ("beat_device", ["without beat"], ["beat = true"]),
     'echo = "10.0.0.7:7007"': ("echo", ["without a nic"], ["[[nic]]"]),
     'tpm = "swtpm"': ("tpm", ["'swtpm'"], ["absolute"]),
     "memroy = 3": ("memroy", ["unknown key"], ["memory?", "vcpus"]),

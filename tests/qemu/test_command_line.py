@@ -63,7 +63,6 @@ MICRO = replace(
     boot=KernelBoot("/images/micro.elf"),
     disks=(Disk("/shared/a.raw", DiskFormat.RAW, IoPath.EMULATED),) * 3,
     beat=True,
-    beat_device="debugcon",
 )
 
 CASES = {

@@ -21,7 +21,7 @@ def test_ids_follow_the_specification() -> None:
     ids = [device.id for device in make_frozen(LINUX).devices]
     assert ids == [
         *("serial0", "pvpanic0", "rp0", "rp1", "rp2", "rp3"),
-        *("vser0", "beat0", "control0", "disk0", "disk1", "disk2", "nic0", "nic1"),
+        *("vser0", "control0", "beat0", "disk0", "disk1", "disk2", "nic0", "nic1"),
     ]
 
 
@@ -59,7 +59,6 @@ def test_given_macs_stay() -> None:
         (replace(BIOS, vcpus=0), "vcpus"),
         (replace(BIOS, memory_bytes=Bytes(0)), "memory"),
         (replace(BIOS, memory_bytes=Bytes((1 << 24) + 1)), "whole pages"),
-        (replace(BIOS, beat=True, beat_device="morse"), "morse"),
     ],
 )
 def test_refuses_what_cannot_be_built(spec: GuestSpec, what: str) -> None:

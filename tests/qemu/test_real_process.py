@@ -160,7 +160,7 @@ async def test_console(hypervisor: QemuHypervisor, start: Start, tmp_path: Path)
 
 async def test_debugcon_beats_are_datagrams(hypervisor: QemuHypervisor, start: Start, tmp_path: Path) -> None:
     """A byte on port 0xe9 is a datagram to the beat's port."""
-    spec = replace(boot(tmp_path, BEAT), beat=True, beat_device="debugcon")
+    spec = replace(boot(tmp_path, BEAT), beat=True)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
         receiver.setblocking(False)

@@ -113,8 +113,7 @@ class GuestSpec:
     acceleration: Acceleration = Acceleration.AUTO
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
-    beat: bool = False  #: the guest beats: on org.vmferry.beat, or on port 0xe9 (`beat_device`)
-    beat_device: str = "virtio-serial"  #: or "debugcon"
+    beat: bool = False  #: the guest beats, one byte at a time, on I/O port 0xe9 (isa-debugcon)
     control: bool = False  #: the built-in linux guest's control channel (org.vmferry.control)
     tpm: str | None = None  #: directory of swtpm state; a blocker for now
     echo: str | None = None  #: "ADDRESS:PORT" of a UDP echo in the guest, for network_outage (`echo_address`)

@@ -20,7 +20,6 @@ _KERNEL_ONLY = ("initrd", "cmdline")
 def find_combinations(document: dict[str, Any]) -> Iterator[Finding]:
     """Yield every forbidden combination of keys in a guest file."""
     yield from _boot(document)
-    yield from _beat(document)
     yield from _echo(document)
     for index, nic in _tables(document, "nic"):
         yield from _nic(("nic", index), nic)
@@ -53,11 +52,6 @@ def _uefi(boot: dict[str, Any], *, is_uefi: bool) -> Iterator[Finding]:
             yield ("boot", key), "missing", f'an absolute path: firmware = "uefi" needs {" and ".join(_UEFI_ONLY)}'
         if not is_uefi and key in boot:
             yield ("boot", key), f'{key} without firmware = "uefi"', f'{key} only beside firmware = "uefi"'
-
-
-def _beat(document: dict[str, Any]) -> Iterator[Finding]:
-    if "beat_device" in document and document.get("beat", False) is False:
-        yield ("beat_device",), "beat_device without beat", "beat_device only beside beat = true"
 
 
 def _echo(document: dict[str, Any]) -> Iterator[Finding]:

@@ -169,7 +169,6 @@ def _spec(table: GuestTable) -> GuestSpec:
         disks=tuple(_disk(disk) for disk in table.disk),
         nics=tuple(_nic(nic) for nic in table.nic),
         beat=table.beat,
-        beat_device=table.beat_device,
         control=table.control,
         tpm=table.tpm,
         echo=table.echo,

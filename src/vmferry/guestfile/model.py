@@ -115,10 +115,9 @@ class GuestTable(BaseModel):
         Acceleration.AUTO, description="`auto` (KVM when it really works there), `kvm` or `tcg`"
     )
     beat: bool = Field(
-        default=False, description="whether the guest beats, so that its pause can be measured from outside"
-    )
-    beat_device: Literal["virtio-serial", "debugcon"] = Field(
-        "virtio-serial", description="where it beats: port `org.vmferry.beat`, or I/O port 0xe9 (`debugcon`)"
+        default=False,
+        description="whether the guest beats, a byte at a time on I/O port 0xe9, so that its pause can be measured"
+        " from outside",
     )
     control: bool = Field(
         default=False, description="whether it has the built-in guest's channel `org.vmferry.control`"

@@ -79,7 +79,6 @@ class GuestPlan:
                 "vcpus": self.vcpus,
                 "machine": self.machine,
                 "beat": True,
-                "beat_device": "debugcon",
                 "control": self.kind != "micro",
                 **({"echo": f"{GUEST_ADDRESS}:{ECHO_PORT}"} if self.echo else {}),
                 **self.extra,

@@ -96,7 +96,6 @@ def check_spec(spec: GuestSpec) -> None:
         (len(spec.disks) > MAX_DISKS, f"{len(spec.disks)} disks, expected at most {MAX_DISKS}"),
         (ide > MAX_IDE[family], f"{ide} emulated disks, expected at most {MAX_IDE[family]} on {family}"),
         (len(spec.nics) > MAX_NICS, f"{len(spec.nics)} NICs, expected at most {MAX_NICS}"),
-        (spec.beat_device not in {"virtio-serial", "debugcon"}, f"beat_device = {spec.beat_device!r}"),
         *((d.cache not in CACHE_MODES, f"cache = {d.cache!r}, expected one of {CACHE_MODES}") for d in spec.disks),
         *((d.io_path is IoPath.EMULATED and d.read_only, "an emulated disk cannot be read-only") for d in spec.disks),
         *((n.network is NetworkKind.BRIDGE and not n.bridge, "a NIC on a bridge has no bridge") for n in spec.nics),
@@ -130,7 +129,7 @@ def _devices(spec: GuestSpec, macs: tuple[str, ...]) -> list[FrozenDevice]:
         FrozenDevice("serial0", "isa-serial", "isa.0", "", (("index", 0),), "console"),
         FrozenDevice("pvpanic0", "pvpanic", "isa.0", ""),
         *(_root_ports() if q35 else ()),
-        *_serial_ports(spec, bus),
+        *_channels(spec, bus),
         *_disk_devices(spec, bus, q35=q35),
         *_nic_devices(spec, bus, macs),
     ]
@@ -149,18 +148,14 @@ def _root_ports() -> list[FrozenDevice]:
     ]
 
 
-def _serial_ports(spec: GuestSpec, bus: str) -> list[FrozenDevice]:
+def _channels(spec: GuestSpec, bus: str) -> list[FrozenDevice]:
     devices = []
-    virtio_beat = spec.beat and spec.beat_device == "virtio-serial"
-    if virtio_beat or spec.control:
-        devices.append(FrozenDevice("vser0", "virtio-serial-pci", bus, f"{SERIAL_SLOT:#x}", (("max_ports", 4),)))
-    if virtio_beat:
-        properties = (("nr", 1), ("name", "org.vmferry.beat"))
-        devices.append(FrozenDevice("beat0", "virtserialport", "vser0.0", "", properties, "beat"))
     if spec.control:
-        properties = (("nr", 2), ("name", "org.vmferry.control"))
+        properties = (("nr", 1), ("name", "org.vmferry.control"))
+        devices.append(FrozenDevice("vser0", "virtio-serial-pci", bus, f"{SERIAL_SLOT:#x}", (("max_ports", 4),)))
         devices.append(FrozenDevice("control0", "virtserialport", "vser0.0", "", properties, "control"))
-    if spec.beat and not virtio_beat:
+    if spec.beat:
+        # Never a virtio-serial port: on a UDP chardev it does not open, and QEMU drops every beat.
         devices.append(FrozenDevice("beat0", "isa-debugcon", "isa.0", "", (("iobase", 0xE9),), "beat"))
     return devices
 
