@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from vmferry.core.progress import Finished, Progress, ProgressEvent
 
-#: With so many readings every second of the older half is dropped: who comes late needs rounds and states, not every reading.
+#: With so many readings every second of the older half is dropped: who comes late needs rounds and states.
 _KEPT_READINGS = 2000
 
 

@@ -1,0 +1,91 @@
+"""Two hosts in one process on real QEMUs, with the micro guest, which says whether its memory arrived whole."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from tests.conductor.fakes import HOST_A, HOST_B
+from tests.conductor.pair import GUEST, Host, Pair
+
+from vmferry.core.guest import Acceleration, Disk, GuestSpec, KernelBoot
+from vmferry.core.migration import RunState
+from vmferry.core.units import MIB, Bytes
+from vmferry.lab.guests import GuestImage
+from vmferry.qemu import QemuBinaryConfig, QemuGuestProcess, QemuHypervisor
+from vmferry.store.sqlite import SqliteJournal
+
+#: Enough that a slow stream lasts, little enough that a fast one takes a moment.
+MEMORY = Bytes(64 * MIB)
+
+
+def make_pair(directory: Path, first_port: int) -> Pair:
+    """Return two hosts on QEMUs of this machine."""
+    pair = Pair()
+    for number, name in enumerate((HOST_A, HOST_B)):
+        home = directory / name
+        run_dir = home / "run"
+        run_dir.mkdir(parents=True)
+        hypervisor = QemuHypervisor(QemuBinaryConfig(), Acceleration.TCG, state_dir=directory / "probes")
+        ports = range(first_port + 10 * number, first_port + 10 * number + 10)
+        pair.hosts[name] = Host(name, SqliteJournal(home / "journal.sqlite"), hypervisor, run_dir, ports, pair)
+    return pair
+
+
+def make_spec(image: GuestImage, *disks: Disk, mb: int = 8, rate: int = 20) -> GuestSpec:
+    """Return the micro guest, which writes `rate` MiB/s over `mb` MiB."""
+    boot = KernelBoot(str(image.kernel), None, image.append(mb=mb, rate=rate))
+    return GuestSpec(GUEST, MEMORY, boot, disks=disks, beat=True)
+
+
+def process_of(host: Host) -> QemuGuestProcess:
+    """Return the guest's process on a host."""
+    process = host.guests.process(GUEST)
+    assert isinstance(process, QemuGuestProcess)
+    return process
+
+
+async def run_state_of(host: Host) -> RunState:
+    """Return what QEMU says of the vCPUs."""
+    return await process_of(host).query_run_state()
+
+
+async def ask(host: Host, command: str, answer: str) -> str:
+    """Type one letter on the guest's console and return the line that begins with the answer."""
+    reader, writer = await process_of(host).open_console()
+    try:
+        async with asyncio.timeout(30):
+            writer.write(command.encode())
+            await writer.drain()
+            while True:
+                line = (await reader.readline()).decode(errors="replace").strip()
+                if answer in line:
+                    return line[line.index(answer) :]
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def press(host: Host, command: str) -> None:
+    """Type one letter on the guest's console."""
+    _, writer = await process_of(host).open_console()
+    writer.write(command.encode())
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+
+def qemus_left(directory: Path) -> list[str]:
+    """Return the command lines of every QEMU that works in the directory."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            command = Path("/proc", entry, "cmdline").read_text("utf-8", errors="replace").replace("\0", " ")
+        except OSError:
+            continue
+        if str(directory) in command and "qemu" in command:
+            found.append(command)
+    return found
