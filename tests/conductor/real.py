@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 
 from tests.conductor.fakes import HOST_A, HOST_B
@@ -79,11 +78,9 @@ async def press(host: Host, command: str) -> None:
 def qemus_left(directory: Path) -> list[str]:
     """Return the command lines of every QEMU that works in the directory."""
     found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            command = Path("/proc", entry, "cmdline").read_text("utf-8", errors="replace").replace("\0", " ")
+            command = entry.read_text("utf-8", errors="replace").replace("\0", " ")
         except OSError:
             continue
         if str(directory) in command and "qemu" in command:

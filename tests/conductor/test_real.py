@@ -187,7 +187,8 @@ async def test_paused_then_cancelled(pair: tuple[Host, Host], image: GuestImage)
 async def test_shared_disk_is_locked_by_its_owner(pair: tuple[Host, Host], image: GuestImage, home: Path) -> None:
     """The image's lock follows the guest: nobody else can open it for writing, before or after."""
     path = home / "web-7.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "16M"], check=True)
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", str(path), "16M"]
+    await asyncio.to_thread(subprocess.run, create, check=True)
     here, there = pair
     await here.guests.run(make_spec(image, Disk(str(path))))
 
