@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vmferry.agent.files import guest_files
-from vmferry.agent.host_facts import HostView, bridges
+from vmferry.agent.files import WhyNot, complaints, guest_files
+from vmferry.agent.host_facts import HostView
 from vmferry.conductor.guests import Guests
 from vmferry.core.checks import find_blockers, guarantee
 from vmferry.core.errors import BadInput, Blocker, VmferryError
@@ -15,6 +15,7 @@ from vmferry.core.guest import FrozenGuest, GuestSpec, NetworkKind
 from vmferry.core.host import GuestProbe, GuestRuntime, HostFacts
 from vmferry.core.ids import GuestName, HostName
 from vmferry.core.progress import Guarantee
+from vmferry.core.units import format_bytes
 from vmferry.ports.hypervisor import Hypervisor
 from vmferry.ports.peer import Peer
 
@@ -36,12 +37,14 @@ class Checking:
         host_view: what this host offers.
         hypervisor: asked about CPUs.
         peer: another host's agent, by name.
+        why_not: why guests may not be given a file of this host.
     """
 
     guests: Guests
     host_view: HostView
     hypervisor: Hypervisor
     peer: Callable[[HostName], Peer]
+    why_not: WhyNot
 
     async def check(self, name: GuestName, destination: HostName, own_operation: str | None) -> Found:
         """Return every blocker for a guest and a destination.
@@ -73,7 +76,7 @@ class Checking:
         if process is not None:
             run_state = str(await process.query_run_state())
             reasons = (await process.query_migration()).blocked_reasons
-        files = await asyncio.to_thread(guest_files, guest)
+        files = await asyncio.to_thread(guest_files, guest, self.why_not)
         return GuestRuntime(run_state, None if busy == own_operation else busy, reasons, files)
 
     async def probe(self, guest: FrozenGuest) -> GuestProbe:
@@ -81,7 +84,7 @@ class Checking:
         missing, error = await self._cpu(guest)
         rows = self.guests.journal.guests()
         return GuestProbe(
-            files=await asyncio.to_thread(guest_files, guest),
+            files=await asyncio.to_thread(guest_files, guest, self.why_not),
             names_taken=frozenset(row.guest.spec.name for row in rows),
             macs_taken=frozenset(mac for row in rows for mac in row.guest.macs),
             uuids_taken=frozenset(row.guest.uuid for row in rows),
@@ -99,16 +102,31 @@ class Checking:
         """Refuse a new guest that this host cannot run, all reasons at once, before anything is touched.
 
         Raises:
-            BadInput: files that are not there, bridges that do not exist, MACs that are taken.
+            BadInput: files that are not there or may not be used, bridges that do not exist, MACs that are taken,
+                more memory than is free.
         """
-        have = set(bridges())
-        complaints = [
-            f"network card {index} is on bridge {nic.bridge}, which this host does not have"
-            f" (it has {', '.join(sorted(have)) or 'none'})"
+        told = await asyncio.to_thread(complaints, spec, self.why_not)
+        told += [*self._network(spec), *await self._memory(spec)]
+        if told:
+            raise BadInput(
+                f"Guest {spec.name} cannot run on {self.host_view.offer.name}: {'; '.join(told)}; nothing was touched",
+                fix="correct the guest file, bring the files to the host (guests may use those below its image_dirs),"
+                " or choose another host",
+            )
+
+    def _network(self, spec: GuestSpec) -> list[str]:
+        have = self.host_view.bridges()
+        told = [
+            f"network card {index} is on bridge {nic.bridge}, which this host does not have or give to guests"
+            f" (it has {', '.join(have) or 'none'})"
             for index, nic in enumerate(spec.nics)
             if nic.network is NetworkKind.BRIDGE and nic.bridge not in have
         ]
         taken = {mac: row.guest.spec.name for row in self.guests.journal.guests() for mac in row.guest.macs}
-        complaints += [f"MAC {nic.mac} is guest {taken[nic.mac]}'s" for nic in spec.nics if nic.mac in taken]
-        if complaints:
-            raise BadInput(f"Guest {spec.name} cannot run on {self.host_view.offer.name}: " + "; ".join(complaints))
+        return told + [f"MAC {nic.mac} is guest {taken[nic.mac]}'s" for nic in spec.nics if nic.mac in taken]
+
+    async def _memory(self, spec: GuestSpec) -> list[str]:
+        free = (await self.host_view.facts()).memory_free_bytes
+        if free >= spec.memory_bytes:
+            return []
+        return [f"it needs {format_bytes(spec.memory_bytes)} of memory, {format_bytes(free)} is free"]

@@ -18,6 +18,11 @@ from vmferry.guestfile.words import memory
 
 DEFAULT_PATH = Path("/etc/vmferry/agent.toml")
 DEFAULT_PORT = 7716
+#: Where Debian's packages, libvirt's users and this program's examples keep images and firmware.
+DEFAULT_IMAGE_DIRS = (
+    *(Path("/srv"), Path("/mnt"), Path("/var/lib/vmferry/images"), Path("/var/lib/libvirt/images")),
+    *(Path("/usr/share/OVMF"), Path("/usr/share/qemu")),
+)
 
 
 def _ip(text: str) -> str:
@@ -101,6 +106,9 @@ class AgentConfig(_Table):
     run_dir: AbsolutePath = Path("/run/vmferry")
     #: Where the fleet's CA directory is, if it is on this host; None: `ca` in the state directory.
     ca_dir: AbsolutePath | None = None
+    #: Guests may be given files below these directories, links followed, and below no others: the agent opens files
+    #: with its own rights for whoever may run a guest. ["/"] allows all but the agent's own.
+    image_dirs: Annotated[tuple[AbsolutePath, ...], Field(strict=False)] = DEFAULT_IMAGE_DIRS
     #: Bridges that guests may be plugged into; None: every bridge of this host.
     bridges: Annotated[tuple[str, ...] | None, Field(strict=False)] = None
     #: Memory that guests never get, e.g. "512MiB".

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from vmferry.core.guest import FrozenGuest, KernelBoot, UefiBoot
+from vmferry.core.guest import FrozenGuest, GuestSpec, KernelBoot, UefiBoot
 from vmferry.core.host import FileFacts
 from vmferry.core.units import Bytes
 
@@ -17,27 +18,60 @@ _NETWORK = frozenset({"nfs", "nfs4", "ceph", "cifs", "smb3", "gfs2", "ocfs2", "f
 _HASH_BLOCK = 1 << 20
 
 
-def guest_files(guest: FrozenGuest) -> tuple[FileFacts, ...]:
+#: Tells of a path why guests may not be given that file; None when they may.
+WhyNot = Callable[[str], str | None]
+
+
+def guest_files(guest: FrozenGuest, why_not: WhyNot) -> tuple[FileFacts, ...]:
     """Return the facts of every file that the guest needs on a host: disks, boot files, firmware. Never raises."""
-    boot = guest.spec.boot
-    hashed: list[str] = []
-    plain = [disk.path for disk in guest.spec.disks]
+    return tuple(file_facts(file.path, why_not, hashed=file.is_code) for file in files_of(guest.spec))
+
+
+@dataclass(frozen=True, slots=True)
+class GuestFile:
+    """One file that a guest needs."""
+
+    role: str
+    path: str
+    is_code: bool = False  #: the same content on every host, rather than one file that all see
+    writable: bool = False
+
+
+def files_of(spec: GuestSpec) -> list[GuestFile]:
+    """Return every file that a guest needs on its host."""
+    boot = spec.boot
+    files = [GuestFile("disk image", disk.path, writable=not disk.read_only) for disk in spec.disks]
     if isinstance(boot, KernelBoot):
-        hashed = [path for path in (boot.kernel, boot.initrd) if path is not None]
+        files.append(GuestFile("kernel", boot.kernel, is_code=True))
+        if boot.initrd is not None:
+            files.append(GuestFile("initrd", boot.initrd, is_code=True))
     elif isinstance(boot, UefiBoot):
-        hashed = [boot.code]
-        plain.append(boot.nvram)
-    return tuple([file_facts(path) for path in plain] + [file_facts(path, hashed=True) for path in hashed])
+        files.append(GuestFile("firmware variables", boot.nvram, writable=True))
+        files.append(GuestFile("firmware", boot.code, is_code=True))
+    return files
 
 
-def file_facts(path: str, *, hashed: bool = False) -> FileFacts:
-    """Return what this host knows of a file; what it cannot know stands in `error`."""
+def complaints(spec: GuestSpec, why_not: WhyNot) -> list[str]:
+    """Return what is wrong with the files of a guest that shall start here, all at once. Never raises."""
+    found = []
+    for file in files_of(spec):
+        facts = file_facts(file.path, why_not)
+        if facts.error is not None:
+            found.append(f"{file.role} {file.path}: {facts.error}")
+        elif not facts.readable or (file.writable and not facts.writable):
+            access = "writable" if facts.readable else "readable"
+            found.append(f"{file.role} {file.path} is not {access} for the agent")
+    return found
+
+
+def file_facts(path: str, why_not: WhyNot, *, hashed: bool = False) -> FileFacts:
+    """Return what this host knows of a file; what it cannot know, or does not say of it, stands in `error`."""
     try:
         found = Path(path).stat()
     except OSError as error:
         return _useless(path, exists=False, why=error.strerror or str(error))
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
-        return _useless(path, exists=True, why="neither a file nor a block device")
+    if (why := why_not(path)) is not None:
+        return _useless(path, exists=True, why=why)
     return FileFacts(
         path,
         exists=True,

@@ -30,6 +30,7 @@ class Offer:
     acceleration_tag: str
     ports: range
     memory_reserve: Bytes  #: never given to guests
+    bridges: tuple[str, ...] | None = None  #: those that guests may be plugged into; None: every one
 
 
 class HostView:
@@ -60,9 +61,14 @@ class HostView:
             acceleration_tag=offer.acceleration_tag,
             memory_total_bytes=_meminfo()["MemTotal"],
             memory_free_bytes=Bytes(max(0, self.free_memory() - reserved)),
-            bridges=frozenset(bridges()),
+            bridges=frozenset(self.bridges()),
             migration_ports_free=self._ports_free(),
         )
+
+    def bridges(self) -> list[str]:
+        """Return the bridges of this host that guests may be plugged into."""
+        allowed = self.offer.bridges
+        return [name for name in bridges() if allowed is None or name in allowed]
 
     def free_memory(self) -> Bytes:
         """Return what is there for arrivals, reservations not subtracted.

@@ -32,6 +32,7 @@ from vmferry.ports.peer import Peer
 from vmferry.qemu.acceleration import decide
 from vmferry.qemu.binary import QemuBinaryConfig
 from vmferry.qemu.hypervisor import QemuHypervisor
+from vmferry.qemu.image_dirs import image_dirs
 from vmferry.store.sqlite import SqliteJournal
 
 
@@ -66,7 +67,8 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     journal = await asyncio.to_thread(SqliteJournal, config.state_dir / "journal.sqlite")
     binary = QemuBinaryConfig(config.qemu.argv, config.qemu.env).resolved()
     verdict = await decide(binary, config.state_dir, override=config.qemu.acceleration)
-    hypervisor = QemuHypervisor(binary, verdict.acceleration, state_dir=config.state_dir)
+    images = image_dirs(config.image_dirs, (config.state_dir, config.run_dir, config.authority_dir))
+    hypervisor = QemuHypervisor(binary, verdict.acceleration, state_dir=config.state_dir, images=images)
     uid_base = QemuHypervisor.runs_as(config.qemu.uids[0])
     beats = BeatBook()
     guests = Guests(HostSettings(fleet.name, config.run_dir, uid_base), journal, hypervisor, beats)
@@ -80,13 +82,14 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         verdict.tag,
         range(first, last + 1),
         config.memory_reserve,
+        config.bridges,
     )
     host_view = HostView(offer, journal, hypervisor)
 
     def peer(host: HostName) -> Peer:
         return RemotePeer(host, fleet.client, fleet.address)
 
-    checking = Checking(guests, host_view, hypervisor, peer)
+    checking = Checking(guests, host_view, hypervisor, peer, images.why_not)
     stalls = Stalls(guests)
     measuring = Measuring(fleet.name, journal, beats, stalls, verdict.tag)
     around = Surroundings(

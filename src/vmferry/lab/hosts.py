@@ -27,7 +27,7 @@ from vmferry.lab.commands import Ran, run_command
 from vmferry.lab.network import Network, namespaces_missing
 from vmferry.lab.processes import MARK, Identity, find_lab_processes
 from vmferry.lab.registry import Claim, claim, destroy
-from vmferry.lab.toolchain import QemuBinary, find_qemus
+from vmferry.lab.toolchain import QemuBinary, cache_dir, find_qemus
 
 #: One port for every agent: hosts have addresses of their own, also on loopback.
 AGENT_PORT = 7716
@@ -220,6 +220,7 @@ class Lab:
             "port": AGENT_PORT,
             "state_dir": str(directory / "state"),
             "run_dir": str(directory / "run"),
+            "image_dirs": [str(self.directory), str(cache_dir())],
             "qemu": {"argv": list(qemu.argv), "env": qemu.env, "uids": f"{first}-{first + UIDS_PER_HOST - 1}"},
             **self._settings.get(name, {}),
         }

@@ -15,19 +15,24 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from vmferry.core.errors import BadInput, Broken
+from vmferry.core.errors import BadInput
 from vmferry.core.guest import Disk, DiskFormat, FrozenGuest, GuestSpec, KernelBoot, NetworkKind, UefiBoot
 from vmferry.qemu.command_line import Descriptors
+from vmferry.qemu.image_dirs import ImageDirs
 from vmferry.qemu.tap import open_tap
 
 QCOW2_MAGIC = b"QFI\xfb"
 #: offsets in the header: backing file's name, and incompatible features with bit 2 for an external data file
 _QCOW2_HEADER = struct.Struct(">4sIQ56xQ")
 _EXTERNAL_DATA = 1 << 2
+#: No limit but that it is a file or a block device.
+ANYWHERE = ImageDirs()
 
 
 @contextlib.contextmanager
-def opened_for(guest: FrozenGuest, uid: int | None) -> Iterator[tuple[Descriptors, tuple[int, ...]]]:
+def opened_for(
+    guest: FrozenGuest, uid: int | None, images: ImageDirs = ANYWHERE
+) -> Iterator[tuple[Descriptors, tuple[int, ...]]]:
     """Open everything that the guest's process inherits; yields the numbers, by use and as one list.
 
     All are closed when the block ends, however it ends; taps go away with their last descriptor.
@@ -35,10 +40,11 @@ def opened_for(guest: FrozenGuest, uid: int | None) -> Iterator[tuple[Descriptor
     Args:
         guest: whose disks, NICs and boot files.
         uid: the user of the process, None for the agent's own.
+        images: which files it may be given.
 
     Raises:
         Broken: a file or tap cannot be opened.
-        BadInput: an image refers to other files.
+        BadInput: an image refers to other files, or a file may not be used.
     """
     with contextlib.ExitStack() as stack:
         fds: list[int] = []
@@ -49,7 +55,7 @@ def opened_for(guest: FrozenGuest, uid: int | None) -> Iterator[tuple[Descriptor
             return fd
 
         spec = guest.spec
-        disks = tuple(keep(open_disk(disk)) for disk in spec.disks)
+        disks = tuple(keep(open_disk(disk, images)) for disk in spec.disks)
         taps = tuple(
             keep(open_tap(nic.bridge)) if nic.network is NetworkKind.BRIDGE and nic.bridge else None
             for nic in spec.nics
@@ -57,35 +63,36 @@ def opened_for(guest: FrozenGuest, uid: int | None) -> Iterator[tuple[Descriptor
         boot = spec.boot
         kernel = initrd = code = nvram = None
         if isinstance(boot, KernelBoot):
-            kernel = keep(_open_boot_file(boot.kernel, uid))
-            initrd = keep(_open_boot_file(boot.initrd, uid)) if boot.initrd else None
+            kernel = keep(_open_boot_file(boot.kernel, uid, images))
+            initrd = keep(_open_boot_file(boot.initrd, uid, images)) if boot.initrd else None
         elif isinstance(boot, UefiBoot):
-            code = keep(_open(boot.code, os.O_RDONLY, "firmware"))
-            nvram = keep(_open(boot.nvram, os.O_RDWR, "firmware variables"))
+            code = keep(images.open(boot.code, os.O_RDONLY, "firmware"))
+            nvram = keep(images.open(boot.nvram, os.O_RDWR, "firmware variables"))
         yield Descriptors(disks, taps, kernel, initrd, code, nvram), tuple(fds)
 
 
-def open_disk(disk: Disk) -> int:
+def open_disk(disk: Disk, images: ImageDirs = ANYWHERE) -> int:
     """Return a descriptor of the image with the access and cache mode that QEMU will look for in its set.
 
     QEMU takes from a set only a descriptor whose access mode, and from 9.1 also O_DIRECT, is what it wants.
 
     Raises:
         Broken: it cannot be opened.
-        BadInput: it is a qcow2 image with a backing or data file.
+        BadInput: it is a qcow2 image with a backing or data file, or may not be used.
     """
     access = os.O_RDONLY if disk.read_only else os.O_RDWR
     direct = os.O_DIRECT if disk.cache == "none" else 0
     if disk.format is DiskFormat.QCOW2:
-        _check_alone(disk.path)
-    return _open(disk.path, access | direct, "disk image")
+        _check_alone(disk.path, images)
+    return images.open(disk.path, access | direct, "disk image")
 
 
-def hash_boot_files(spec: GuestSpec) -> tuple[tuple[str, str], ...]:
+def hash_boot_files(spec: GuestSpec, images: ImageDirs = ANYWHERE) -> tuple[tuple[str, str], ...]:
     """Return (path, sha256) of the kernel, initrd and firmware code.
 
     Raises:
         Broken: one cannot be read.
+        BadInput: one may not be used.
     """
     boot = spec.boot
     paths: list[str] = []
@@ -93,26 +100,16 @@ def hash_boot_files(spec: GuestSpec) -> tuple[tuple[str, str], ...]:
         paths = [boot.kernel, *([boot.initrd] if boot.initrd else [])]
     elif isinstance(boot, UefiBoot):
         paths = [boot.code]
-    return tuple((path, _sha256(path)) for path in paths)
+    return tuple((path, _sha256(path, images)) for path in paths)
 
 
-def _sha256(path: str) -> str:
-    with os.fdopen(_open(path, os.O_RDONLY, "boot file"), "rb") as file:
+def _sha256(path: str, images: ImageDirs) -> str:
+    with os.fdopen(images.open(path, os.O_RDONLY, "boot file"), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _open(path: str, flags: int, role: str) -> int:
-    try:
-        return os.open(path, flags | os.O_CLOEXEC)
-    except OSError as error:
-        fix = "check that the file exists on this host and that the agent may open it"
-        if flags & os.O_DIRECT and Path(path).exists():
-            fix = 'check the permissions; where the file system knows no O_DIRECT, set cache = "writeback"'
-        raise Broken(f"{role} {path} cannot be opened: {error.strerror}", fix=fix) from error
-
-
-def _check_alone(path: str) -> None:
-    with os.fdopen(_open(path, os.O_RDONLY, "disk image"), "rb") as file:
+def _check_alone(path: str, images: ImageDirs) -> None:
+    with os.fdopen(images.open(path, os.O_RDONLY, "disk image"), "rb") as file:
         header = file.read(_QCOW2_HEADER.size)
     if len(header) < _QCOW2_HEADER.size or header[:4] != QCOW2_MAGIC:
         raise BadInput(f"disk image {path} is not qcow2", fix='set format = "raw", or convert it')
@@ -123,9 +120,9 @@ def _check_alone(path: str) -> None:
         raise BadInput(f"disk image {path} keeps its data in another file", fix="convert it with qemu-img convert")
 
 
-def _open_boot_file(path: str, uid: int | None) -> int:
+def _open_boot_file(path: str, uid: int | None, images: ImageDirs) -> int:
     """Return a descriptor that the process can open again as /dev/fd/N, which checks the file's permissions anew."""
-    fd = _open(path, os.O_RDONLY, "boot file")
+    fd = images.open(path, os.O_RDONLY, "boot file")
     if uid is None or os.fstat(fd).st_mode & stat.S_IROTH:
         return fd
     with os.fdopen(fd, "rb") as source:

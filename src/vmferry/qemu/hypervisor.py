@@ -17,9 +17,10 @@ from vmferry.ports.hypervisor import HostResources, ProcessRecord
 from vmferry.qemu.binary import QemuBinaryConfig
 from vmferry.qemu.command_line import command_line
 from vmferry.qemu.cpu import freeze_cpu, parse_cpu, without_enforce
-from vmferry.qemu.descriptors import hash_boot_files, opened_for
+from vmferry.qemu.descriptors import ANYWHERE, hash_boot_files, opened_for
 from vmferry.qemu.freeze import Drawn, check_machine, check_spec, freeze
 from vmferry.qemu.guest_process import QemuGuestProcess
+from vmferry.qemu.image_dirs import ImageDirs
 from vmferry.qemu.probe import ProbeCache, Prober
 from vmferry.qemu.process import Process, kvm_groups, spawn
 from vmferry.qemu.run_dir import RunDir
@@ -32,16 +33,25 @@ class QemuHypervisor:
         binary: which QEMU.
         acceleration: KVM or TCG, as `acceleration.decide` found out; never AUTO.
         state_dir: where answers of probes are kept.
+        images: which files guests may be given.
 
     Raises:
         BadInput: there is no such QEMU, or the acceleration is not decided.
     """
 
-    def __init__(self, binary: QemuBinaryConfig, acceleration: Acceleration, *, state_dir: Path) -> None:
+    def __init__(
+        self,
+        binary: QemuBinaryConfig,
+        acceleration: Acceleration,
+        *,
+        state_dir: Path,
+        images: ImageDirs = ANYWHERE,
+    ) -> None:
         if acceleration is Acceleration.AUTO:
             raise BadInput("acceleration of a hypervisor is auto", fix="decide it first (qemu.acceleration.decide)")
         self._binary = binary.resolved()
         self._acceleration = acceleration
+        self._images = images
         self._prober = Prober(self._binary, ProbeCache(state_dir / "qemu-probes"))
 
     @property
@@ -72,6 +82,7 @@ class QemuHypervisor:
             BadInput: an alias as machine type, a CPU that is whatever the host is, features that are not offered
                 here, acceleration that does not work here, or a device that cannot be built.
             Broken: a boot file cannot be read.
+            BadInput: a boot file may not be used.
         """
         check_spec(spec)
         acceleration = self._resolve(spec)
@@ -85,7 +96,7 @@ class QemuHypervisor:
         drawn = Drawn(
             uuid=GuestUuid(str(uuid.uuid4())),
             mac_bytes=tuple(secrets.token_bytes(3) for _ in spec.nics),
-            boot_hashes=await asyncio.to_thread(hash_boot_files, spec),
+            boot_hashes=await asyncio.to_thread(hash_boot_files, spec, self._images),
         )
         cpu = freeze_cpu(request, answer.versioned_model, answer.expanded, answer.unavailable)
         return freeze(spec, acceleration=acceleration, cpu=cpu, drawn=drawn)
@@ -157,7 +168,7 @@ class QemuHypervisor:
 
     def _spawn(self, guest: FrozenGuest, resources: HostResources, run_dir: RunDir, *, incoming: bool) -> Process:
         run_dir.create(resources.uid)
-        with opened_for(guest, resources.uid) as (descriptors, fds):
+        with opened_for(guest, resources.uid, self._images) as (descriptors, fds):
             argv = command_line(guest, resources, descriptors, incoming=incoming)
             return spawn(
                 self._binary,
