@@ -179,7 +179,7 @@ async def test_key_is_needed(pair: tuple[Version, Version], start: Start, probes
                 break
     destination = await move.destination.query_migration() if move.destination.is_alive() else None
     assert destination is None or destination.status is not MigrationStatus.COMPLETED
-    assert await move.source.query_run_state() is RunState.RUNNING
+    assert await move.settle() is RunState.RUNNING
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=name_of)

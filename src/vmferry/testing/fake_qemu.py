@@ -264,6 +264,9 @@ class FakeLink:
         if stream.status is MigrationStatus.CANCELLING:
             self._give_back(stream, MigrationStatus.CANCELLED)
             return
+        if stream.status in {MigrationStatus.FAILED, MigrationStatus.CANCELLED}:
+            self._restart(stream)
+            return
         if stream.hung or (self.is_cut and stream.destination is not None and stream.status not in ENDED):
             return
         if self._waits_for_order(stream):
@@ -356,18 +359,17 @@ class FakeLink:
         self._give_back(stream, MigrationStatus.FAILED)
 
     def _give_back(self, stream: FakeStream, status: MigrationStatus) -> None:
-        """End a stream at the source: its vCPUs run again by themselves if they ran before."""
-        source = stream.source
-        if stream in self._streams:
-            self._streams.remove(stream)
+        """End a stream at the source; as with QEMU, the status is there a moment before the vCPUs run again."""
         self._abandon_destination(stream)
         stream.status = status
-        if source.state is RunState.FINISH_MIGRATE:
-            self.take_locks(source)
-            source.state = stream.before
-            if stream.before is RunState.RUNNING:
-                source.emit(GuestEventKind.RESUMED)
-        source.emit_status(status)
+        stream.source.emit_status(status)
+
+    def _restart(self, stream: FakeStream) -> None:
+        """Let the source's vCPUs run again by themselves, if they ran before."""
+        self.take_locks(stream.source)
+        stream.source.state = stream.before
+        if stream.before is RunState.RUNNING:
+            stream.source.emit(GuestEventKind.RESUMED)
 
     def _abandon_destination(self, stream: FakeStream) -> None:
         # A QEMU whose incoming stream breaks exits, unless everything had arrived.
