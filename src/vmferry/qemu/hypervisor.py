@@ -24,6 +24,7 @@ from vmferry.qemu.image_dirs import ImageDirs
 from vmferry.qemu.probe import ProbeCache, Prober
 from vmferry.qemu.process import Process, kvm_groups, spawn
 from vmferry.qemu.run_dir import RunDir
+from vmferry.qemu.start_fault import fix_of, told_by_qemu
 
 
 class QemuHypervisor:
@@ -136,7 +137,9 @@ class QemuHypervisor:
             await started.connect()
         except VmferryError as error:
             await _undo(process, run_dir)
-            error.what = f"guest {guest.spec.name} did not start: {run_dir.log_tail() or error.what}"
+            told = told_by_qemu(guest.spec, run_dir.log_tail())
+            error.what = f"guest {guest.spec.name} did not start: {told or error.what}"
+            error.fix = error.fix or fix_of(told)
             raise
         except BaseException:
             await asyncio.shield(_undo(process, run_dir))
@@ -146,22 +149,25 @@ class QemuHypervisor:
     async def adopt(
         self, guest: FrozenGuest, resources: HostResources, record: ProcessRecord
     ) -> QemuGuestProcess | None:
-        """Take over a process that an earlier agent started; None when it is proven dead.
+        """Take over a process that an earlier agent started; None when it is proven dead, and nothing of it is left.
 
         Raises:
             Broken: it lives and its QMP connection broke.
             TimedOut: it lives and does not answer; it was not touched.
         """
         process = Process.of_record(record)
+        run_dir = RunDir(Path(resources.run_dir))
         if process is None:
+            run_dir.remove_sockets()  # it died while no agent watched: nobody else removes its sockets and its key
             return None
-        adopted = QemuGuestProcess(guest.spec, process, RunDir(Path(resources.run_dir)), resources.uid)
+        adopted = QemuGuestProcess(guest.spec, process, run_dir, resources.uid)
         try:
             await adopted.connect()
         except BaseException:
             gone = not process.is_alive()
             process.close()
             if gone:
+                run_dir.remove_sockets()
                 return None
             raise
         return adopted
