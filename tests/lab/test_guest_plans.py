@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vmferry.core.guest import GuestSpec, IoPath, KernelBoot, NetworkKind
+from vmferry.core.guest import GuestSpec, IoPath, KernelBoot, NetworkKind, UefiBoot
 from vmferry.core.units import MIB
 from vmferry.guestfile import parse_guest_file
-from vmferry.lab.guest_plans import GUEST_ADDRESS, DiskPlan, GuestPlan, NicPlan, linux_guest, micro_guest
+from vmferry.lab.guest_plans import GUEST_ADDRESS, DiskPlan, GuestPlan, NicPlan, debian_guest, linux_guest, micro_guest
 from vmferry.lab.guests import GuestImage
 
 LINUX = GuestImage("linux", Path("/c/vmlinux"), Path("/c/initrd"), "console=ttyS0 quiet", (), None, None, "0")
+DEBIAN = GuestImage("debian", None, None, "", (Path("/l/a.qcow2"),), Path("/c/code.fd"), Path("/l/a.fd"), "0")
 MICRO = GuestImage("micro", Path("/c/micro.elf"), None, "", (), None, None, "0")
 
 
@@ -36,6 +38,15 @@ def test_the_micro_plan_is_a_valid_guest_file() -> None:
     assert isinstance(spec.boot, KernelBoot)
     assert spec.boot.initrd is None
     assert (spec.beat, spec.control) == (True, False)
+
+
+def test_the_debian_plan_boots_by_uefi_from_its_own_disk() -> None:
+    """The guest file names firmware code, the guest's own variables, and its own disk before any other."""
+    plan = replace(debian_guest(), disks=(DiskPlan(Path("/d/data.qcow2")),))
+    spec = parsed(plan, DEBIAN)
+    assert spec.boot == UefiBoot(code="/c/code.fd", nvram="/l/a.fd")
+    assert [disk.path for disk in spec.disks] == ["/l/a.qcow2", "/d/data.qcow2"]
+    assert (spec.beat, spec.control, spec.echo) == (True, True, f"{GUEST_ADDRESS}:7007")
 
 
 @pytest.mark.parametrize("bridge", [True, False])

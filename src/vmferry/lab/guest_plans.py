@@ -56,22 +56,25 @@ class GuestPlan:
     machine: str = MACHINE
     nics: tuple[NicPlan, ...] = ()
     disks: tuple[DiskPlan, ...] = ()
-    echo: bool = False  #: the agents probe its UDP echo during moves; needs a NIC on the bridge (linux)
+    echo: bool = False  #: the agents probe its UDP echo during moves, if it has an address (linux)
     extra: dict[str, object] = field(default_factory=dict)  #: more keys of the guest file
+
+    @property
+    def has_address(self) -> bool:
+        """Whether the guest is on the fabric's network: its first NIC is on the bridge."""
+        return bool(self.nics) and self.nics[0].bridge
 
     def settings(self) -> dict[str, object]:
         """Return the workload's settings, as the guest's command line has them."""
         common: dict[str, object] = {"mb": self.working_set_mib, "rate": self.rate}
         if self.kind == "micro":
             return common
-        address = {"ip": f"{GUEST_ADDRESS}/24"} if self.nics and self.nics[0].bridge else {}
+        address = {"ip": f"{GUEST_ADDRESS}/24"} if self.has_address else {}
         return {**common, "pattern": self.pattern, "data": self.data, **address}
 
     def toml(self, image: GuestImage) -> str:
-        """Return the guest file."""
-        boot: dict[str, object] = {"kernel": str(image.kernel), "cmdline": image.append(**self.settings())}
-        if image.initrd:
-            boot["initrd"] = str(image.initrd)
+        """Return the guest file; the debian guest's image is its personal one (`personal_disk`)."""
+        own = tuple(DiskPlan(disk) for disk in image.disks)
         return tomli_w.dumps(
             {
                 "name": self.name,
@@ -80,13 +83,19 @@ class GuestPlan:
                 "machine": self.machine,
                 "beat": True,
                 "control": self.kind != "micro",
-                **({"echo": f"{GUEST_ADDRESS}:{ECHO_PORT}"} if self.echo else {}),
+                **({"echo": f"{GUEST_ADDRESS}:{ECHO_PORT}"} if self.echo and self.has_address else {}),
                 **self.extra,
-                "boot": boot,
+                "boot": self._boot(image),
                 "nic": [nic.table() for nic in self.nics],
-                "disk": [disk.table() for disk in self.disks],
+                "disk": [disk.table() for disk in (*own, *self.disks)],
             }
         )
+
+    def _boot(self, image: GuestImage) -> dict[str, str]:
+        if image.kernel is None:
+            return {"firmware": "uefi", "code": str(image.firmware), "nvram": str(image.nvram)}
+        boot = {"kernel": str(image.kernel), "cmdline": image.append(**self.settings())}
+        return {**boot, "initrd": str(image.initrd)} if image.initrd else boot
 
 
 def linux_guest(name: str, *, memory_mib: int, rate: int, bridge: bool) -> GuestPlan:
@@ -98,3 +107,8 @@ def linux_guest(name: str, *, memory_mib: int, rate: int, bridge: bool) -> Guest
 def micro_guest(name: str = "web-7") -> GuestPlan:
     """Return the micro guest: up in well under a second, for tests that need no Linux."""
     return GuestPlan("micro", name, memory_mib=64, working_set_mib=16, rate=8)
+
+
+def debian_guest(name: str = "web-7") -> GuestPlan:
+    """Return the stock Debian: UEFI with its own variables, a qcow2 disk, systemd, and the workload as a service."""
+    return GuestPlan("debian", name, memory_mib=512, working_set_mib=64, rate=20, nics=(NicPlan(),), echo=True)

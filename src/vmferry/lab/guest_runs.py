@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -12,13 +13,15 @@ from vmferry.core.errors import Broken, TimedOut
 from vmferry.core.progress import Report
 from vmferry.lab.channel import ask, send
 from vmferry.lab.guest_plans import GuestPlan
-from vmferry.lab.guests import build
+from vmferry.lab.guests import GuestImage, build
+from vmferry.lab.guests.debian import personal_disk
 from vmferry.lab.toolchain import cache_dir
 
 if TYPE_CHECKING:
     from vmferry.lab.hosts import Lab, LabHost
 
 READY_TIMEOUT_S = 90.0
+DEBIAN_READY_TIMEOUT_S = 300.0  # firmware, boot loader, systemd
 
 
 class GuestRun:
@@ -42,6 +45,8 @@ class GuestRun:
             Broken: the command refused.
         """
         image = await asyncio.to_thread(build, plan.kind, cache_dir())
+        if plan.kind == "debian":
+            image = await asyncio.to_thread(_personal, image, plan, lab.directory)
         file = lab.directory / f"{plan.name}.toml"
         file.write_text(plan.toml(image), "utf-8")
         await lab.must(host, "guest", "run", str(file), "--on", host)
@@ -51,13 +56,14 @@ class GuestRun:
         """Take note of where the guest runs now."""
         self.host = host
 
-    async def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+    async def wait_ready(self, timeout_s: float | None = None) -> None:
         """Wait until the workload works.
 
         Raises:
             TimedOut: it does not; the error has the end of the guest's console.
         """
-        deadline = time.monotonic() + timeout_s
+        usual = DEBIAN_READY_TIMEOUT_S if self.plan.kind == "debian" else READY_TIMEOUT_S
+        deadline = time.monotonic() + (timeout_s or usual)
         while True:
             try:
                 await (self.oracle(2.0) if self.plan.kind == "micro" else self.ask("status", "ready", 10.0))
@@ -77,6 +83,23 @@ class GuestRun:
         if self.plan.kind == "micro":
             return await ask(self._socket("console.sock"), question[0], prefix, timeout_s)
         return await ask(self._socket("control.sock"), f"{question}\n", prefix, timeout_s)
+
+    async def shell(self, command: str, timeout_s: float = 90.0) -> str:
+        """Run a command in the debian guest, where root is logged in on the console; return its first line.
+
+        Raises:
+            TimedOut: it has no answer, or nobody is logged in yet.
+        """
+        # The terminal echoes what is typed, and the shell prints control characters before an answer: the mark is
+        # whole, and at the start of a line, only in the answer.
+        typed = f"printf '\\nmar''ked %s\\n' \"$({command} | head -n 1)\"\n"
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return (await ask(self._socket("console.sock"), typed, "marked", 5.0)).removeprefix("marked").strip()
+            except TimedOut:  # what is typed before the login is lost
+                if time.monotonic() > deadline:
+                    raise
 
     async def tell(self, order: str) -> None:
         """Give the guest an order that has no answer: "reboot", "poweroff"; the micro guest takes its first letter."""
@@ -121,3 +144,10 @@ class GuestRun:
 
     def _on(self, host: str) -> LabHost:
         return self._lab.hosts[host]
+
+
+def _personal(image: GuestImage, plan: GuestPlan, folder: Path) -> GuestImage:
+    """Return the debian guest's image with a disk and variables of its own, on paths that all hosts see."""
+    disk, nvram = folder / f"{plan.name}.qcow2", folder / f"{plan.name}.fd"
+    personal_disk(image, disk, nvram, **plan.settings())
+    return replace(image, disks=(disk,), nvram=nvram)
