@@ -86,7 +86,7 @@ def test_worker_that_ends_well(started: list[subprocess.Popen[str]]) -> None:
 
 def test_worker_outlives_its_supervisor(started: list[subprocess.Popen[str]]) -> None:
     """When the supervisor is killed the worker goes on: guests and hand-overs do not notice."""
-    process = start(started, worker(f"{READY}\nimport sys; print(os.getpid()); print(sys.stdin.read())"))
+    process = start(started, worker(f"{READY}\nimport signal; print(os.getpid(), flush=True); signal.pause()"))
     pid = read_pid(process)
     process.kill()
     process.wait()

@@ -118,9 +118,13 @@ class HttpServer:
         """Return the body as a list of one, empty for a route without.
 
         Raises:
+            HTTPRequestEntityTooLarge: it is, or says that it will be, too large.
             BadInput: the body is not right.
             TimedOut: it did not come in time.
         """
+        announced = request.content_length or 0
+        if announced > MOST_BODY_BYTES:
+            raise web.HTTPRequestEntityTooLarge(MOST_BODY_BYTES, announced)
         try:
             async with asyncio.timeout(self._body_time_limit_s):
                 content = await request.read()

@@ -6,13 +6,53 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import time
+import weakref
+from typing import Any
 
+import structlog
 from aiohttp import web
 
 from vmferry.core.errors import Broken
 
 _HANDSHAKE_TIME_LIMIT_S = 10.0
 _BACKLOG = 128
+#: TLS buffers take a quarter of a MiB per connection, before anybody has shown a certificate.
+MOST_CONNECTIONS = 1000
+#: One peer that runs wild must not lock the others out.
+MOST_PER_ADDRESS = 250
+_TELL_EVERY_S = 60.0
+
+
+class _Doorkeeper(socket.socket):
+    """A listening socket that closes connections beyond the limits at once."""
+
+    __slots__ = ("_accepted", "_told_at")
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._accepted: weakref.WeakKeyDictionary[socket.socket, str] = weakref.WeakKeyDictionary()
+        self._told_at = float("-inf")
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Return the next connection.
+
+        Raises:
+            BlockingIOError: there is none, or it was one too many.
+        """
+        connection, address = super().accept()
+        host = str(address[0])
+        held = [known for one, known in self._accepted.items() if one.fileno() >= 0]
+        if len(held) < MOST_CONNECTIONS and held.count(host) < MOST_PER_ADDRESS:
+            self._accepted[connection] = host
+            return connection, address
+        connection.close()
+        if time.monotonic() - self._told_at > _TELL_EVERY_S:
+            self._told_at = time.monotonic()
+            structlog.get_logger("vmferry.listener").warning(
+                "too many connections, closing new ones", of=host, open=len(held), open_of_this_one=held.count(host)
+            )
+        raise BlockingIOError
 
 
 class Listener:
@@ -28,7 +68,7 @@ class Listener:
 
     def __init__(self, address: str, port: int) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._socket = _Doorkeeper(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind((address, port))

@@ -63,6 +63,7 @@ def run_agent(config: AgentConfig, *, debug: bool = False, build: Build | None =
     Raises:
         VmferryError: it cannot start: the state directory is in use, the port is taken, the disk is full ...
     """
+    os.umask(0o077)  # also for QEMU's sockets and logs: everything of ours is for one user
     set_up_logs(debug=debug)
     with hold_state(config.state_dir):
         asyncio.run(_run(config, build or _wire))

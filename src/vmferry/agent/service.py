@@ -20,7 +20,7 @@ from vmferry.agent.views import guest_view, handover_view, past_events
 from vmferry.api import models as m
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.handovers import Handovers
-from vmferry.core.errors import BadInput, Denied, NotFound
+from vmferry.core.errors import BadInput, Blocked, Denied, NotFound
 from vmferry.core.handover.states import Side
 from vmferry.core.host import GuestProbe, HostFacts
 from vmferry.core.ids import GuestName, HandoverId, HostName
@@ -131,6 +131,7 @@ class Service:
     async def migrate(self, name: GuestName, body: m.MigrateRequest) -> m.MigrateReply:
         """Open a hand-over; it goes on after the answer."""
         self._known_host(body.destination)
+        await self._must_run(name, HostName(body.destination))
         options = body.options
         handover = await self.handovers.open(
             name,
@@ -263,7 +264,27 @@ class Service:
     def _known_host(self, name: str) -> None:
         known = self.known_hosts()
         if name not in known:
-            raise NotFound(f"Host {name} is not in the fleet; it has: {', '.join(sorted(known))}")
+            raise NotFound(
+                f"Host {name} is not in the fleet; hosts: {', '.join(sorted(known))}", fix="see `vmferry host list`"
+            )
+
+    async def _must_run(self, name: GuestName, destination: HostName) -> None:
+        """Refuse to move a guest without a process: there is no memory that could be sent, or lost.
+
+        Raises:
+            Blocked: it is stopped.
+            GuestBusy: it is not certain yet whether it has a process.
+        """
+        self.guests.row(name)
+        if self.guests.process(name) is not None:
+            return
+        async with self.guests.operation(name, "migrate"):
+            found = await self.checking.check(name, destination, "migrate")
+        raise Blocked(
+            f"Guest {name} cannot move to {destination}; nothing was touched",
+            fix="remove what blocks",
+            blockers=found.blockers,
+        )
 
     def _row(self, handover: HandoverId) -> HandoverRow:
         journal = self.guests.journal

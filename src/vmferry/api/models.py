@@ -118,8 +118,10 @@ class MigrateOptions(Request):
 
     plain: bool = False  #: do not encrypt the stream
     downtime_limit_ms: Annotated[Milliseconds | None, Field(gt=0, le=60_000)] = None
-    max_bandwidth: Annotated[BytesPerSecond | None, Field(gt=0)] = None  #: bytes/s; None: what the link gives
-    time_limit_s: Annotated[float | None, Field(gt=0)] = None  #: give up and stay when pre-copy takes longer
+    max_bandwidth: Annotated[BytesPerSecond | None, Field(gt=0, le=10**12)] = (
+        None  #: bytes/s; None: what the link gives
+    )
+    time_limit_s: Annotated[float | None, Field(gt=0, le=10**7)] = None  #: give up and stay when pre-copy takes longer
 
 
 class MigrateRequest(Request):

@@ -83,7 +83,7 @@ def _options(
     if downtime_limit is not None:
         options["downtime_limit_ms"] = parse_duration(downtime_limit, "--downtime-limit", least_ms=1.0, most_ms=60_000)
     if time_limit is not None:
-        options["time_limit_s"] = parse_duration(time_limit, "--time-limit") / 1000
+        options["time_limit_s"] = parse_duration(time_limit, "--time-limit", most_ms=1e10) / 1000
     return options
 
 

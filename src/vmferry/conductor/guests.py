@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import pathlib
+import shutil
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -40,12 +41,24 @@ _NOTES = {
 _RESUMABLE = frozenset({RunState.PAUSED, RunState.PRELAUNCH, RunState.POSTMIGRATE, RunState.IO_ERROR})
 #: Run states of a guest that has ended while its process stays.
 _ENDED = frozenset({RunState.SHUTDOWN, RunState.PANICKED})
+#: The operation that waits for a guest to power off; an order to end it at once may come in between.
+_STOPPING = "guest stop"
+_STOPPED_SOON_S = 0.02
 #: The note of an arrival until it runs here.
 ARRIVING = "arriving"
 #: Pause before a process that lives but does not answer is asked again.
 _ADOPT_AGAIN_S = 0.5
 #: How long a starting agent waits for the processes that it takes over; the others follow in the background.
 _ADOPT_FIRST_S = 1.0
+
+
+def _way_out(name: GuestName, busy_with: str) -> str:
+    """Return what to do about an operation that holds a guest."""
+    if busy_with == _STOPPING:
+        return f"wait for it, or end the guest at once: `vmferry guest stop {name} --force`"
+    if busy_with.startswith("hand-over"):
+        return f"wait for it (`vmferry watch {name}`), or cancel it: `vmferry cancel {name}`"
+    return "wait for it"
 
 
 class BeatBook(Protocol):
@@ -152,7 +165,7 @@ class Guests:
             raise GuestBusy(
                 f"Guest {name} is busy with {self._busy[name]}",
                 owner=self.settings.name,
-                fix="wait for it, or cancel it",
+                fix=_way_out(name, self._busy[name]),
                 retry=True,
             )
         self._busy[name] = what
@@ -243,8 +256,12 @@ class Guests:
             TimedOut: the guest did not power off in time; it runs on.
         """
         row = self.row(name)
-        async with self.operation(name, "guest stop"):
-            process = self.process(name)
+        process = self.process(name)
+        if process is not None and power_down_s is None and self._busy.get(name) == _STOPPING:
+            await process.quit()  # whoever waits for it to power off sees that it has ended, and does the rest
+            while self._busy.get(name) == _STOPPING:  # noqa: ASYNC110 - rare, and over within milliseconds
+                await asyncio.sleep(_STOPPED_SOON_S)
+        async with self.operation(name, _STOPPING):
             if process is not None and power_down_s is not None:
                 await self._power_down(name, process, power_down_s)
             self.put(row, desired=Desired.STOPPED, token=dataclasses.replace(row.token, running=False))
@@ -296,7 +313,7 @@ class Guests:
                 raise BadInput(
                     f"Guest {name} is running",
                     owner=self.settings.name,
-                    fix=f"stop it first: vmferry guest stop {name}",
+                    fix=f"stop it first: `vmferry guest stop {name}`",
                 )
             await self.let_go(name)
 
@@ -306,9 +323,11 @@ class Guests:
         await self.forget(name)
 
     async def forget(self, name: GuestName) -> None:
-        """Forget the row of a guest that has no process. Idempotent."""
+        """Forget the row of a guest that has no process, and what is left of its runs here. Idempotent."""
         await self._beats.close(name)
         self.journal.remove_guest(name)
+        # Another guest of this name gets another user, who could neither read nor write what is left.
+        shutil.rmtree(self._directory(name), ignore_errors=True)
 
     async def kill(self, name: GuestName) -> None:
         """End the process at once and prove it dead; the row stays. Idempotent."""
@@ -421,7 +440,10 @@ class Guests:
         self._check_certain(name)
         process = self.process(name)
         if process is None:
-            raise BadInput(f"Guest {name} is not running", owner=self.settings.name, fix=f"vmferry guest start {name}")
+            raise BadInput(
+                f"Guest {name} is not running on host {self.settings.name}, to which it belongs",
+                fix=f"start it: `vmferry guest start {name}`",
+            )
         return process
 
     async def _lives(self, name: GuestName) -> bool:
@@ -429,8 +451,10 @@ class Guests:
         return process is not None and await process.query_run_state() not in _ENDED
 
     def _resources(self, row: GuestRow, beat_port: int | None) -> HostResources:
-        directory = self.settings.run_dir / "guests" / row.guest.spec.name
-        return HostResources(str(directory), row.uid, beat_port)
+        return HostResources(str(self._directory(row.guest.spec.name)), row.uid, beat_port)
+
+    def _directory(self, name: GuestName) -> pathlib.Path:
+        return self.settings.run_dir / "guests" / name
 
     async def _beat_port(self, row: GuestRow) -> int | None:
         if not row.guest.spec.beat:

@@ -11,6 +11,8 @@ from vmferry.core.errors import Blocker
 def check_identity(case: Case) -> Iterator[Blocker]:
     """Nothing at the destination has the guest's name, UUID or one of its MAC addresses."""
     guest, host, probe = case.guest, case.destination.name, case.probe
+    if guest.uuid in probe.uuids_taken and case.runtime.busy_with is not None:
+        return  # it is just arriving there: its name, UUID and MACs clash with itself, and `guest.busy` says so
     if guest.spec.name in probe.names_taken:
         yield Blocker(
             "identity.name-taken",
