@@ -17,12 +17,15 @@ _S, _D = Side.SOURCE, Side.DESTINATION
 _LONG = 60  #: steps after which nothing more happens without help, other than by a deadline
 
 
+SHORT_CUT = "link cut shortly"
+
+
 def _cut(world: World) -> None:
     world.cut()
     world.break_stream(rest_arrives=True)
 
 
-#: What is done, and whether a supervisor brings the agent back at once.
+#: What is done. A long cut outlasts every deadline and TCP's patience; a short one does not.
 CELLS: Mapping[str, Callable[[World], None]] = {
     "source agent": lambda world: world.kill_agent(_S),
     "destination agent": lambda world: world.kill_agent(_D),
@@ -31,9 +34,10 @@ CELLS: Mapping[str, Callable[[World], None]] = {
     "source agent and QEMU": lambda world: world.kill_host(_S),
     "destination agent and QEMU": lambda world: world.kill_host(_D),
     "link cut": _cut,
+    SHORT_CUT: World.cut,
 }
 
-#: The states that an undisturbed hand-over goes through, on either side.
+#: The states that a hand-over goes through, on either side: first those of an undisturbed one.
 WAYS: Mapping[Side, Sequence[AnyState]] = {
     _S: (
         SourceState.CHECKING,
@@ -48,6 +52,9 @@ WAYS: Mapping[Side, Sequence[AnyState]] = {
         SourceState.COMMITTED,
         SourceState.RUNNING,
         SourceState.DONE,
+        SourceState.ABORTING,
+        SourceState.ORPHANED,
+        SourceState.RETURNING,
     ),
     _D: (
         DestinationState.PREPARING,
@@ -56,12 +63,23 @@ WAYS: Mapping[Side, Sequence[AnyState]] = {
         DestinationState.ACQUIRED,
         DestinationState.STARTING,
         DestinationState.RUNNING,
+        DestinationState.DISCARDING,
+        DestinationState.GIVING_BACK,
     ),
+}
+
+#: How states beside that way are reached: what happens where.
+DETOURS: Mapping[AnyState, tuple[AnyState, Callable[[World], None]]] = {
+    SourceState.ABORTING: (SourceState.PRE_SWITCHOVER, World.cancel),
+    SourceState.ORPHANED: (SourceState.SOURCE_COMPLETED, lambda world: world.kill_qemu(_S)),
+    SourceState.RETURNING: (DestinationState.ACQUIRED, lambda world: world.kill_qemu(_D)),
+    DestinationState.DISCARDING: (SourceState.PRECOPY, World.cancel),
+    DestinationState.GIVING_BACK: (DestinationState.ACQUIRED, lambda world: world.kill_qemu(_D)),
 }
 
 
 def foretell(side: Side, state: AnyState, fault: str) -> str:
-    """Return what becomes of the guest: "source", "destination" or "lost", after "held" where it stands meanwhile.
+    """Return what becomes of the guest: "source", "destination" or "lost", after where it is meanwhile.
 
     Agents are brought back by their supervisor at once; the link is healed at the end. Where two answers are given, the
     first is for a fault that comes at once, the second for one that comes when the QEMUs have gone as far as they go.
@@ -78,7 +96,7 @@ def _foretell(side: Side, state: AnyState, fault: str, *, late: bool) -> str:
     if fault != "link cut":
         for each in Side:
             world.restart_agent(each)
-    meanwhile = _wait_without_help(world)
+    meanwhile = _wait_without_help(world, deadlines=fault != SHORT_CUT)
     world.settle()
     end = _where(world)
     return end if meanwhile == end else f"{meanwhile}, then {end}"
@@ -89,6 +107,10 @@ def _bring_to(side: Side, state: AnyState, *, late: bool) -> World:
     world = World()
     if state is SourceState.DESTINATION_LOADED:
         return _with_source_in_device(world)
+    if state in DETOURS:
+        before, done = DETOURS[state]
+        world = _bring_to(_side_of(before), before, late=late)
+        done(world)
     while world.agents[side].state is not state:
         if late:
             world.live(1)
@@ -123,9 +145,13 @@ def _serve(world: World) -> None:
         world.poll()
 
 
-def _wait_without_help(world: World) -> str:
-    """Live on as long as the fault lasts, deadlines included."""
-    for _ in range(3):
+def _side_of(state: AnyState) -> Side:
+    return _S if isinstance(state, SourceState) else _D
+
+
+def _wait_without_help(world: World, *, deadlines: bool) -> str:
+    """Live on as long as the fault lasts."""
+    for _ in range(3 if deadlines else 0):
         world.live(_LONG)
         for side in Side:
             world.pass_deadline(side)

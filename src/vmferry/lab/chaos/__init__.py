@@ -1,0 +1,1 @@
+"""Breaks real hand-overs on purpose, in every state, and judges what became of the guest."""
