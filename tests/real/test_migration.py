@@ -15,7 +15,9 @@ from vmferry.lab.scenarios import (
     THERE_AND_BACK,
     Leg,
     Scenario,
+    move,
     run_scenario,
+    started,
 )
 from vmferry.ports.hypervisor import RunState
 
@@ -99,15 +101,19 @@ async def test_twenty_moves_leak_nothing(lab: Lab) -> None:
     await assert_no_leaks(lab, before)
 
 
-async def test_two_loopback_agents_need_no_namespaces() -> None:
-    """Without namespaces, as without root, two agents on loopback addresses move a guest there and back."""
-    async with Lab(namespaces=False) as loopback:
-        assert loopback.network is None
-        assert_arrived(await run_scenario(loopback, Scenario(micro_guest())))
-
-
 async def test_a_guest_moves_between_qemu_versions(mixed_lab: Lab) -> None:
-    """7.2 to 10.0 and back with a common machine type."""
+    """7.2 to 10.0 and back with a common machine type: paused on the way there, live and under load on the way back.
+
+    Paused, because QEMU 7.2 under TCG forgets pages that a running guest writes (docs/design/lab.md).
+    """
     versions = [mixed_lab.hosts[name].qemu.version[:2] for name in ("host-a", "host-b")]
     assert versions == [(7, 2), (10, 0)]
-    assert_arrived(await run_scenario(mixed_lab, Scenario(replace(LINUX, nics=()))))
+    guest = await started(mixed_lab, replace(LINUX, nics=()))
+    await mixed_lab.hosts["host-a"].api.post(f"/v1/guests/{guest.name}/pause")
+    there = await move(mixed_lab, guest, "host-b")
+    assert there.run_state_there == RunState.PAUSED
+    await mixed_lab.hosts["host-b"].api.post(f"/v1/guests/{guest.name}/resume")
+    assert (await guest.oracle()).startswith("oracle clean")
+    back = await move(mixed_lab, guest, "host-a")
+    assert_arrived([back], moves=1)
+    assert (await guest.oracle()).startswith("oracle clean")

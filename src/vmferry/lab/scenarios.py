@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from vmferry.api.models import HandoverView
-from vmferry.core.errors import Broken, TimedOut
-from vmferry.core.progress import Report
+from vmferry.api.models import GuestList, HandoverList, HandoverView
+from vmferry.core.errors import Broken, TimedOut, VmferryError
+from vmferry.core.progress import Outcome, Report
 from vmferry.lab.guest_plans import GuestPlan
 from vmferry.lab.guest_runs import GuestRun
 from vmferry.lab.hosts import Lab
@@ -40,13 +41,18 @@ class Leg:
 async def run_scenario(lab: Lab, scenario: Scenario) -> list[Leg]:
     """Start the guest, make its moves, ask its oracle after each, and remove it."""
     guest = await started(lab, scenario.plan)
-    legs = []
-    for source, destination in scenario.moves:
-        view = await wait_finished(lab, source, await migrate(lab, guest, destination, scenario.options))
-        guest.moved_to(destination)
-        legs.append(await _leg(guest, view, source))
+    legs = [await move(lab, guest, destination, scenario.options) for _, destination in scenario.moves]
     await remove(lab, guest)
     return legs
+
+
+async def move(lab: Lab, guest: GuestRun, destination: str, options: dict[str, object] | None = None) -> Leg:
+    """Move a guest and return how it went, with the oracle's word if the guest runs."""
+    source = guest.host
+    view = await wait_finished(lab, source, await migrate(lab, guest, destination, options))
+    if view.report is not None and view.report.outcome == Outcome.MOVED:
+        guest.moved_to(destination)
+    return await _leg(guest, view, source)
 
 
 async def started(lab: Lab, plan: GuestPlan, host: str = "host-a") -> GuestRun:
@@ -118,8 +124,27 @@ async def remove(lab: Lab, guest: GuestRun) -> None:
     await api.delete(f"/v1/guests/{guest.name}")
 
 
+async def empty(lab: Lab) -> None:
+    """End whatever runs in the lab: hand-overs are cancelled or waited for, guests are removed."""
+    for host in lab.hosts.values():
+        found = HandoverList.model_validate(await host.api.get("/v1/handovers"))
+        for view in found.handovers:
+            if view.side == "source" and not view.finished:
+                with contextlib.suppress(VmferryError):  # it is past its commit
+                    await host.api.post(f"/v1/handovers/{view.handover}/cancel")
+                await wait_handover(lab, host.name, view.handover, lambda seen: seen.finished)
+    for host in lab.hosts.values():
+        for guest in GuestList.model_validate(await host.api.get("/v1/guests")).guests:
+            if guest.pid is not None:
+                await host.api.post(f"/v1/guests/{guest.name}/stop", {"force": True})
+            with contextlib.suppress(VmferryError):  # it is only a row about a guest that left
+                await host.api.delete(f"/v1/guests/{guest.name}")
+
+
 async def _leg(guest: GuestRun, view: HandoverView, source: str) -> Leg:
     if view.report is None:
         raise Broken(f"Hand-over {view.handover} has no report")
-    left = [seen for seen in await guest.list_on(source) if seen.pid is not None]
-    return Leg(view.report, await guest.oracle(), (await guest.view()).run_state, bool(left))
+    run_state = (await guest.view()).run_state
+    oracle = await guest.oracle() if run_state == RunState.RUNNING else f"not asked: {run_state}"
+    left = [seen for seen in await guest.list_on(source) if seen.pid is not None and source != guest.host]
+    return Leg(view.report, oracle, run_state, bool(left))
