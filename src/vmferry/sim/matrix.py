@@ -18,10 +18,12 @@ _LONG = 60  #: steps after which nothing more happens without help, other than b
 
 
 SHORT_CUT = "link cut shortly"
+#: What a fault may be besides: who connects during a cut waits, or is told at once that there is no way.
+_ALSO: Mapping[str, Callable[[World], None]] = {SHORT_CUT: lambda world: world.cut(loud=True)}
 
 
 def _cut(world: World) -> None:
-    world.cut()
+    world.cut(loud=True)
     world.break_stream(rest_arrives=True)
 
 
@@ -81,22 +83,27 @@ DETOURS: Mapping[AnyState, tuple[AnyState, Callable[[World], None]]] = {
 def foretell(side: Side, state: AnyState, fault: str) -> str:
     """Return what becomes of the guest: "source", "destination" or "lost", after where it is meanwhile.
 
-    Agents are brought back by their supervisor at once; the link is healed at the end. Where two answers are given, the
-    first is for a fault that comes at once, the second for one that comes when the QEMUs have gone as far as they go.
+    Agents are brought back by their supervisor a moment later; the link is healed at the end. Where several
+    answers are given, it depends on how far the QEMUs had come, and on whether a cut is told to who connects.
     """
-    answers = [_foretell(side, state, fault, late=late) for late in (False, True)]
+    faults = [CELLS[fault], *([_ALSO[fault]] if fault in _ALSO else [])]
+    deadlines = fault != SHORT_CUT
+    answers = [
+        _foretell(side, state, done, late=late, deadlines=deadlines) for done in faults for late in (False, True)
+    ]
     return " or ".join(dict.fromkeys(answers))
 
 
-def _foretell(side: Side, state: AnyState, fault: str, *, late: bool) -> str:
+def _foretell(side: Side, state: AnyState, fault: Callable[[World], None], *, late: bool, deadlines: bool) -> str:
     world = _bring_to(side, state, late=late)
     while late and any(world.advance_qemu(each) for each in Side):
         pass
-    CELLS[fault](world)
-    if fault != "link cut":
+    fault(world)
+    if world.network.up:
+        world.live(_LONG)  # an agent takes a moment to start
         for each in Side:
             world.restart_agent(each)
-    meanwhile = _wait_without_help(world, deadlines=fault != SHORT_CUT)
+    meanwhile = _wait_without_help(world, deadlines=deadlines)
     world.settle()
     end = _where(world)
     return end if meanwhile == end else f"{meanwhile}, then {end}"

@@ -38,7 +38,13 @@ class Network:
     """Messages on their way, in no order."""
 
     up: bool = True
+    loud: bool = False  #: who wants to connect while it is cut is told so at once
+    deaf: set[Side] = field(default_factory=set)  #: hosts whose agent is away: connections to it are refused
     messages: list[Message] = field(default_factory=list)
+
+    def refuses(self, side: Side) -> bool:
+        """Tell whether a new connection to a host's agent fails at once."""
+        return side in self.deaf or self.loud
 
     def send(self, message: Message) -> None:
         """Put a message on its way."""

@@ -98,15 +98,21 @@ class SimSource(SimAgent):
         return self.qemu if self.qemu is not None and self.qemu.alive else None
 
     def _check(self) -> bool:
-        self.post(_E.CHECK_PASSED)
+        self.post(_E.CHECK_FAILED if self.network.refuses(Side.DESTINATION) else _E.CHECK_PASSED)
         return True
 
     def _reserve(self) -> bool:
-        self.say(Word.RESERVE)
+        """Ask once: whoever refuses the connection has refused the guest."""
+        if self.network.refuses(Side.DESTINATION):
+            self.post(_E.DESTINATION_REFUSED)
+        else:
+            self.say(Word.RESERVE)
         return True
 
     def _send(self) -> bool:
-        if self._process is not None:
+        if self.network.loud:
+            self.post(_E.STREAM_FAILED)  # QEMU cannot connect and refuses the order
+        elif self._process is not None:
             self._process.migrate()
         return True
 

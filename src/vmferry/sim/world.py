@@ -145,6 +145,7 @@ class World:
     def kill_agent(self, side: Side) -> None:
         """Do kill -9 of one agent."""
         self.agents[side].kill()
+        self.network.deaf.add(side)
 
     def kill_qemu(self, side: Side) -> None:
         """Do kill -9 of one QEMU."""
@@ -162,14 +163,17 @@ class World:
         """Let a supervisor start an agent again."""
         if not self.agents[side].alive:
             self.agents[side].restart(death_first=death_first)
+            self.network.deaf.discard(side)
 
-    def cut(self) -> None:
-        """Cut the two hosts off from each other."""
+    def cut(self, *, loud: bool = False) -> None:
+        """Cut the two hosts off from each other; a loud cut is one that who connects is told of."""
         self.network.up = False
+        self.network.loud = loud
 
     def heal(self) -> None:
         """Join them again."""
         self.network.up = True
+        self.network.loud = False
 
     def break_stream(self, *, rest_arrives: bool) -> None:
         """Have the connection of the migration end; what was sent may still arrive."""

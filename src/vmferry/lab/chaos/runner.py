@@ -23,7 +23,7 @@ from vmferry.lab.hosts import Lab
 from vmferry.lab.scenarios import started
 
 #: Little memory and few writes: the last pages fit into the sockets' buffers, where `destination-loaded` needs them.
-GUEST = GuestPlan("micro", memory_mib=64, working_set_mib=16, rate=1)
+GUEST = GuestPlan("micro", memory_mib=64, working_set_mib=8, rate=1)
 #: A supervisor waits twice as long after every death of its agent: after so many the lab is made anew.
 _AGENT_DEATHS = 3
 

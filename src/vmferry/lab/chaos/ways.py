@@ -18,7 +18,7 @@ from vmferry.lab.chaos.scene import REACH_S, Scene
 
 _S, _D = SourceState, DestinationState
 #: The micro guest's memory takes two seconds through this: time enough for a fault in the middle of pre-copy.
-_SLOW: dict[str, object] = {"max_bandwidth": 8 * MIB}
+_SLOW: dict[str, object] = {"max_bandwidth": 4 * MIB}
 _ESTABLISHED = "01"  # include/net/tcp_states.h
 #: An order to cancel is posted by another request; it must be in the machine's queue before the hold ends.
 _CANCEL_ARRIVES_S = 0.3
