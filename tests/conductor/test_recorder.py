@@ -82,6 +82,23 @@ def test_commit_without_the_guest_is_refused() -> None:
     assert list(journal.events(PARTIES.handover, "source")) == []
 
 
+def test_each_state_is_told_with_its_own_time() -> None:
+    """States that are told late are told with the moment at which each was durable."""
+    journal = FakeJournal()
+    journal.put_guest(make_guest_row())
+    journal.open_handover(make_handover_row())
+    told: list[StateEntered] = []
+    recorder = make_recorder(journal, Side.SOURCE, told)
+    machine = Machine(Side.SOURCE, SourceState.SOURCE_COMPLETED)
+    happened = [Happened(SourceEvent.DESTINATION_LOADED), Happened(SourceEvent.OWNERSHIP_RELEASED)]
+    transitions = [(one, machine.handle(one)) for one in happened]
+    for one, transition in transitions:
+        recorder.record(one, transition)
+    for one, transition in transitions:
+        recorder.entered(one, transition)
+    assert [(event.state, event.at_ms) for event in told] == [("loaded", 0.0), ("committed", 1.0)]
+
+
 def test_other_events_leave_the_row_alone() -> None:
     """An event that moves no ownership does not even read the guest."""
     journal = FakeJournal()

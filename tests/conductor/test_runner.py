@@ -91,7 +91,7 @@ async def test_journal_comes_before_effects() -> None:
     async with bench.living((_X.CHECK,)):
         bench.runner.post(_E.CHECK_PASSED)
         await bench.enter(_S.RESERVING)
-    assert bench.log == ["do check", "journal reserving", "told reserving", "do reserve"]
+    assert bench.log == ["do check", "journal reserving", "do reserve", "told reserving"]
 
 
 async def test_watchers_are_told_after_waiting_effects_began() -> None:
@@ -102,6 +102,17 @@ async def test_watchers_are_told_after_waiting_effects_began() -> None:
         bench.runner.post(_E.CHECK_PASSED)
         await bench.enter(_S.RESERVING)
     assert bench.log == ["journal reserving", "do reserve", "told reserving"]
+
+
+async def test_nobody_is_told_between_two_urgent_events() -> None:
+    """While events wait to be handled they come first; then everything is told, in order."""
+    bench = Bench(_S.SOURCE_COMPLETED)
+    bench.orders[_X.TELL_DESTINATION] = background(asyncio.Event().wait, _S.COMMITTED)  # type: ignore[arg-type]
+    async with bench.living():
+        bench.runner.post(_E.DESTINATION_LOADED)
+        bench.runner.post(_E.OWNERSHIP_RELEASED)
+        await bench.enter(_S.COMMITTED)
+    assert bench.log == ["journal loaded", "do release", "journal committed", "told loaded", "told committed"]
 
 
 async def test_hold_stands_between_journal_and_effects() -> None:
@@ -115,7 +126,7 @@ async def test_hold_stands_between_journal_and_effects() -> None:
         assert bench.log == ["journal reserving", "held reserving"]
         bench.held[_S.RESERVING].set()
         await settle()
-        assert bench.log[2:] == ["told reserving", "do reserve"]
+        assert bench.log[2:] == ["do reserve", "told reserving"]
 
 
 async def test_refused_write_moves_nothing() -> None:
@@ -128,7 +139,7 @@ async def test_refused_write_moves_nothing() -> None:
         assert bench.log == ["refused"]
         assert bench.runner.machine.state is _S.CHECKING
         await bench.enter(_S.RESERVING)
-    assert bench.log == ["refused", "refused", "journal reserving", "told reserving", "do reserve"]
+    assert bench.log == ["refused", "refused", "journal reserving", "do reserve", "told reserving"]
 
 
 async def test_impossible_event_moves_nothing() -> None:

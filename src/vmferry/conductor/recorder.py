@@ -7,6 +7,7 @@ A hand-over is finished not with its final state but with the last effect of it;
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable
 
 import structlog
@@ -71,7 +72,7 @@ class JournalRecorder:
         self._journal = journal
         self._tell = tell
         self._since_start_ms = since_start_ms
-        self._at_ms = since_start_ms()
+        self._entered_ms: deque[Milliseconds] = deque()  #: of the transitions that were not told yet
         self.timeline_ms: dict[str, float] = {}
 
     def record(self, happened: Happened, transition: Transition) -> None:
@@ -84,8 +85,9 @@ class JournalRecorder:
             token=self._token(transition.token),
         )
         # what an operator reads later: when the state was durable, not when it was told
-        self._at_ms = self._since_start_ms()
-        self.timeline_ms.setdefault(str(transition.after), self._at_ms)
+        at_ms = self._since_start_ms()
+        self._entered_ms.append(at_ms)
+        self.timeline_ms.setdefault(str(transition.after), at_ms)
 
     def _token(self, change: TokenChange | None) -> tuple[GuestName, Token] | None:
         if change is None:
@@ -99,6 +101,7 @@ class JournalRecorder:
     def entered(self, happened: Happened, transition: Transition) -> None:
         """Tell the log and the watchers."""
         state = transition.after
+        at_ms = self._entered_ms.popleft()
         _log.info(
             "hand-over",
             handover=self._parties.handover,
@@ -110,4 +113,4 @@ class JournalRecorder:
         )
         if self._tell is not None:
             facts = FACTS[state]
-            self._tell(StateEntered(self._at_ms, str(state), facts.step, self._parties.owner(state), happened.why))
+            self._tell(StateEntered(at_ms, str(state), facts.step, self._parties.owner(state), happened.why))

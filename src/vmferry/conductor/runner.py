@@ -5,7 +5,7 @@ then and only then its effects begin. Effects that wait run as tasks beside the 
 belongs to the states it was ordered for and is cancelled when the machine leaves them. A final state's effects are
 carried out one after the other, and `run` returns after the last: whatever ends here has ended tidily.
 
-The log and the watchers are told after the effects were begun: the guest may be standing still.
+The log and the watchers are told when the runner has nothing else to do: the guest may be standing still.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Recorder(Protocol):
         """Journal event, state and token in one write; raises when nothing of it was written."""
 
     def entered(self, happened: Happened, transition: Transition) -> None:
-        """Tell whoever watches; called after `record`."""
+        """Tell whoever watches; called after `record`, in the same order, when nothing more urgent is to be done."""
 
 
 async def no_hold(state: AnyState) -> None:
@@ -82,6 +82,7 @@ class Runner:
         self._tasks: dict[AnyEffect, tuple[asyncio.Task[None], frozenset[AnyState]]] = {}
         self._left: set[asyncio.Task[None]] = set()  #: cancelled, and not ended yet
         self._deadline: asyncio.TimerHandle | None = None
+        self._untold: list[tuple[Happened, Transition]] = []
         self._moved = asyncio.Event()  #: set with the next transition, and replaced then
 
     def obey(self, orders: Mapping[AnyEffect, Order]) -> None:
@@ -107,6 +108,8 @@ class Runner:
             for happened in first:
                 await self._take(happened)
             while not self.machine.facts.final:
+                if self._queue.empty():
+                    self._tell()
                 happened, only_in = await self._queue.get()
                 if only_in is None or self.machine.state in only_in:
                     await self._take(happened)
@@ -130,7 +133,8 @@ class Runner:
         self._moved.set()
         self._moved = asyncio.Event()
         await self._hold(transition.after)
-        await self._carry_out(transition.effects, tell=lambda: self._recorder.entered(happened, transition))
+        self._untold.append((happened, transition))
+        await self._carry_out(transition.effects)
 
     async def _handle(self, happened: Happened) -> Transition | None:
         """Move the machine and make it durable; None when nothing moved."""
@@ -152,21 +156,27 @@ class Runner:
                 continue
             return transition
 
-    async def _carry_out(self, effects: Iterable[AnyEffect], tell: Callable[[], None] = lambda: None) -> None:
-        """Begin what runs beside the loop, tell the watchers, then do the rest in order."""
-        orders = [(effect, self._orders[effect]) for effect in effects]
-        if self.machine.facts.final:
-            beside, inline = [], orders
-        else:
-            beside = [item for item in orders if item[1].scope is not None]
-            inline = [item for item in orders if item[1].scope is None]
-        for effect, order in beside:
-            self._begin(effect, order)
-        if beside:
+    def _tell(self) -> None:
+        """Tell what was not told yet."""
+        untold, self._untold = self._untold, []
+        for happened, transition in untold:
+            self._recorder.entered(happened, transition)
+
+    async def _carry_out(self, effects: Iterable[AnyEffect]) -> None:
+        """Begin what runs beside the loop, and do the rest in order; a final state's effects are all done in order."""
+        final = self.machine.facts.final
+        if final:
+            self._tell()
+        begun = False
+        for effect in effects:
+            order = self._orders[effect]
+            if final or order.scope is None:
+                await self._guarded(effect, order)
+            else:
+                self._begin(effect, order)
+                begun = True
+        if begun:
             await asyncio.sleep(0)  # they make their first step: QEMU and the peer have their orders now
-        tell()
-        for effect, order in inline:
-            await self._guarded(effect, order)
 
     def _begin(self, effect: AnyEffect, order: Order) -> None:
         task, _ = self._tasks.get(effect, (None, None))
@@ -224,6 +234,7 @@ class Runner:
         self._deadline = loop.call_later(limit_ms / 1000, lambda: self.post(kind, why, only_in=state))
 
     async def _end(self) -> None:
+        self._tell()
         if self._deadline is not None:
             self._deadline.cancel()
         tasks = self._left | {task for task, _ in self._tasks.values()}
