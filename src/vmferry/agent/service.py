@@ -6,6 +6,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+import structlog
+
 from vmferry import __version__
 from vmferry.agent.beats import BeatBook
 from vmferry.agent.checking import Checking
@@ -20,7 +22,7 @@ from vmferry.agent.views import guest_view, handover_view, past_events
 from vmferry.api import models as m
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.handovers import Handovers
-from vmferry.core.errors import BadInput, Blocked, Denied, NotFound
+from vmferry.core.errors import BadInput, Blocked, Denied, NotFound, VmferryError
 from vmferry.core.handover.states import Side
 from vmferry.core.host import GuestProbe, HostFacts
 from vmferry.core.ids import GuestName, HandoverId, HostName
@@ -28,6 +30,7 @@ from vmferry.core.progress import ProgressEvent
 from vmferry.ports.peer import ReserveRequest
 from vmferry.ports.store import HandoverRow
 
+_log = structlog.get_logger("vmferry.agent")
 _COMMIT_LIMIT_S = 8.0
 
 
@@ -62,6 +65,12 @@ class Service:
     async def start(self) -> None:
         """Re-adopt guests and take up unfinished hand-overs."""
         await self.recovery.start()
+        try:
+            await self.host_view.facts()
+        except VmferryError as error:
+            _log.error(
+                "QEMU cannot be used; guests that run go on, none can start or arrive", what=error.what, fix=error.fix
+            )
 
     async def close(self) -> None:
         """Let go of everything: guests live on."""

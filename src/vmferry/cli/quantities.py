@@ -77,6 +77,6 @@ def _parse(
 
 
 def _readable(value: float, units: dict[str, float]) -> str:
-    """Return a limit in the largest unit that gives a number from 1 on."""
-    name, size = max(((n, s) for n, s in units.items() if s <= value), key=lambda unit: unit[1], default=("", 1.0))
-    return f"{value / size:g}{name}"
+    """Return a limit in the unit that makes it shortest."""
+    texts = [f"{value / size:g}{name}" for name, size in units.items() if size <= value]
+    return min(texts, key=lambda text: ("e+" in text, len(text)), default="more")

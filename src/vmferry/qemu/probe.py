@@ -40,6 +40,10 @@ class CpuAnswer:
     unavailable: tuple[str, ...]  #: features asked for and not offered
 
 
+#: What capabilities there are is asked; that an older one keeps what these messages promise was never tried.
+OLDEST = (7, 2, 0)
+
+
 class ProbeCache:
     """Answers by key, in memory and in one small file each.
 
@@ -94,7 +98,7 @@ class Prober:
         """Return what this QEMU can do with the accelerator.
 
         Raises:
-            Broken: QEMU does not start.
+            Broken: QEMU does not start, or is too old.
         """
         key = self._key("facts", acceleration)
         answer = self._cache.get(key)
@@ -102,7 +106,14 @@ class Prober:
             async with probe_session(self._binary, ["-machine", "none", *_accel(acceleration)]) as session:
                 answer = await _ask_facts(session)
             self._cache.put(key, answer)
-        return _facts(answer)
+        facts = _facts(answer)
+        if facts.version < OLDEST:
+            seen, oldest = (".".join(map(str, version)) for version in (facts.version, OLDEST))
+            raise Broken(
+                f"QEMU {self._binary.argv[0]} is {seen}, at least {oldest} is needed",
+                fix="install a newer one on that host, or name it as qemu.argv in its agent.toml",
+            )
+        return facts
 
     async def query_cpu(self, cpu: str, machine: str, acceleration: Acceleration) -> CpuAnswer:
         """Return what QEMU says about a `-cpu` text (without `enforce`).
@@ -147,7 +158,10 @@ async def probe_session(binary: QemuBinaryConfig, argv: Sequence[str]) -> AsyncI
                 await session.connect(ours, process)
             except Broken as error:
                 words = log.read_text("utf-8", errors="replace").strip().replace("\n", " | ")
-                raise Broken(f"probe of QEMU {binary.argv[0]} failed: {words or error.what}") from error
+                raise Broken(
+                    f"QEMU {binary.argv[0]} does not start: {words or error.what}",
+                    fix="repair it on that host, or name another one as qemu.argv in its agent.toml",
+                ) from error
             yield session
         finally:
             await session.close()
