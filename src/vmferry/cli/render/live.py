@@ -59,8 +59,8 @@ def _is_over(scene: Scene) -> bool:
 
 def _rounds(rounds: tuple[RoundEnded, ...]) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("round", justify="right")
-    for heading in ("duration", "sent", "dirtied meanwhile", "bandwidth", "rest / limit"):
+    table.add_column("round", justify="right", no_wrap=True)
+    for heading in ("duration", "sent", "dirtied", "bandwidth", "rest / limit"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict")
     half = MOST_ROUNDS // 2
