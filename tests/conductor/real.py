@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from tests.conductor.fakes import HOST_A, HOST_B
-from tests.conductor.pair import GUEST, Host, Pair
+from tests.conductor.pair import GUEST, Host, Pair, wait_until
 
 from vmferry.core.guest import Acceleration, Disk, GuestSpec, KernelBoot
 from vmferry.core.migration import RunState
@@ -67,7 +67,9 @@ async def ask(host: Host, command: str, answer: str) -> str:
 
 
 async def press(host: Host, command: str) -> None:
-    """Type one letter on the guest's console."""
+    """Type one letter on the console of a guest that has booted: it hears nothing before."""
+    log = process_of(host).run_dir.console_log
+    await wait_until(lambda: b"vmferry-guest ready" in log.read_bytes(), "the guest has booted")
     _, writer = await process_of(host).open_console()
     writer.write(command.encode())
     await writer.drain()
