@@ -107,6 +107,9 @@ def test_keys_are_private_and_go_away(tmp_path: Path) -> None:
     key = run_dir.tls / "keys.psk"
     assert key.read_text("ascii") == f"qemu:{'bb' * 32}\n"
     assert [path.stat().st_mode & 0o777 for path in (run_dir.path, run_dir.tls, key)] == [0o700, 0o700, 0o600]
+    group = run_dir.tls / "dh-params.pem"  # else QEMU looks for a prime of its own, for up to seconds
+    assert group.read_text("ascii").startswith("-----BEGIN DH PARAMETERS-----\n")
+    assert group.stat().st_mode & 0o777 == 0o600
     run_dir.remove_key()
     run_dir.remove_key()
     assert not run_dir.tls.exists()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmferry.core.errors import BadInput, Broken
+from vmferry.qemu import dh_group
 
 #: sun_path holds 108 bytes with its end mark. Source: unix(7)
 SOCKET_PATH_MAX = 107
@@ -86,19 +87,21 @@ class RunDir:
             ) from error
 
     def write_key(self, hex_key: str, uid: int | None) -> None:
-        """Write a migration's pre-shared key where QEMU reads it, readable by its user only.
+        """Write a migration's pre-shared key where QEMU reads it, readable by its user only, and the group beside it.
 
         Raises:
             Broken: it cannot be written.
         """
         try:
             self.tls.mkdir(mode=0o700, exist_ok=True)
-            fd = os.open(self.tls / "keys.psk", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(fd, "w", encoding="ascii") as file:
-                file.write(f"qemu:{hex_key}\n")
-                if uid is not None:
-                    os.fchown(file.fileno(), uid, uid)
-                    os.chown(self.tls, uid, uid)
+            for name, text in (("keys.psk", f"qemu:{hex_key}\n"), (dh_group.FILE_NAME, dh_group.FFDHE2048)):
+                fd = os.open(self.tls / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+                with os.fdopen(fd, "w", encoding="ascii") as file:
+                    file.write(text)
+                    if uid is not None:
+                        os.fchown(file.fileno(), uid, uid)
+            if uid is not None:
+                os.chown(self.tls, uid, uid)
         except OSError as error:
             raise Broken(
                 f"migration key below {self.path} cannot be written: {error}", fix="make room there"
