@@ -185,6 +185,12 @@ CASES: dict[str, tuple[Callable[[Case], Case], str, list[str], list[str]]] = {
         ["8.1"],
     ),
     "ROM of another size": (without_romfile, "qemu.known-incompatibility", ["net0", "7.2.17", "ROM"], ["restart"]),
+    "a running TCG guest leaves 7.2": (
+        lambda c: dataclasses.replace(c, source=with_qemu(c.source, version=(7, 2, 22))),
+        "qemu.tcg-loses-writes",
+        ["7.2.22", "host-a", "web-7", "TCG"],
+        ["pause"],
+    ),
     "driver": (lambda c: with_driver(c, "igb"), "device.driver-missing", ["igb", "dev0"], ["install"]),
     "memory": (
         lambda c: with_destination(c, memory_free_bytes=500 * MIB),
@@ -291,6 +297,12 @@ def test_a_newer_machine_type_is_not_hit_by_the_8_0_0_bug(case: Case) -> None:
 def test_versions_7_2_and_10_0_with_frozen_hardware_are_a_pair(case: Case) -> None:
     """A guest without option ROMs moves between the two tested versions."""
     assert find(with_destination(case, qemu=with_qemu(case.destination, version=(7, 2, 17)).qemu)) == ()
+
+
+def test_a_paused_guest_leaves_7_2(case: Case) -> None:
+    """Nothing is lost of a guest that writes nothing."""
+    old = dataclasses.replace(case, source=with_qemu(case.source, version=(7, 2, 22)))
+    assert find(with_runtime(old, run_state="paused")) == ()
 
 
 def test_a_read_only_disk_needs_no_write_access(case: Case) -> None:

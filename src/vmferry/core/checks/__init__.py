@@ -16,7 +16,12 @@ from vmferry.core.checks.identity import check_identity
 from vmferry.core.checks.memory import check_memory, memory_needed
 from vmferry.core.checks.network import check_network
 from vmferry.core.checks.peers import check_ports, check_protocol, check_same_host
-from vmferry.core.checks.qemu import check_capabilities, check_known_incompatibilities, check_machine
+from vmferry.core.checks.qemu import (
+    check_capabilities,
+    check_known_incompatibilities,
+    check_machine,
+    check_tcg_source,
+)
 from vmferry.core.checks.reasons import check_blocked_reasons
 from vmferry.core.checks.run_state import check_busy, check_run_state
 from vmferry.core.errors import Blocker
@@ -35,6 +40,7 @@ FAMILIES = (
     check_cpu,
     check_machine,
     check_capabilities,
+    check_tcg_source,
     check_known_incompatibilities,
     check_devices,
     check_memory,
