@@ -87,7 +87,7 @@ class Destination:
         return {
             _Y.PREPARE: background(self._prepare, _T.PREPARING, failed=_E.PREPARATION_FAILED),
             _Y.WATCH: background(self._watch, _T.RECEIVING, _T.LOADED),
-            _Y.RECORD_INTENT: Order(self._record_intent),
+            _Y.RECORD_INTENT: background(self._record_intent, _T.ACQUIRED),
             _Y.START: background(self._start, _T.STARTING),
             _Y.ANNOUNCE: Order(self._announce),
             _Y.CLEAN_UP: background(self._clean_up, _T.DISCARDING, _T.GIVING_BACK),
@@ -222,12 +222,18 @@ class Destination:
                 return
 
     async def _record_intent(self) -> None:
-        """Look whether QEMU lives: found dead now it never ran, found dead after the intent it may have."""
+        """Have QEMU itself say that it lives: found dead now it never ran, found dead after the intent it may have.
+
+        A process that was killed exists until its memory is freed, seconds for a large guest, but answers nothing; one
+        that does not answer is asked again until it does or is proven dead.
+        """
         self.marks.mark("acquired")
-        if self._guests.process(self.name) is None:
+        process = self._guests.process(self.name)
+        if process is None:
             self._died(None)
-        else:
-            self.runner.post(_E.INTENT_RECORDED)
+            return
+        await process.query_run_state()
+        self.runner.post(_E.INTENT_RECORDED)
 
     async def _start(self) -> None:
         self.marks.mark("intent")

@@ -73,7 +73,9 @@ def send(process: Identity, number: signal.Signals) -> bool:
 
 
 def wait_gone(process: Identity, timeout_s: float) -> bool:
-    """Wait until the process has exited; False when it still runs after `timeout_s`.
+    """Wait until the process has exited with all its threads; False when it still runs after `timeout_s`.
+
+    A first thread that is a zombie proves nothing: the others may still run, and memory is freed by the last of them.
 
     Source: pidfd_open(2): the descriptor becomes readable when the process ends.
     """
@@ -82,11 +84,20 @@ def wait_gone(process: Identity, timeout_s: float) -> bool:
     except OSError:
         return True
     try:
-        if not is_alive(process):
-            return True
+        if _start_ticks(process.pid) != process.start_ticks or process.boot_id != boot_id():
+            return True  # the pid is somebody else's by now
         return bool(select.select([pidfd], [], [], timeout_s)[0])
     finally:
         os.close(pidfd)
+
+
+def _start_ticks(pid: int) -> int | None:
+    """Return when a process started, zombies included; None when there is none.
+
+    Source: proc(5), /proc/pid/stat field 22.
+    """
+    fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    return int(fields[19]) if fields else None
 
 
 def kill_all(processes: Iterable[Identity], timeout_s: float = 10.0) -> list[Identity]:
