@@ -6,6 +6,7 @@ help first, as long as the fault lasts, and then to the end, when everything has
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Mapping, Sequence
 
 from vmferry.core.handover.states import AnyState, DestinationState, Side, SourceState
@@ -80,6 +81,14 @@ DETOURS: Mapping[AnyState, tuple[AnyState, Callable[[World], None]]] = {
 }
 
 
+class Moment(enum.Enum):
+    """When a fault comes, after its state was journalled."""
+
+    EARLY = enum.auto()  #: at once
+    LATE = enum.auto()  #: when the QEMUs have gone as far as they go
+    LAST = enum.auto()  #: when the other side has, too, by what this side's agent said before
+
+
 def foretell(side: Side, state: AnyState, fault: str) -> str:
     """Return what becomes of the guest: "source", "destination" or "lost", after where it is meanwhile.
 
@@ -88,16 +97,16 @@ def foretell(side: Side, state: AnyState, fault: str) -> str:
     """
     faults = [CELLS[fault], *([_ALSO[fault]] if fault in _ALSO else [])]
     deadlines = fault != SHORT_CUT
-    answers = [
-        _foretell(side, state, done, late=late, deadlines=deadlines) for done in faults for late in (False, True)
-    ]
+    answers = [_foretell(side, state, done, moment=moment, deadlines=deadlines) for done in faults for moment in Moment]
     return " or ".join(dict.fromkeys(answers))
 
 
-def _foretell(side: Side, state: AnyState, fault: Callable[[World], None], *, late: bool, deadlines: bool) -> str:
-    world = _bring_to(side, state, late=late)
-    while late and any(world.advance_qemu(each) for each in Side):
+def _foretell(side: Side, state: AnyState, fault: Callable[[World], None], *, moment: Moment, deadlines: bool) -> str:
+    world = _bring_to(side, state, late=moment is not Moment.EARLY)
+    while moment is not Moment.EARLY and any(world.advance_qemu(each) for each in Side):
         pass
+    if moment is Moment.LAST:
+        _others_go_on(world, side)
     fault(world)
     if world.network.up:
         world.live(_LONG)  # an agent takes a moment to start
@@ -150,6 +159,26 @@ def _serve(world: World) -> None:
         choice()
     if not world.choices():
         world.poll()
+
+
+def _others_go_on(world: World, held: Side) -> None:
+    """Let everything happen but what the agent of one side does; requests to it are answered, and that is all."""
+    other = world.agents[_D if held is _S else _S]
+    _run_dry(world, other)
+    if other is world.source:  # its questions repeat at once, the destination's after seconds
+        other.poll()
+        _run_dry(world, other)
+
+
+def _run_dry(world: World, agent: SimAgent) -> None:
+    for _ in range(_LONG):
+        messages = list(world.network.messages)
+        for message in messages:
+            world.deliver(message)
+        moved = any(world.advance_qemu(each) for each in Side)
+        if not (messages or moved or agent.take() or agent.take_reply() or agent.carry_out()):
+            return
+        world.check()
 
 
 def _side_of(state: AnyState) -> Side:

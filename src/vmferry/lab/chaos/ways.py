@@ -44,6 +44,12 @@ async def _slowly(scene: Scene, state: AnyState) -> None:
     await _to(scene, state, _SLOW)
 
 
+async def _under_way(scene: Scene, state: AnyState) -> None:
+    """Hold the destination while memory comes in."""
+    await _slowly(scene, state)
+    await _until(lambda: scene.journal_state(Side.SOURCE)[0] == str(_S.PRECOPY), "pre-copy")
+
+
 async def _to(scene: Scene, state: AnyState, options: dict[str, object] | None = None) -> None:
     scene.holds.ask(state)
     await scene.begin(options)
@@ -157,7 +163,7 @@ _WAYS: Mapping[AnyState, Callable[[Scene, AnyState], Awaitable[None]]] = {
     _S.ORPHANED: _orphaned,
     _S.ABORTING: _cancelled,
     _S.RETURNING: _given_back,
-    _D.RECEIVING: _slowly,
+    _D.RECEIVING: _under_way,
     _D.GIVING_BACK: _given_back,
     _D.DISCARDING: _cancelled_early,
 }
