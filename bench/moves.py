@@ -244,8 +244,8 @@ def page(found: dict[str, Any], measured: Sequence[Series], tag: str) -> str:
         " qcow2 disk; it and the debian guest (stock Debian: UEFI with its variables file, qcow2 disk, systemd) have a"
         " NIC on the bridge and are probed by UDP during the move. A move's figures are the agents' own report"
         " (docs/measures.md). *Nothing leaked* compares processes, descriptors, sockets, ports, interfaces,"
-        " reservations and files of both hosts before and after: with the guest running, and when it was removed. Before"
-        " the first snapshot the same guest moved there and back once, for what an agent opens once and keeps.\n"
+        " reservations and files of both hosts before and after: with the guest running, and when it was removed."
+        " Before the first snapshot the same guest moved there and back once, for what an agent opens once and keeps.\n"
         + "".join(section(series, tag) for series in measured)
     )
 
