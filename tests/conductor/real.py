@@ -66,10 +66,21 @@ async def ask(host: Host, command: str, answer: str) -> str:
         await writer.wait_closed()
 
 
-async def press(host: Host, command: str) -> None:
-    """Type one letter on the console of a guest that has booted: it hears nothing before."""
+async def wait_booted(host: Host) -> None:
+    """Wait until the guest hears what is typed; before it has booted it hears nothing, wherever it goes on booting."""
     log = process_of(host).run_dir.console_log
     await wait_until(lambda: b"vmferry-guest ready" in log.read_bytes(), "the guest has booted")
+
+
+async def start(host: Host, spec: GuestSpec) -> None:
+    """Run a guest and wait until it has booted."""
+    await host.guests.run(spec)
+    await wait_booted(host)
+
+
+async def press(host: Host, command: str) -> None:
+    """Type one letter on the console of a guest, once it has booted."""
+    await wait_booted(host)
     _, writer = await process_of(host).open_console()
     writer.write(command.encode())
     await writer.drain()

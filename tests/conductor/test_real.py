@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.conductor.fakes import HOST_A, HOST_B
 from tests.conductor.pair import GUEST, Host, follow, running, wait_finished
-from tests.conductor.real import ask, make_pair, make_spec, press, process_of, qemus_left, run_state_of
+from tests.conductor.real import ask, make_pair, make_spec, press, process_of, qemus_left, run_state_of, start
 
 from vmferry.conductor.source import Source
 from vmferry.core.checks import memory_needed
@@ -104,7 +104,7 @@ def assert_tidy(owner: Host, other: Host) -> None:
 async def test_there_and_back(pair: tuple[Host, Host], image: GuestImage, encrypted: bool) -> None:
     """A guest that writes moves to and fro, whole each time, two epochs further with each round trip."""
     source, destination = pair
-    await source.guests.run(make_spec(image))
+    await start(source, make_spec(image))
     for move in range(4):
         end = await end_of(source, await source.migrate(destination, encrypted=encrypted))
         assert end.outcome == "moved", end.reason
@@ -117,7 +117,7 @@ async def test_there_and_back(pair: tuple[Host, Host], image: GuestImage, encryp
 async def test_cancelled_in_precopy(pair: tuple[Host, Host], image: GuestImage) -> None:
     """A cancelled guest runs on at the source, whole, and can be moved afterwards."""
     here, there = pair
-    await here.guests.run(make_spec(image))
+    await start(here, make_spec(image))
     source = await slowly(here, there)
     await here.handovers.cancel(source.request.handover)
     end = await end_of(here, source)
@@ -131,7 +131,7 @@ async def test_cancelled_in_precopy(pair: tuple[Host, Host], image: GuestImage) 
 async def test_power_off_in_mid_migration(pair: tuple[Host, Host], image: GuestImage) -> None:
     """A guest that powers itself off while it moves stays where it was, and the row says why it stopped."""
     here, there = pair
-    await here.guests.run(make_spec(image))
+    await start(here, make_spec(image))
     source = await slowly(here, there)
     await press(here, "p")
     end = await end_of(here, source)
@@ -144,7 +144,7 @@ async def test_power_off_in_mid_migration(pair: tuple[Host, Host], image: GuestI
 async def test_reboot_in_mid_migration(pair: tuple[Host, Host], image: GuestImage) -> None:
     """A guest that reboots while it moves arrives all the same."""
     here, there = pair
-    await here.guests.run(make_spec(image))
+    await start(here, make_spec(image))
     source = await slowly(here, there)
     events = process_of(here).events()
     await press(here, "r")
@@ -160,7 +160,7 @@ async def test_reboot_in_mid_migration(pair: tuple[Host, Host], image: GuestImag
 async def test_paused_in_mid_migration(pair: tuple[Host, Host], image: GuestImage) -> None:
     """A guest that an operator pauses while it moves arrives paused, cannot be resumed on the way, and can then."""
     here, there = pair
-    await here.guests.run(make_spec(image))
+    await start(here, make_spec(image))
     source = await slowly(here, there)
     await here.guests.pause(GUEST)
     await hurry(here)
@@ -175,7 +175,7 @@ async def test_paused_in_mid_migration(pair: tuple[Host, Host], image: GuestImag
 async def test_paused_then_cancelled(pair: tuple[Host, Host], image: GuestImage) -> None:
     """A guest that was paused on its way is paused at the source when the move is undone."""
     here, there = pair
-    await here.guests.run(make_spec(image))
+    await start(here, make_spec(image))
     source = await slowly(here, there)
     await here.guests.pause(GUEST)
     await here.handovers.cancel(source.request.handover)
@@ -190,7 +190,7 @@ async def test_shared_disk_is_locked_by_its_owner(pair: tuple[Host, Host], image
     create = ["qemu-img", "create", "-q", "-f", "qcow2", str(path), "16M"]
     await asyncio.to_thread(subprocess.run, create, check=True)
     here, there = pair
-    await here.guests.run(make_spec(image, Disk(str(path))))
+    await start(here, make_spec(image, Disk(str(path))))
 
     def write() -> subprocess.CompletedProcess[str]:
         order = ["qemu-io", "-f", "qcow2", "-c", "write 0 4k", str(path)]
@@ -207,7 +207,7 @@ async def test_shared_disk_is_locked_by_its_owner(pair: tuple[Host, Host], image
 async def test_destination_refuses(pair: tuple[Host, Host], image: GuestImage, lacks: str) -> None:
     """A destination without memory, name or port says so; the guest never noticed and nothing is left there."""
     here, there = pair
-    await here.guests.run(make_spec(image))
+    await start(here, make_spec(image))
     reasons = {"memory": "of memory here", "name": "is taken on host", "port": "No migration port is free"}
     if lacks == "memory":
         there.free_memory = Bytes(MIB)
@@ -232,7 +232,7 @@ async def test_two_race_for_the_last_memory(pair: tuple[Host, Host], image: Gues
     first = make_spec(image)
     row = await here.guests.run(first)
     other = GuestName("web-8")
-    await here.guests.run(type(first)(other, first.memory_bytes, first.boot))
+    await start(here, type(first)(other, first.memory_bytes, first.boot))
     there.free_memory = Bytes(round(memory_needed(row.guest) * 1.5))
     await there.restart()
     opened = [
@@ -252,7 +252,7 @@ async def test_two_race_for_the_last_memory(pair: tuple[Host, Host], image: Gues
 async def test_restart_in_precopy_goes_on(pair: tuple[Host, Host], image: GuestImage, restarted: str) -> None:
     """An agent that restarts in pre-copy finds its QEMU sending or loading, and the move ends as if nothing was."""
     here, there = pair
-    await here.guests.run(make_spec(image))
+    await start(here, make_spec(image))
     source = await slowly(here, there)
     pid = process_of(here).record.pid
     for host in {"source": [here], "destination": [there], "both": [here, there]}[restarted]:
@@ -270,7 +270,7 @@ async def test_restart_in_precopy_goes_on(pair: tuple[Host, Host], image: GuestI
 async def test_source_qemu_killed_in_precopy(pair: tuple[Host, Host], image: GuestImage) -> None:
     """A source that dies before everything was sent is a crash at its owner, noted there, and nothing is left."""
     here, there = pair
-    await here.guests.run(make_spec(image))
+    await start(here, make_spec(image))
     source = await slowly(here, there)
     await process_of(here).kill()
     assert (await end_of(here, source)).outcome == "lost"
@@ -283,7 +283,7 @@ async def test_source_qemu_killed_in_precopy(pair: tuple[Host, Host], image: Gue
 async def test_destination_qemu_killed_in_precopy(pair: tuple[Host, Host], image: GuestImage) -> None:
     """A destination that dies while it loads costs the guest nothing."""
     here, there = pair
-    await here.guests.run(make_spec(image))
+    await start(here, make_spec(image))
     source = await slowly(here, there)
     await process_of(there).kill()
     assert (await end_of(here, source)).outcome == "aborted"

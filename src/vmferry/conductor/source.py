@@ -88,6 +88,7 @@ class Calls:
         check: collects the facts; returns every blocker, and what is promised when there is none.
         make_setup: capabilities, parameters and a fresh key for the stream.
         leaving: called before the source's guest is forgotten: what is measured here must be taken now.
+        over: called when all is done but the report: the guest may be moved again at once, by anybody.
         report: measures and publishes the end.
         passed: called when the checks have passed: measures of the guest begin; must return at once.
     """
@@ -95,6 +96,7 @@ class Calls:
     check: Callable[[], Awaitable[tuple[tuple[Blocker, ...], Guarantee | None]]]
     make_setup: Callable[[], MigrationSetup]
     leaving: Callable[[Source], None]
+    over: Callable[[], None]
     report: Callable[[Source], Awaitable[None]]
     passed: Callable[[Source], None]
 
@@ -156,7 +158,7 @@ class Source:
             _X.RESTORE: background(self._restore, _S.ABORTING),
             _X.TAKE_BACK: background(self._take_back, _S.RETURNING),
             _X.NOTE_CRASH: background(self._note_crash, _S.CRASHED),
-            _X.REPORT: Order(lambda: self._calls.report(self)),
+            _X.REPORT: Order(self._report),
         }
 
     @property
@@ -415,6 +417,11 @@ class Source:
                 await self._read(await process.query_migration())
         for event in self._tracker.finish(self.marks.since_start_ms()):
             await self.feed.publish(event)
+
+    async def _report(self) -> None:
+        """Measure, which takes a second of the guest's life after the move; the hand-over itself is over before."""
+        self._calls.over()
+        await self._calls.report(self)
 
     async def _discard(self) -> None:
         """Tell the destination once; it asks by itself when this does not reach it."""
