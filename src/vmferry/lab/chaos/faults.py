@@ -26,7 +26,7 @@ _DEATHS: Mapping[str, tuple[Side, bool, bool]] = {
     "destination agent and QEMU": (Side.DESTINATION, True, True),
 }
 _SHORT_CUT_S = 1.5
-#: A long cut outlasts TCP's patience and every deadline: the longest is that of `switchover`, 30 s.
+#: A long cut outlasts TCP's patience and every deadline of a guest that stands still: `switchover` has 30 s.
 _LONG_CUT_S, _LONGEST_CUT_S = 5.0, 40.0
 #: TCP gives up after three repetitions, about three seconds, in a long cut; the default is a quarter of an hour.
 _IMPATIENT, _PATIENT = 3, 15

@@ -37,9 +37,9 @@ with their reasons.
 - `aborting` is a cancel while the guest stands still, `discarding` one during pre-copy; `orphaned`, `returning` and
   `giving-back` follow the death of a QEMU, so the fault of the cell is the second one.
 - Agents and QEMUs are killed with SIGKILL; where both die, in the same moment. The supervisor starts the agent again.
-- *link cut*: the management link goes down until the source has decided all that it can decide alone, every deadline
-  included, and for 5 s at least; TCP gives up after three repetitions instead of fifteen. *link cut shortly*: 1.5 s,
-  TCP as it comes, so that the stream survives. Then the link comes back.
+- *link cut*: the management link goes down until the source has decided all that it can decide alone, for 5 s at
+  least and 40 s at most, more than every deadline of a guest that stands still; TCP gives up after three repetitions
+  instead of fifteen. *link cut shortly*: 1.5 s, TCP as it comes, so that the stream survives. Then the link comes back.
 
 ## What is looked at
 
