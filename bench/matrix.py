@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -63,18 +62,19 @@ def main() -> None:
         done = [cell for cell in json.loads(FILE.read_text("utf-8"))["cells"] if cell["verdict"] == "pass"]
     passed = {(cell["side"], cell["state"], cell["fault"]) for cell in done}
     cells = [cell for cell in cells if (str(cell.side), str(cell.state), cell.fault) not in passed]
-    began = time.monotonic()
     asyncio.run(run(cells, done))
-    finish(asked.only, done, time.monotonic() - began)
+    finish(asked.only, done, resumed=asked.resume)
 
 
-def finish(only: Sequence[str], done: list[dict[str, Any]], duration_s: float) -> None:
+def finish(only: Sequence[str], done: list[dict[str, Any]], *, resumed: bool) -> None:
     """Print the verdicts and, for a whole matrix, write the page."""
+    command = "./run bench matrix" + (" --resume" if resumed else "")
+    duration_s = sum(float(cell["seconds"]) for cell in done)
     verdicts = Counter(cell["verdict"] for cell in done)
     print(", ".join(f"{number} {verdict}" for verdict, number in verdicts.items()))
     if not only:
         version = ".".join(map(str, find_qemus()[0].version))
-        found = conditions("./run bench matrix", "TCG", version, duration_s)
+        found = conditions(command, "TCG", version, duration_s)
         keep(done, found)
         text = page(conditions_text(found), done, table)
         PAGE.write_text(text, "utf-8")

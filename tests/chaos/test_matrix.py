@@ -36,8 +36,8 @@ SHORT = (
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def chaos() -> AsyncIterator[Chaos]:
-    """A lab that is broken again and again."""
+async def lab() -> AsyncIterator[Chaos]:
+    """A lab that is broken again and again, and replaced by a new one now and then."""
     async with Chaos() as made:
         yield made
 
@@ -48,9 +48,9 @@ async def chaos() -> AsyncIterator[Chaos]:
 @pytest.mark.xdist_group("chaos")
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", SHORT)
-async def test_a_fault_ends_as_it_was_foretold(chaos: Chaos, name: str) -> None:
+async def test_a_fault_ends_as_it_was_foretold(lab: Chaos, name: str) -> None:
     """The guest ends where the cell says, never runs twice, is whole, and journals, agents and processes agree."""
-    result = await chaos.run_one(cell_named(name))
+    result = await lab.run_one(cell_named(name))
     assert result.verdict is Verdict.PASS, "\n".join([*result.complaints, *result.history])
 
 
