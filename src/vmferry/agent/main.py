@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -78,6 +79,15 @@ async def _wire(config: AgentConfig, name: HostName, peers: PeerPool) -> AgentSe
     return await build(config, Membership(name, address, peers.client, peers.address_of, peers.hosts))
 
 
+def _settle_memory() -> None:
+    """Keep the garbage collector off what lives as long as the agent.
+
+    A full collection looks at every module and model: tens of milliseconds, now and then in the middle of a commit.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 async def _run(config: AgentConfig, build: Build) -> None:
     """Work until a signal tells to end."""
     stop = asyncio.Event()
@@ -149,6 +159,7 @@ async def _work(
         await service.start()
         await listener.serve(make_protocol(server.handle), context)
         upkeep = asyncio.create_task(Upkeep(gate, fleet, peers, context).run())
+        _settle_memory()
         log.info("agent is up", host=name, address=config.listen, port=listener.port)
         ready(listener.port)
         await _first(stop.wait(), _watch(upkeep))
