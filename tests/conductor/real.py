@@ -12,6 +12,7 @@ from vmferry.core.guest import Acceleration, Disk, GuestSpec, KernelBoot
 from vmferry.core.migration import RunState
 from vmferry.core.units import MIB, Bytes
 from vmferry.lab.guests import GuestImage
+from vmferry.lab.toolchain import find_qemus
 from vmferry.qemu import QemuBinaryConfig, QemuGuestProcess, QemuHypervisor
 from vmferry.store.sqlite import SqliteJournal
 
@@ -20,13 +21,15 @@ MEMORY = Bytes(64 * MIB)
 
 
 def make_pair(directory: Path, first_port: int) -> Pair:
-    """Return two hosts on QEMUs of this machine."""
+    """Return two hosts on this machine's newest QEMU: 7.2 loses a running TCG guest's writes while it copies them."""
     pair = Pair()
+    qemu = find_qemus()[0]
+    binary = QemuBinaryConfig(qemu.argv, qemu.env)
     for number, name in enumerate((HOST_A, HOST_B)):
         home = directory / name
         run_dir = home / "run"
         run_dir.mkdir(parents=True)
-        hypervisor = QemuHypervisor(QemuBinaryConfig(), Acceleration.TCG, state_dir=directory / "probes")
+        hypervisor = QemuHypervisor(binary, Acceleration.TCG, state_dir=directory / "probes")
         ports = range(first_port + 10 * number, first_port + 10 * number + 10)
         pair.hosts[name] = Host(name, SqliteJournal(home / "journal.sqlite"), hypervisor, run_dir, ports, pair)
     return pair

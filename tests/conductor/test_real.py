@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 import tempfile
@@ -31,7 +32,9 @@ pytestmark = pytest.mark.real
 
 #: A stream that lasts seconds: what is to happen in mid-migration happens in PRECOPY for certain.
 SLOW = BytesPerSecond(2 * MIB)
-_FIRST_PORT = 47400
+#: Workers of one run share the loopback address.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_FIRST_PORT = 47400 + 100 * _WORKER
 
 
 @pytest.fixture(scope="session")

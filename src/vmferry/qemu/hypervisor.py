@@ -158,7 +158,8 @@ class QemuHypervisor:
         process = Process.of_record(record)
         run_dir = RunDir(Path(resources.run_dir))
         if process is None:
-            run_dir.remove_sockets()  # it died while no agent watched: nobody else removes its sockets and its key
+            if not run_dir.is_served():  # it died while no agent watched: nobody else removes its sockets and its key
+                run_dir.remove_sockets()
             return None
         adopted = QemuGuestProcess(guest.spec, process, run_dir, resources.uid)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,10 +112,22 @@ class RunDir:
         """Remove the key. Idempotent."""
         shutil.rmtree(self.tls, ignore_errors=True)
 
+    def is_served(self) -> bool:
+        """Tell whether a process listens on the QMP socket: another one than was recorded may live here."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(0)
+            try:
+                probe.connect(str(self.qmp))
+            except BlockingIOError:
+                return True  # its backlog is full: somebody listens
+            except OSError:
+                return False
+            return True
+
     def remove_sockets(self) -> None:
         """Remove sockets and keys; logs stay, they say how it ended."""
-        for socket in (self.qmp, self.console, self.control):
-            socket.unlink(missing_ok=True)
+        for path in (self.qmp, self.console, self.control):
+            path.unlink(missing_ok=True)
         self.remove_key()
 
     def log_tail(self, limit: int = 600) -> str:
