@@ -21,6 +21,21 @@ FIRST_DISK_SLOT = 0x4
 FIRST_NIC_SLOT = 0x10
 MAX_DISKS = FIRST_NIC_SLOT - FIRST_DISK_SLOT
 MAX_NICS = 0x1F - FIRST_NIC_SLOT
+#: Every driver that a frozen guest may have: what a host is asked for.
+DRIVERS = frozenset(
+    {
+        "e1000",
+        "ide-hd",
+        "isa-debugcon",
+        "isa-serial",
+        "pcie-root-port",
+        "pvpanic",
+        "virtio-blk-pci",
+        "virtio-net-pci",
+        "virtio-serial-pci",
+        "virtserialport",
+    }
+)
 MAX_IDE = {"q35": 6, "i440fx": 4}
 
 #: Only these name the same hardware for ever; `pc` and `q35` follow the newest QEMU.

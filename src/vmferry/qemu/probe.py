@@ -23,7 +23,7 @@ from vmferry.core.host import QemuFacts
 from vmferry.qemu.binary import QemuBinaryConfig
 from vmferry.qemu.command_line import SANDBOX
 from vmferry.qemu.cpu import UNMIGRATABLE_MODELS
-from vmferry.qemu.freeze import VERSIONED_MACHINE
+from vmferry.qemu.freeze import DRIVERS, VERSIONED_MACHINE
 from vmferry.qemu.process import read_boot_id, spawn
 from vmferry.qemu.qmp import QmpSession
 
@@ -177,15 +177,27 @@ async def _ask_facts(session: QmpSession) -> dict[str, Any]:
     machines = await session.execute("query-machines")
     models = await session.execute("query-cpu-definitions")
     capabilities = await session.execute("query-migrate-capabilities")
-    devices = await session.execute("qom-list-types", {"implements": "device", "abstract": False})
     return {
         "version": [version["major"], version["minor"], version["micro"]],
         "machines": sorted(m["name"] for m in machines if VERSIONED_MACHINE.match(m["name"])),
         "cpu_models": sorted(m["name"] for m in models if _is_usable(m)),
         "capabilities": sorted(row["capability"] for row in capabilities),
         "parameters": sorted(await session.execute("query-migrate-parameters")),
-        "devices": sorted(row["name"] for row in devices),
+        "devices": [name for name in sorted(DRIVERS) if await _has_driver(session, name)],
     }
+
+
+async def _has_driver(session: QmpSession, name: str) -> bool:
+    """Tell whether QEMU has a driver.
+
+    Asked one by one: `qom-list-types` loads every module that QEMU finds, also those of another QEMU that is installed
+    on the host, and 10.0 aborts on them ("Only modules from the same build can be loaded").
+    """
+    try:
+        await session.execute("device-list-properties", {"typename": name})
+    except Broken:
+        return False
+    return True
 
 
 def _is_usable(model: Mapping[str, Any]) -> bool:
