@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
-
-import typer
 
 from vmferry import __version__
 from vmferry.cli import admin, guests, handovers, migration, recovery
@@ -43,7 +42,15 @@ def main() -> NoReturn:
     except VmferryError as error:
         sys.exit(report_error(error, as_json="--json" in sys.argv[1:]))
     except BrokenPipeError:
-        # Whoever read our output (head, less) has gone; Python would complain once more at exit.
-        sys.stderr.close()
-        sys.exit(typer.Exit(0).exit_code)
+        sys.exit(0)
+    finally:
+        _let_readers_go()
     sys.exit(0)
+
+
+def _let_readers_go() -> None:
+    """Write out what is buffered; when whoever read it (head, less) has gone, Python shall not complain at exit."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
