@@ -13,7 +13,7 @@ from vmferry.core.errors import BadInput, Broken, GuestBusy, NotFound, Refused, 
 from vmferry.core.guest import Desired
 from vmferry.core.ids import Epoch, GuestName, HostName
 from vmferry.core.migration import RunState
-from vmferry.ports.hypervisor import GuestProcess
+from vmferry.ports.hypervisor import GuestProcess, HostResources
 from vmferry.ports.store import GuestRow, Token
 from vmferry.testing.fake_hypervisor import FakeGuestProcess, FakeHypervisor
 from vmferry.testing.fake_qemu import FakeQemu
@@ -196,6 +196,20 @@ async def test_restarted_agent_notes_the_dead(host: Host, link: WatchedLink) -> 
     assert (row_of(host).process, row_of(host).note) == (None, "its QEMU process ended unexpectedly")
     await host.guests.start(GUEST)
     assert len(link.running()) == 1
+
+
+async def test_restarted_agent_ends_what_was_never_recorded(host: Host, link: WatchedLink) -> None:
+    """An agent killed between a start and its record leaves a process; the next one ends it and can start the guest."""
+    await host.guests.stop(GUEST)
+    row = row_of(host)
+    await host.stop()
+    resources = HostResources(str(host.run_dir / "guests" / GUEST), None, None)
+    orphan = await host.hypervisor.start(row.guest, resources, incoming=False)
+    host.build()
+    await host.start()
+    assert not orphan.is_alive()
+    await host.guests.start(GUEST)
+    assert len(link.alive()) == 1
 
 
 async def test_silent_is_not_dead(host: Host, link: WatchedLink, monkeypatch: pytest.MonkeyPatch) -> None:

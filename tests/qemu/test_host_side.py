@@ -133,8 +133,30 @@ def test_old_sockets_go_and_logs_stay(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     for path in (run_dir.qmp, run_dir.console, run_dir.console_log):
         path.touch()
-    run_dir.create(None)
+    with run_dir.taken(None):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["console.log"]
+
+
+async def test_a_run_directory_has_one_process(tmp_path: Path) -> None:
+    """From its start to its end a process is found by its directory, and no second one gets it."""
+    run_dir = RunDir(tmp_path / "r")
+    assert run_dir.find_holder() is None
+    with run_dir.taken(None) as lock:
+        process = spawn(SLEEPER, ["1000"], directory=tmp_path, log=tmp_path / "log", fds=(lock,))
+    looking = os.open(run_dir.path, os.O_RDONLY)  # whoever looks into it is not taken for it
+    try:
+        found = await asyncio.to_thread(run_dir.find_holder)
+        assert found is not None
+        assert found.record == process.record
+        found.close()
+        with pytest.raises(Broken, match="belongs to a process that lives"), run_dir.taken(None):
+            pass
+    finally:
+        os.close(looking)
+        await process.kill()
+    process.close()
+    assert run_dir.find_holder() is None
 
 
 async def test_a_process_is_its_pid_start_and_boot(tmp_path: Path) -> None:

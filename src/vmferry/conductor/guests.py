@@ -358,23 +358,31 @@ class Guests:
 
     async def _adopt(self, row: GuestRow) -> None:
         name = row.guest.spec.name
-        if row.process is None:
-            return
         while True:
             try:
-                port = await self._beat_port(row)
-                process = await self._hypervisor.adopt(row.guest, self._resources(row, port), row.process)
+                process = await self._find_process(row)
             except VmferryError as error:
                 _log.warning("guest's process does not answer yet", guest=name, error=str(error))
                 await asyncio.sleep(_ADOPT_AGAIN_S)
                 continue
             if process is not None:
                 self._take(name, process)
-                return
-            _log.warning("guest's process is gone", guest=name)
-            if row.token.owner == self.settings.name:
-                self.put(row, process=None, note=_NOTES[GuestEventKind.EXITED])
+            elif row.process is not None:
+                _log.warning("guest's process is gone", guest=name)
+                if row.token.owner == self.settings.name:
+                    self.put(row, process=None, note=_NOTES[GuestEventKind.EXITED])
             return
+
+    async def _find_process(self, row: GuestRow) -> GuestProcess | None:
+        """Return the recorded process while it lives; one that was started and never recorded is ended."""
+        resources = self._resources(row, None)
+        if row.process is not None:
+            resources = self._resources(row, await self._beat_port(row))
+            if (process := await self._hypervisor.adopt(row.guest, resources, row.process)) is not None:
+                return process
+        if await self._hypervisor.end_unrecorded(row.guest, resources):
+            _log.warning("a process that was started and never recorded was ended", guest=row.guest.spec.name)
+        return None
 
     def note_crash(self, name: GuestName, why: str) -> None:
         """Write into the row that the guest crashed here."""

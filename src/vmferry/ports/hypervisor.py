@@ -172,3 +172,10 @@ class Hypervisor(Protocol):
 
     async def adopt(self, guest: FrozenGuest, resources: HostResources, record: ProcessRecord) -> GuestProcess | None:
         """Take over a process that an earlier agent started; None when it is proven dead."""
+
+    async def end_unrecorded(self, guest: FrozenGuest, resources: HostResources) -> bool:
+        """End the process that was started with these resources and that no journal has; tell if there was one.
+
+        Its agent was killed before it could journal the record, so it was never told to run. One that was is Broken,
+        and not touched.
+        """

@@ -13,7 +13,7 @@ from vmferry.core.errors import BadInput, Broken, VmferryError
 from vmferry.core.guest import Acceleration, FrozenGuest, GuestSpec
 from vmferry.core.host import QemuFacts
 from vmferry.core.ids import GuestUuid
-from vmferry.ports.hypervisor import HostResources, ProcessRecord
+from vmferry.ports.hypervisor import HostResources, ProcessRecord, RunState
 from vmferry.qemu.binary import QemuBinaryConfig
 from vmferry.qemu.command_line import command_line
 from vmferry.qemu.cpu import freeze_cpu, parse_cpu, without_enforce
@@ -25,6 +25,9 @@ from vmferry.qemu.probe import ProbeCache, Prober
 from vmferry.qemu.process import Process, kvm_groups, spawn
 from vmferry.qemu.run_dir import RunDir
 from vmferry.qemu.start_fault import fix_of, told_by_qemu
+
+#: Run states before the first `cont` of a process that was started paused.
+NEVER_RAN = frozenset({RunState.PRELAUNCH, RunState.INMIGRATE})
 
 
 class QemuHypervisor:
@@ -173,16 +176,36 @@ class QemuHypervisor:
             raise
         return adopted
 
+    async def end_unrecorded(self, guest: FrozenGuest, resources: HostResources) -> bool:
+        """End the process that an agent started here and never recorded: killed in between, it never sent `cont`.
+
+        Raises:
+            Broken: there is one that was let run, or that cannot be seen; it was not touched.
+            TimedOut: there is one, and it does not answer; it was not touched.
+        """
+        run_dir = RunDir(Path(resources.run_dir))
+        process = await asyncio.to_thread(run_dir.find_holder)
+        if process is None:
+            return False
+        try:
+            if run_dir.is_served():  # else it has not come as far as a monitor through which `cont` could have come
+                await _check_never_ran(guest, process, run_dir, resources.uid)
+            await process.kill()
+        finally:
+            process.close()
+        run_dir.remove_sockets()
+        return True
+
     def _spawn(self, guest: FrozenGuest, resources: HostResources, run_dir: RunDir, *, incoming: bool) -> Process:
-        run_dir.create(resources.uid)
-        with opened_for(guest, resources.uid, self._images) as (descriptors, fds):
+        opened = opened_for(guest, resources.uid, self._images)
+        with run_dir.taken(resources.uid) as lock, opened as (descriptors, fds):
             argv = command_line(guest, resources, descriptors, incoming=incoming)
             return spawn(
                 self._binary,
                 argv,
                 directory=run_dir.path,
                 log=run_dir.log,
-                fds=fds,
+                fds=(*fds, lock),
                 uid=resources.uid,
                 groups=kvm_groups() if guest.acceleration is Acceleration.KVM else (),
             )
@@ -196,6 +219,35 @@ class QemuHypervisor:
                 fix='set acceleration = "auto" or "tcg"',
             )
         return spec.acceleration
+
+
+async def _check_never_ran(guest: FrozenGuest, process: Process, run_dir: RunDir, uid: int | None) -> None:
+    """Hold that a process is as it was started: a journal that was lost or restored says nothing of one that ran.
+
+    Raises:
+        Broken: its vCPUs were started.
+        TimedOut: it does not answer.
+    """
+    record = process.record
+    looked = Process.of_record(record)
+    if looked is None:
+        return
+    found = QemuGuestProcess(guest.spec, looked, run_dir, uid)
+    try:
+        await found.connect()
+        state = await found.query_run_state()
+    except Broken:
+        if process.is_alive():
+            raise
+        return
+    finally:
+        await found.close()
+    if state not in NEVER_RAN:
+        raise Broken(
+            f"QEMU process {record.pid} of guest {guest.spec.name} is not in the journal and is in state {state},"
+            f" expected one of {', '.join(sorted(NEVER_RAN))}",
+            fix="the journal is older than that process: bring the newer one back, or end the process yourself",
+        )
 
 
 async def _undo(process: Process, run_dir: RunDir) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmferry.core.errors import BadInput, Broken
-from vmferry.qemu import dh_group
+from vmferry.qemu import dh_group, run_lock
+from vmferry.qemu.process import Process
 
 #: sun_path holds 108 bytes with its end mark. Source: unix(7)
 SOCKET_PATH_MAX = 107
@@ -71,7 +74,7 @@ class RunDir:
             )
 
     def create(self, uid: int | None) -> None:
-        """Make the directory, private to the process's user, without the sockets and keys of an earlier process.
+        """Make the directory, private to the process's user.
 
         Raises:
             Broken: the directory cannot be made.
@@ -81,11 +84,32 @@ class RunDir:
             self.path.chmod(0o700)
             if uid is not None:
                 os.chown(self.path, uid, uid)
-            self.remove_sockets()
         except OSError as error:
             raise Broken(
                 f"run directory {self.path} cannot be made: {error}", fix="make its parent writable"
             ) from error
+
+    @contextlib.contextmanager
+    def taken(self, uid: int | None) -> Iterator[int]:
+        """Make the directory ready for a new process, without the sockets and keys of an earlier one.
+
+        Yields a descriptor for the process to inherit: as long as it lives the directory is its own.
+
+        Raises:
+            Broken: the directory cannot be made, or a process has it.
+        """
+        self.create(uid)
+        with run_lock.hold(self.path) as lock:
+            self.remove_sockets()
+            yield lock
+
+    def find_holder(self) -> Process | None:
+        """Return the process that was started in the directory and lives, recorded or not; None when there is none.
+
+        Raises:
+            Broken: there is one that cannot be seen.
+        """
+        return run_lock.find_holder(self.path)
 
     def write_key(self, hex_key: str, uid: int | None) -> None:
         """Write a migration's pre-shared key where QEMU reads it, readable by its user only, and the group beside it.

@@ -261,6 +261,32 @@ class HypervisorConformance:
         bench.started = []
         assert await bench.source.adopt(guest, bench.resources("out"), record) is None
 
+    async def test_ends_what_nobody_recorded(self, bench: Bench) -> None:
+        """A process whose agent died before it was recorded is ended, arriving or not, and only once."""
+        guest = await bench.source.freeze(SPEC)
+        for incoming in (False, True):
+            process = await bench.start(guest, incoming=incoming)
+            await process.close()
+            host, resources = (bench.destination, "in") if incoming else (bench.source, "out")
+            assert await host.end_unrecorded(guest, bench.resources(resources))
+            assert not process.is_alive()
+            assert not await host.end_unrecorded(guest, bench.resources(resources))
+        bench.started = []
+
+    async def test_touches_nothing_that_ran(self, bench: Bench) -> None:
+        """A process that was let run is no leftover of a start, whatever a journal has forgotten of it."""
+        guest = await bench.source.freeze(SPEC)
+        process = await bench.start(guest)
+        record = process.record
+        await process.cont()
+        await process.close()
+        with pytest.raises(Broken, match="not in the journal"):
+            await bench.source.end_unrecorded(guest, bench.resources("out"))
+        again = await bench.source.adopt(guest, bench.resources("out"), record)
+        assert again is not None
+        bench.started = [again]
+        assert await again.query_run_state() is RunState.RUNNING
+
     async def test_everyone_sees_the_end(self, bench: Bench) -> None:
         """Each subscription ends after EXITED, one made later holds just that, and quit and kill are idempotent."""
         process = await bench.start(await bench.source.freeze(SPEC))

@@ -155,6 +155,17 @@ class FakeHypervisor:
             raise Broken(f"guest {guest.spec.name}: no QMP socket in {resources.run_dir}")
         return FakeGuestProcess(self, qemu)
 
+    async def end_unrecorded(self, guest: FrozenGuest, resources: HostResources) -> bool:
+        """End what lives in the run directory; refuses one that was let run."""
+        self.note("end_unrecorded", guest.spec.name)
+        here = [qemu for qemu in self.link.processes.values() if qemu.record.boot_id == self.boot_id]
+        alive = [qemu for qemu in here if qemu.alive and qemu.resources.run_dir == resources.run_dir]
+        for qemu in alive:
+            if qemu.state not in (RunState.PRELAUNCH, RunState.INMIGRATE):
+                raise Broken(f"QEMU process {qemu.record.pid} is not in the journal and is in state {qemu.state}")
+            self.link.die(qemu, "nobody recorded it")
+        return bool(alive)
+
 
 class FakeGuestProcess:
     """A handle on one process of the link.
