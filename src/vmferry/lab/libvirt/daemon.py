@@ -1,0 +1,172 @@
+"""A libvirt daemon as a lab host has it: its own network, name, state and host UUID, on one machine with another.
+
+The daemon runs in the host's network namespace with private /run/libvirt, /var/lib/libvirt, /var/log/libvirt,
+/var/cache/libvirt and /etc/libvirt, so that two of them never meet. It listens on TCP without any password:
+only who is in the namespace reaches it, and the namespace reaches nobody but the other host.
+
+Its processes are the lab's: leaving the lab ends them, and with them their mounts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmferry.core.errors import Broken, TimedOut
+from vmferry.lab.commands import Ran
+from vmferry.lab.libvirt.domain import CONSOLE_LOG, CONTROL_SOCKET
+from vmferry.lab.libvirt.settings import ACCOUNT, ACCOUNTS, LIBVIRTD_CONF, QEMU_CONF
+
+if TYPE_CHECKING:
+    from vmferry.lab.hosts import Lab
+
+#: What Debian 12 and 13 call it; without the "system" packages no service is set up on the machine.
+PACKAGES = ("libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients")
+ANSWER_TIMEOUT_S = 30.0
+#: Directories of the machine that each daemon has for itself, and the folder of the lab that lies there.
+_PRIVATE = {
+    "run": "/run/libvirt",
+    "lib": "/var/lib/libvirt",
+    "log": "/var/log/libvirt",
+    "cache": "/var/cache/libvirt",
+    "etc": "/etc/libvirt",
+}
+
+
+def libvirt_missing() -> str | None:
+    """Return why no libvirt daemon can run here, with what to do; None when it can."""
+    for program in ("libvirtd", "virsh"):
+        if shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin") is None:
+            return f"{program} is not installed: apt-get install {' '.join(PACKAGES)}"
+    return None
+
+
+class LibvirtDaemon:
+    """The daemon of one lab host.
+
+    Args:
+        lab: a lab with namespaces.
+        host: one of its hosts.
+    """
+
+    def __init__(self, lab: Lab, host: str) -> None:
+        self._lab = lab
+        self.host = host
+        self.directory = lab.directory / host / "libvirt"
+        self.log = self.directory / "daemon.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        """The daemon's address for the other host's daemon."""
+        return f"qemu+tcp://{self._lab.hosts[self.host].address}/system"
+
+    @property
+    def control(self) -> Path:
+        """The control socket of the guest on this host, as the lab sees it."""
+        return self.directory / "run" / Path(CONTROL_SOCKET).name
+
+    @property
+    def console(self) -> Path:
+        """The console's log of the guest on this host, as the lab sees it."""
+        return self.directory / "log" / Path(CONSOLE_LOG).name
+
+    async def start(self) -> None:
+        """Start the daemon and wait until it answers.
+
+        Raises:
+            Broken: libvirt is not installed, or the daemon ended.
+            TimedOut: it does not answer.
+        """
+        if missing := libvirt_missing():
+            raise Broken(f"No libvirt daemon on {self.host}: {missing}")
+        self._write_files()
+        self._spawn()
+        await self._wait_answer()
+
+    async def virsh(self, *arguments: str, timeout_s: float = 60.0) -> Ran:
+        """Run virsh on this host, with this daemon.
+
+        Raises:
+            TimeoutError: it did not end in time.
+        """
+        return await self._lab.run(self.virsh_argv(*arguments), timeout_s)
+
+    def virsh_argv(self, *arguments: str) -> list[str]:
+        """Return the command line of `virsh` on this host."""
+        return [*self._lab.inside(self.host), "virsh", "-q", "-c", "qemu+tcp://127.0.0.1/system", *arguments]
+
+    async def must(self, *arguments: str, timeout_s: float = 60.0) -> str:
+        """Run virsh and return its output.
+
+        Raises:
+            Broken: it failed.
+        """
+        ran = await self.virsh(*arguments, timeout_s=timeout_s)
+        if ran.exit_code:
+            said = ran.stderr.strip() or ran.stdout.strip()
+            raise Broken(f"`virsh {' '.join(arguments)}` on {self.host} failed: {said}", fix=f"look at {self.log}")
+        return ran.stdout.strip()
+
+    def tail(self, lines: int = 10) -> str:
+        """Return the end of the daemon's log."""
+        text = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def reap(self) -> None:
+        """Take note of a daemon that the lab has ended, so that it is no zombie of this process."""
+        if self._process is not None:
+            self._process.wait()
+
+    def _spawn(self) -> None:
+        script = _script(self.directory, self.host)
+        enter = [*self._lab.inside(self.host), "unshare", "--mount", "--uts", "--propagation", "private"]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*enter, "sh", "-euc", script],
+                env=self._lab.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _write_files(self) -> None:
+        for name, place in _PRIVATE.items():
+            (self.directory / name).mkdir(parents=True, exist_ok=True)
+            Path(place).mkdir(parents=True, exist_ok=True)  # where to mount it
+        etc = self.directory / "etc"
+        for folder in ("qemu/networks", "nwfilter", "secrets", "storage"):
+            (etc / folder).mkdir(parents=True, exist_ok=True)
+        host_uuid = uuid.uuid5(uuid.NAMESPACE_DNS, self.host)
+        (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(host_uuid=host_uuid), "utf-8")
+        (etc / "qemu.conf").write_text(QEMU_CONF, "utf-8")
+        for name, line in ACCOUNTS.items():
+            known = Path("/etc", name).read_text("utf-8")
+            (self.directory / name).write_text(known if f"{ACCOUNT}:" in known else known + line, "utf-8")
+
+    async def _wait_answer(self) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                while (await self.virsh("version", timeout_s=ANSWER_TIMEOUT_S)).exit_code:
+                    self._check_runs()
+                    await asyncio.sleep(0.1)
+        except TimeoutError as error:
+            raise TimedOut(f"libvirtd on {self.host} does not answer; its log ends with:\n{self.tail()}") from error
+
+    def _check_runs(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            code = self._process.returncode
+            raise Broken(f"libvirtd on {self.host} ended with exit code {code}; its log ends with:\n{self.tail()}")
+
+
+def _script(directory: Path, host: str) -> str:
+    """Return what enters the private directories and becomes the daemon; paths of a lab hold no special characters."""
+    private = {**_PRIVATE, **{name: f"/etc/{name}" for name in ACCOUNTS}}
+    mounts = [f"mount --bind {directory / name} {place}" for name, place in private.items()]
+    start = f"exec libvirtd --listen --config /etc/libvirt/libvirtd.conf --pid-file {directory}/daemon.pid"
+    return "\n".join(["PATH=$PATH:/usr/sbin:/sbin", f"hostname {host}", *mounts, start])
