@@ -25,10 +25,10 @@ from vmferry.qemu.command_line import SANDBOX
 from vmferry.qemu.cpu import UNMIGRATABLE_MODELS
 from vmferry.qemu.freeze import DRIVERS, VERSIONED_MACHINE
 from vmferry.qemu.process import read_boot_id, spawn
-from vmferry.qemu.qmp import QmpSession
+from vmferry.qemu.qmp import QmpSession, SaidNo
 
-#: of what is stored; a change makes old files unread
-FORMAT = 1
+#: of what is stored; a change makes old files unread (1: a QEMU that died was taken for one without drivers)
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +192,13 @@ async def _has_driver(session: QmpSession, name: str) -> bool:
 
     Asked one by one: `qom-list-types` loads every module that QEMU finds, also those of another QEMU that is installed
     on the host, and 10.0 aborts on them ("Only modules from the same build can be loaded").
+
+    Raises:
+        Broken: QEMU is gone: that says nothing of the driver.
     """
     try:
         await session.execute("device-list-properties", {"typename": name})
-    except Broken:
+    except SaidNo:
         return False
     return True
 

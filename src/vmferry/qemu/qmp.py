@@ -22,6 +22,10 @@ CONNECT_TIMEOUT_S = 20.0
 POLL_S = 0.005
 
 
+class SaidNo(Broken):
+    """QEMU itself answered with an error: the command did not run, and the connection is good."""
+
+
 class _Tap(EventListener):
     """Hands each event over the moment it is read, with the time of that moment."""
 
@@ -83,19 +87,31 @@ class QmpSession:
         self._client.register_listener(_Tap(sink))
 
     async def execute(
-        self, command: str, arguments: Mapping[str, object] | None = None, timeout_s: float = COMMAND_TIMEOUT_S
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        timeout_s: float = COMMAND_TIMEOUT_S,
+        *,
+        oob: bool = False,
     ) -> Any:
         """Run a command and return its result.
 
+        Args:
+            command: its QAPI name.
+            arguments: as QAPI has them.
+            timeout_s: for the answer.
+            oob: out of band: QEMU answers even when its main loop hangs. Only some commands can.
+
         Raises:
-            Broken: QEMU said no, or the connection is gone. The command did not run if QEMU said no.
+            SaidNo: QEMU said no; the command did not run.
+            Broken: the connection is gone.
             TimedOut: no answer in time; whether it ran is not known.
         """
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._client.execute(command, dict(arguments) if arguments else None)
+                return await self._client.execute(command, dict(arguments) if arguments else None, oob)
         except ExecuteError as error:
-            raise Broken(f"QEMU of guest {self._guest} refused {command}: {error.error.error.desc}") from error
+            raise SaidNo(f"QEMU of guest {self._guest} refused {command}: {error.error.error.desc}") from error
         except TimeoutError:
             raise TimedOut(
                 f"QEMU of guest {self._guest} did not answer {command} in {timeout_s:.0f} s", retry=True
