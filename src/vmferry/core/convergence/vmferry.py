@@ -1,0 +1,221 @@
+"""`vmferry`, the default: a goal (largest gap, deadline), and whatever of the allowed means gets there soonest.
+
+1. QEMU's limit is the goal's gap less the fixed cost, so that QEMU itself switches at the first moment at which the
+   rest fits: the soonest switchover within the goal is the least total time. When it underestimates the link and the
+   rest fits by our measure (a local minimum, for example), the limit is raised for one round.
+2. After each round from the second on: can pre-copy get there at all (outlook.py)? If it seems not, post-copy starts
+   at once if it is allowed. If it is proven or seen twice, the brake is put on as softly as the curve says will do,
+   never so hard that a stall eats more than half of the gap, and the limit shrinks by that stall: a vCPU may be asleep
+   when the guest is stopped.
+3. At the deadline: post-copy if allowed, else what the goal says.
+"""
+
+from __future__ import annotations
+
+from vmferry.core.convergence import throttle
+from vmferry.core.convergence.facts import AtDeadline, Description, Facts, Throttle, Wishes, check_goal
+from vmferry.core.convergence.observations import Observation, Round, Sample
+from vmferry.core.convergence.orders import (
+    NEARLY_ZERO_MS,
+    Cancel,
+    Orders,
+    SetDowntimeLimit,
+    SetThrottle,
+    StartPostcopy,
+    SwitchNow,
+)
+from vmferry.core.convergence.outlook import Outlook, outlook
+from vmferry.core.convergence.policy import Policy
+from vmferry.core.rounds.curve import DirtyPoint
+from vmferry.core.units import Milliseconds, format_bytes, format_ms, format_rate
+
+#: From reading a round's end to QEMU's next look, the guest goes on writing for about this long.
+LATENCY_MS = 100.0
+#: The rest fits only if it does with this much to spare: bandwidth is measured, not promised.
+MARGIN = 0.9
+#: How far QEMU's idea of the bandwidth may be wrong before the limit no longer makes up for it.
+RAISE = 2.0
+FIRST_VERDICT = 2
+#: After the brake, so many rounds before it is pulled harder: QEMU applies it at the second bad round.
+PATIENCE = 3
+#: The article's slot allows this many writes.
+WRITES = 40
+
+
+class Vmferry(Policy):
+    """Meets the goal in the least time that the allowed means give."""
+
+    description = Description(
+        name="vmferry",
+        what="Meets the goal (largest gap, deadline) in the least time that the allowed means give.",
+        rules=(
+            "the rest fits bandwidth x (gap - fixed cost): QEMU switches at that moment",
+            "from the second round on, the dirty curve shows no end and post-copy is allowed: post-copy",
+            "the same, proven or seen twice, no post-copy: the brake, as soft as will do, stalls at most half the gap",
+            "three rounds later still no end: the strongest brake within that bound",
+            "the deadline has come: post-copy if allowed, else as asked: cancel with the reason, or switch",
+        ),
+        qemu="decides within the goal: limit = gap - fixed cost - stall of the brake",
+        source="design note in docs/policies.md; stalls: QEMU 10.0, migration/cpu-throttle.c",
+        parameters=(
+            ("--max-gap", "300 ms"),
+            ("--deadline", "none"),
+            ("post-copy", "when allowed"),
+            ("throttle", "auto-converge, bounded"),
+        ),
+    )
+
+    def wishes(self, facts: Facts) -> Wishes:
+        """Return what the allowed means need; several channels exclude post-copy on QEMU up to 10.0."""
+        brake = self._brake(facts)
+        return Wishes(
+            postcopy=self.goal.allow_postcopy and facts.postcopy,
+            auto_converge=brake is Throttle.AUTO_CONVERGE,
+            forty_writes=brake is Throttle.FORTY_WRITES,
+        )
+
+    def started(self) -> Orders:
+        """Set the goal as QEMU's limit.
+
+        Raises:
+            BadInput: no switchover of this guest is that short; the least possible is told.
+        """
+        check_goal(self.goal, self.facts)
+        self._budget_ms = self.goal.max_gap_ms - self.facts.fixed_cost_ms
+        self._stall_ms = 0.0
+        self._points: list[DirtyPoint] = []
+        self._doubts = 0
+        self._level = 0
+        self._braked_in = 0
+        self._raised = False
+        self._last: Round | None = None
+        gap, cost = format_ms(self.goal.max_gap_ms), format_ms(self.facts.fixed_cost_ms)
+        return (SetDowntimeLimit(self._limit_ms(), f"goal: gap {gap} less {cost} of fixed cost"), *self._idle_brake())
+
+    def on_sample(self, sample: Sample) -> Orders:
+        """Look at the deadline."""
+        return self._at_deadline(sample)
+
+    def on_round(self, ended: Round) -> Orders:
+        """Judge the round: does the rest fit, can it ever, what else is there."""
+        if orders := self._at_deadline(ended):
+            return orders
+        self._last = ended
+        if ended.duration_ms <= 0 or ended.sent_pages <= 0:
+            return ()
+        page = self.facts.page_bytes
+        self._points.append(DirtyPoint(ended.duration_ms / ended.covers, ended.dirtied_pages * page / ended.covers))
+        speed = ended.sent_pages * page / ended.duration_ms if ended.round > 1 else ended.bandwidth / 1000
+        view = outlook(self._points, ended.dirtied_pages / ended.sent_pages, self._limit_ms(), speed)
+        limit = self._limit(ended, view)
+        if ended.round < FIRST_VERDICT or not view.doubtful or self._raised:
+            self._doubts = 0
+            return limit
+        self._doubts += 1
+        return self._other_means(ended, view, speed) or limit
+
+    # -- the limit ------------------------------------------------------------------------------------------------
+
+    def _limit_ms(self) -> Milliseconds:
+        return Milliseconds(max(self._budget_ms - self._stall_ms, NEARLY_ZERO_MS))
+
+    def _limit(self, ended: Round, view: Outlook) -> Orders:
+        """Raise the limit while the rest fits by our measure and QEMU has not seen it."""
+        rest = ended.remaining_pages * self.facts.page_bytes + view.curve.bytes_after(LATENCY_MS)
+        fits = ended.bandwidth > 0 and rest <= MARGIN * ended.bandwidth * self._limit_ms() / 1000
+        if fits is self._raised:
+            return ()
+        self._raised = fits
+        if not fits:
+            return (SetDowntimeLimit(self._limit_ms(), "the rest no longer fits"),)
+        rule = f"fits: {format_bytes(int(rest))} at {format_rate(ended.bandwidth)}, and QEMU has not seen it"
+        return (SetDowntimeLimit(Milliseconds(self._limit_ms() * RAISE), rule),)
+
+    # -- other means ----------------------------------------------------------------------------------------------
+
+    def _other_means(self, ended: Round, view: Outlook, speed: float) -> Orders:
+        if self._may_postcopy():
+            return (StartPostcopy(f"no end: {_dirtied(ended)}"),)
+        if not view.proven and self._doubts < 2:
+            return ()
+        if self._level == 0:
+            return self._put_on(ended, view, speed)
+        strongest = throttle.strongest(self._budget_ms / 2)
+        is_late = ended.round >= self._braked_in + PATIENCE
+        if self._brake(self.facts) is Throttle.AUTO_CONVERGE and self._level < strongest and is_late:
+            return self._brake_by(strongest, ended)
+        return ()
+
+    def _put_on(self, ended: Round, view: Outlook, speed: float) -> Orders:
+        brake = self._brake(self.facts)
+        if brake is None:
+            return ()
+        if brake is Throttle.FORTY_WRITES:
+            self._level = WRITES
+            return (SetThrottle(brake, WRITES, f"no end: {_dirtied(ended)}"),)
+        strongest = throttle.strongest(self._budget_ms / 2)
+        if strongest < throttle.LEAST:
+            return ()
+        levels = range(10, strongest, 5)
+        return self._brake_by(next((p for p in levels if self._does(p, view, speed)), strongest), ended)
+
+    def _does(self, percent: int, view: Outlook, speed: float) -> bool:
+        """Tell whether this brake would let the rounds end, by the curve."""
+        window_ms = self._budget_ms - throttle.stall_ms(percent)
+        dirtied = view.curve.bytes_after(window_ms * (100 - percent) / 100)
+        converges = view.share * (100 - percent) / 100 <= MARGIN
+        return converges and dirtied <= MARGIN * speed * window_ms
+
+    def _brake_by(self, percent: int, ended: Round) -> Orders:
+        self._level, self._braked_in, self._raised = percent, ended.round, False
+        self._stall_ms = throttle.stall_ms(percent)
+        rule = f"no end: {_dirtied(ended)}; stalls of {format_ms(self._stall_ms)}"
+        return (
+            SetThrottle(Throttle.AUTO_CONVERGE, percent, rule),
+            SetDowntimeLimit(
+                self._limit_ms(), f"a vCPU may be asleep for {format_ms(self._stall_ms)} when it is stopped"
+            ),
+        )
+
+    def _idle_brake(self) -> Orders:
+        """Keep QEMU's own auto-converge from braking by itself: it is switched on before the start or never."""
+        if self._brake(self.facts) is not Throttle.AUTO_CONVERGE:
+            return ()
+        return (SetThrottle(Throttle.AUTO_CONVERGE, throttle.LEAST, "at rest until it is needed"),)
+
+    def _brake(self, facts: Facts) -> Throttle | None:
+        """Return the brake to use; dirty-limit is not among them, since nothing bounds its stalls."""
+        usable = self.goal.throttles & facts.throttles
+        return next((b for b in (Throttle.AUTO_CONVERGE, Throttle.FORTY_WRITES) if b in usable), None)
+
+    def _may_postcopy(self) -> bool:
+        return self.goal.allow_postcopy and self.facts.postcopy
+
+    # -- the deadline ---------------------------------------------------------------------------------------------
+
+    def _at_deadline(self, seen: Observation) -> Orders:
+        deadline = self.goal.deadline_ms
+        if deadline is None or self.elapsed_ms < deadline:
+            return ()
+        rule = f"deadline of {format_ms(deadline)} in round {seen.round}"
+        if self._may_postcopy():
+            return (StartPostcopy(rule),)
+        if self.goal.at_deadline is AtDeadline.SWITCH:
+            return (SwitchNow(rule),)
+        return (Cancel(f"{rule}: {self._why()}"),)
+
+    def _why(self) -> str:
+        """Return what stood in the way, and what would have helped."""
+        if self._last is None:
+            return "the first round had not ended; allow more time or a faster link"
+        rest = self._last.remaining_pages * self.facts.page_bytes
+        now = f"{_dirtied(self._last)}, {format_bytes(rest)} were left"
+        if self._last.bandwidth > 0:
+            gap_ms = self.facts.fixed_cost_ms + rest * 1000 / self._last.bandwidth
+            now += f", a gap of {format_ms(gap_ms)}"
+        helps = "a larger gap, or more time"
+        return f"{now}; allow {helps}" if self.goal.allow_postcopy else f"{now}; allow post-copy, {helps}"
+
+
+def _dirtied(ended: Round) -> str:
+    return f"round {ended.round} dirtied {ended.dirtied_pages} pages while it sent {ended.sent_pages}"
