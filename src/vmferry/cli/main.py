@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn
 
 from vmferry import __version__
-from vmferry.cli import admin, guests, handovers, migration, recovery
+from vmferry.cli import admin, guests, handovers, migration, policies, recovery
 from vmferry.cli.options import AsJson, group
 from vmferry.cli.output import print_json, report_error
 from vmferry.core.errors import VmferryError
@@ -23,6 +23,7 @@ app.command("migrate")(migration.migrate)
 app.command("watch")(migration.watch)
 app.command("cancel")(migration.cancel)
 app.add_typer(handovers.app, name="handover")
+app.add_typer(policies.app, name="policy")
 app.command("recover")(recovery.recover)
 
 

@@ -39,6 +39,8 @@ _ALL: tuple[type[Policy], ...] = (
     KubevirtStall,
     KubevirtStallStrict,
 )
+#: Names that people know a policy by elsewhere.
+_ALIASES = {"ovirt-minimal-downtime": "ovirt", "ovirt-suspend-workload": "ovirt-suspend", "libvirt": "qemu"}
 POLICIES: Mapping[str, type[Policy]] = MappingProxyType({kind.description.name: kind for kind in _ALL})
 
 
@@ -48,7 +50,8 @@ def find(name: str) -> type[Policy]:
     Raises:
         NotFound: there is none; the names there are, are told.
     """
-    kind = POLICIES.get(name.replace(":", "-"))
+    plain = name.replace(":", "-")
+    kind = POLICIES.get(_ALIASES.get(plain, plain))
     if kind is None:
         raise NotFound(f"there is no policy {name!r}", fix=f"choose one of {', '.join(POLICIES)}")
     return kind
