@@ -58,11 +58,12 @@ class Holds:
         """Let it go on, and hold nobody there any more."""
         self._asked.pop(state)[1].set()
 
-    async def __call__(self, state: AnyState) -> None:
-        if state in self._asked:
-            reached, released = self._asked[state]
-            reached.set()
-            await released.wait()
+    def __call__(self, state: AnyState) -> Awaitable[object] | None:
+        if state not in self._asked:
+            return None
+        reached, released = self._asked[state]
+        reached.set()
+        return released.wait()
 
 
 @dataclass

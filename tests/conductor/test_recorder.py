@@ -6,9 +6,9 @@ import pytest
 
 from vmferry.conductor.recorder import JournalRecorder, Parties, changed_token
 from vmferry.core.errors import Broken
-from vmferry.core.handover.events import DestinationEvent, Happened, SourceEvent
-from vmferry.core.handover.machine import Machine, TokenChange
-from vmferry.core.handover.states import DestinationState, Side, SourceState
+from vmferry.core.handover.events import AnyEvent, DestinationEvent, Happened, SourceEvent
+from vmferry.core.handover.machine import Machine, TokenChange, Transition
+from vmferry.core.handover.states import AnyState, DestinationState, Side, SourceState
 from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
 from vmferry.core.progress import StateEntered
 from vmferry.core.units import Milliseconds
@@ -103,9 +103,58 @@ def test_other_events_leave_the_row_alone() -> None:
     """An event that moves no ownership does not even read the guest."""
     journal = FakeJournal()
     journal.open_handover(make_handover_row(side="destination"))
-    happened = Happened(DestinationEvent.STREAM_LOADED)
-    transition = Machine(Side.DESTINATION, DestinationState.RECEIVING).handle(happened)
+    happened = Happened(DestinationEvent.QEMU_LISTENS)
+    transition = Machine(Side.DESTINATION, DestinationState.PREPARING).handle(happened)
     make_recorder(journal, Side.DESTINATION, []).record(happened, transition)
     row = journal.handover(PARTIES.handover, "destination")
     assert row is not None
-    assert row.state == "loaded"
+    assert row.state == "receiving"
+
+
+def passed(side: Side, state: AnyState, *kinds: AnyEvent) -> list[tuple[Happened, Transition]]:
+    """Return what the events do, one after the other."""
+    machine = Machine(side, state)
+    return [(happened, machine.handle(happened)) for happened in map(Happened, kinds)]
+
+
+def test_deferred_entry_is_written_with_the_next() -> None:
+    """Acquisition and intent stand after one write, in order; before it the token is where it was."""
+    journal = FakeJournal()
+    journal.put_guest(make_guest_row())
+    journal.open_handover(make_handover_row(side="destination"))
+    before = journal.guest(GuestName("web-7"))
+    assert before is not None
+    journal.calls.clear()
+    recorder = make_recorder(journal, Side.DESTINATION, [])
+    first, second = passed(
+        Side.DESTINATION, DestinationState.LOADED, DestinationEvent.COMMIT_RECEIVED, DestinationEvent.INTENT_RECORDED
+    )
+    recorder.record(*first)
+    assert journal.calls == []
+    assert journal.guest(GuestName("web-7")) == before
+    recorder.record(*second)
+    assert journal.calls == ["append"]
+    assert [row.state for row in journal.events(PARTIES.handover, "destination")] == ["acquired", "starting"]
+    after = journal.guest(GuestName("web-7"))
+    assert after is not None
+    assert after.token == Token(Epoch(before.token.epoch + 1), B, before.token.running, cont_intent=True)
+
+
+def test_what_was_kept_survives_a_refused_write() -> None:
+    """A write that the journal refuses keeps what was deferred: it is written with the next one, once."""
+    journal = FakeJournal()
+    journal.put_guest(make_guest_row())
+    journal.open_handover(make_handover_row())
+    recorder = make_recorder(journal, Side.SOURCE, [])
+    first, second = passed(
+        Side.SOURCE, SourceState.SOURCE_COMPLETED, SourceEvent.DESTINATION_LOADED, SourceEvent.OWNERSHIP_RELEASED
+    )
+    recorder.record(*first)
+    for write in (recorder.write_down, lambda: recorder.record(*second)):
+        journal.fail_next = Broken("disk is full")
+        with pytest.raises(Broken):
+            write()
+        assert journal.events(PARTIES.handover, "source") == []
+    recorder.record(*second)
+    recorder.write_down()
+    assert [row.state for row in journal.events(PARTIES.handover, "source")] == ["loaded", "committed"]

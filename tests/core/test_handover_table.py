@@ -50,7 +50,7 @@ SOURCE_GRID = """
 CH RG AD  !  !  !  !  !  !  !  !  ! CR AD AD AD AD  !  !  !  !  .  !  !
 RG  .  . RD AB  !  !  !  !  ! AB AB CR AB AB AB AB  !  !  !  !  .  !  !
 RD  .  .  .  . PC  !  !  !  ! AB AB CR AB AB AB AB  !  !  !  !  .  !  !
-PC  .  .  .  .  . PS  !  !  ! AB AB CR AB AB  . PC  !  !  !  !  .  !  !
+PC  .  .  .  .  . PS  ! AB  . AB AB CR AB AB  . PC  !  !  !  !  .  !  !
 PS  .  .  .  .  .  . SW SC DL AB AB OR AB AB AB AB  !  !  !  !  .  !  !
 SW  .  .  .  .  .  .  . SC DL AB AB OR AB AB AB AB  !  !  !  !  .  !  !
 SC  .  .  .  .  .  .  .  . LO AB AB OR AB AB AB SC  !  !  !  !  .  !  !
@@ -70,7 +70,7 @@ LT  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . LT  .  .  .  .  .  .  .
 DESTINATION_GRID = """
    ql pf sl sf qd cr dr fe ir gs sr cu ar
 PR RC DG  ! DG DG GB DG DG  !  !  !  ! DG
-RC  .  . LO DG DG GB DG DG  !  !  !  ! RC
+RC  .  . LO DG DG  . DG DG  !  !  !  ! RC
 LO  .  !  .  ! DG AC DG DG  !  !  !  ! LO
 AC  .  !  .  ! GB  .  .  . ST  !  !  ! AC
 ST  .  !  .  ! LT  .  .  .  . RU GB  ! ST
@@ -116,7 +116,6 @@ TOKENS: dict[tuple[AnyState, AnyEvent], TokenChange] = {
     (S.COMMITTED, E.DESTINATION_FENCED): TokenChange.CLAIM,
     (T.LOADED, F.COMMIT_RECEIVED): TokenChange.ACQUIRE,
     (T.PREPARING, F.COMMIT_RECEIVED): TokenChange.ACQUIRE,
-    (T.RECEIVING, F.COMMIT_RECEIVED): TokenChange.ACQUIRE,
     (T.DISCARDING, F.COMMIT_RECEIVED): TokenChange.ACQUIRE,
     (T.ACQUIRED, F.INTENT_RECORDED): TokenChange.INTEND,
     (T.GIVING_BACK, F.CLEANED_UP): TokenChange.RETURN,

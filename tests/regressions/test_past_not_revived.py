@@ -28,9 +28,11 @@ def test_death_while_aborting_is_a_crash() -> None:
 def test_failure_heard_after_the_death_counts() -> None:
     """A `failed` that is heard only after the death still says that the vCPUs may have run: no orphan is saved."""
     world = World()
-    world.live_until(lambda: world.destination.state is DestinationState.LOADED)
+    world.live_until(lambda: world.source.state is SourceState.SWITCHOVER)
     qemu = world.source.qemu
     assert qemu is not None
+    while world.destination.state is not DestinationState.LOADED:
+        assert world.destination.take() or world.advance_qemu(Side.DESTINATION) or world.destination.carry_out()
     world.break_stream(rest_arrives=True)
     while not qemu.running:
         assert world.advance_qemu(Side.SOURCE)

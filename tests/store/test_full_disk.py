@@ -29,7 +29,7 @@ SCRIPT = textwrap.dedent("""
         while True:
             token = Token(Epoch(written + 2), HostName("host-a"), running=True)
             event = {"n": written + 1, "filler": "x" * 2000}
-            journal.append(HandoverId("h1"), "source", event, f"S{written + 1}", token=(WEB, token))
+            journal.append(HandoverId("h1"), "source", [(event, f"S{written + 1}")], token=(WEB, token))
             written += 1
     except Broken as error:
         assert "disk is full" in error.what and str(top) in error.what, error

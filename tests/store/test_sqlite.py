@@ -50,7 +50,7 @@ def test_everything_is_private(journal: SqliteJournal, path: Path) -> None:
 
 def test_reopened_is_the_same(journal: SqliteJournal, path: Path) -> None:
     """A journal that was closed and opened again holds the same."""
-    journal.append(H1, "source", {"event": "reserved"}, "RESERVED")
+    journal.append(H1, "source", [({"event": "reserved"}, "RESERVED")])
     before = (journal.guests(), journal.handovers(), journal.events(H1, "source"))
     journal.close()
     again = SqliteJournal(path)
@@ -111,7 +111,7 @@ def test_full_disk_writes_nothing(journal: SqliteJournal, path: Path) -> None:
     journal._db.execute(f"PRAGMA max_page_count = {pages}")
     token = Token(Epoch(2), HostName("host-b"), running=True)
     with pytest.raises(Broken, match="disk is full") as caught:
-        journal.append(H1, "source", {"event": "x" * 100_000}, "COMMITTED", token=(WEB, token))
+        journal.append(H1, "source", [({"event": "x" * 100_000}, "COMMITTED")], token=(WEB, token))
     assert str(path) in caught.value.what
     assert caught.value.retry
     row = journal.handover(H1, "source")
@@ -119,14 +119,14 @@ def test_full_disk_writes_nothing(journal: SqliteJournal, path: Path) -> None:
     assert row.state == "CHECKING"
     assert journal.guest(WEB) == make_guest_row()
     journal._db.execute("PRAGMA max_page_count = 100000")
-    journal.append(H1, "source", {"event": "x" * 100_000}, "COMMITTED", token=(WEB, token))
+    journal.append(H1, "source", [({"event": "x" * 100_000}, "COMMITTED")], token=(WEB, token))
 
 
 def test_read_only_is_said(journal: SqliteJournal) -> None:
     """A journal that cannot be written says so and what to do."""
     journal._db.execute("PRAGMA query_only = ON")
     with pytest.raises(Broken, match="read-only") as caught:
-        journal.append(H1, "source", {"event": "x"}, "S")
+        journal.append(H1, "source", [({"event": "x"}, "S")])
     assert caught.value.fix is not None
 
 
@@ -135,11 +135,11 @@ def test_locked_is_said(journal: SqliteJournal, path: Path) -> None:
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(Broken, match="another process holds a lock") as caught:
-        journal.append(H1, "source", {"event": "x"}, "S")
+        journal.append(H1, "source", [({"event": "x"}, "S")])
     assert caught.value.retry
     other.execute("ROLLBACK")
     other.close()
-    journal.append(H1, "source", {"event": "x"}, "S")
+    journal.append(H1, "source", [({"event": "x"}, "S")])
 
 
 def test_unusable_directory_is_said(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ WRITER = textwrap.dedent("""
     while True:
         number += 1
         token = Token(Epoch(number), HostName("host-a"), running=True)
-        journal.append(HandoverId("h1"), "source", {"n": number}, f"S{number}", token=(WEB, token))
+        journal.append(HandoverId("h1"), "source", [({"n": number}, f"S{number}")], token=(WEB, token))
         print(number, flush=True)
 """)
 

@@ -131,5 +131,5 @@ def _bandwidth(config: AgentConfig, fleet: Membership) -> Callable[[HostName], B
     return of
 
 
-def _hold() -> Callable[[AnyState], Awaitable[None]]:
+def _hold() -> Callable[[AnyState], Awaitable[object] | None]:
     return holder() or no_hold

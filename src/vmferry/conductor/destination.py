@@ -77,6 +77,7 @@ class Destination:
         self.error: str | None = None
         self.last_run_state: RunState | None = None
         self.last_status: MigrationStatus | None = None
+        self._seen: RunState | None = None  #: with the intent; good for one `cont`
         self._setup = setup
         self._guests = guests
         self._peer = peer
@@ -232,7 +233,7 @@ class Destination:
         if process is None:
             self._died(None)
             return
-        await process.query_run_state()
+        self._seen = await process.query_run_state()
         self.runner.post(_E.INTENT_RECORDED)
 
     async def _start(self) -> None:
@@ -249,10 +250,11 @@ class Destination:
         self.runner.post(_E.GUEST_STARTED)
 
     async def _let_run(self, process: GuestProcess) -> None:
-        """Start the vCPUs; `cont` asks for the run state itself, so that a repeat never disturbs a guest that runs."""
+        """Start the vCPUs; a repeat has `cont` ask for the run state, so that it never disturbs a guest that runs."""
         if not self._guests.row(self.name).token.running:
             return
-        await process.cont()
+        seen, self._seen = self._seen, None
+        await process.cont(seen=seen)
         self.marks.mark("resumed")
         self.last_run_state = RunState.RUNNING
         if not self._guests.row(self.name).token.running:

@@ -96,7 +96,7 @@ class Surroundings:
     ports: range
     port_is_free: Callable[[str, int], bool]
     default_downtime_ms: Milliseconds = DEFAULT_DOWNTIME
-    hold: Callable[[AnyState], Awaitable[None]] = no_hold
+    hold: Callable[[AnyState], Awaitable[object] | None] = no_hold
     opened: Callable[[Source], None] = _measure_nothing
     passed: Callable[[Source], None] = _measure_nothing
 
@@ -374,7 +374,7 @@ class Handovers:
         transition = machine.handle(happened)
         if not transition.ignored:
             side, state = str(Side.DESTINATION), str(transition.after)
-            self._journal.append(handover, side, to_json(happened), state, finished=True)
+            self._journal.append(handover, side, [(to_json(happened), state)], finished=True)
         self._destinations.pop(handover, None)
 
     def _commit_reply(self, handover: HandoverId) -> CommitReply:

@@ -24,19 +24,21 @@ def hold_name(state: AnyState) -> str:
     return f"{side}.{state}"
 
 
-def holder() -> Callable[[AnyState], Awaitable[None]] | None:
+def holder() -> Callable[[AnyState], Awaitable[object] | None] | None:
     """Return what holds hand-overs of this process; None outside a lab."""
     directory = os.environ.get(VARIABLE)
     if not directory:
         return None
     folder = Path(directory)
 
-    async def hold(state: AnyState) -> None:
+    def hold(state: AnyState) -> Awaitable[object] | None:
         asked = folder / hold_name(state)
-        if not asked.exists():
-            return
-        asked.with_name(asked.name + ".reached").touch()
-        while asked.exists():  # noqa: ASYNC110 - another process removes it, which no asyncio.Event can tell
-            await asyncio.sleep(_LOOK_EVERY_S)
+        return _wait_gone(asked) if asked.exists() else None
 
     return hold
+
+
+async def _wait_gone(asked: Path) -> None:
+    asked.with_name(asked.name + ".reached").touch()
+    while asked.exists():  # noqa: ASYNC110, ASYNC240 - another process removes it, which no asyncio.Event can tell
+        await asyncio.sleep(_LOOK_EVERY_S)

@@ -1,5 +1,7 @@
 """Makes transitions durable: event, state and token in one write; tells the log and the watchers afterwards.
 
+What leads to a `DEFERRED` state is kept and written with what comes next.
+
 A hand-over is finished not with its final state but with the last effect of it; whoever runs it says so then
 (`Journal.finish`).
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -16,7 +18,7 @@ from vmferry.core.errors import Broken
 from vmferry.core.handover.events import Happened
 from vmferry.core.handover.machine import TokenChange, Transition
 from vmferry.core.handover.replay import to_json
-from vmferry.core.handover.states import FACTS, AnyState, Owner, Side
+from vmferry.core.handover.states import DEFERRED, FACTS, AnyState, Owner, Side
 from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
 from vmferry.core.progress import StateEntered
 from vmferry.core.units import Milliseconds
@@ -73,30 +75,45 @@ class JournalRecorder:
         self._tell = tell
         self._since_start_ms = since_start_ms
         self._entered_ms: deque[Milliseconds] = deque()  #: of the transitions that were not told yet
+        self._kept: list[tuple[Happened, Transition]] = []  #: deferred, not journalled yet
         self.timeline_ms: dict[str, float] = {}
 
     def record(self, happened: Happened, transition: Transition) -> None:
-        """Journal event, state and token in one write."""
-        self._journal.append(
-            self._parties.handover,
-            str(self._side),
-            to_json(happened),
-            str(transition.after),
-            token=self._token(transition.token),
-        )
-        # what an operator reads later: when the state was durable, not when it was told
+        """Journal event, state and token in one write, with all that was kept; keep a deferred state's."""
+        if transition.after in DEFERRED:
+            self._kept.append((happened, transition))
+        else:
+            self._write([*self._kept, (happened, transition)])
+        # what an operator reads later: when the state was entered, not when it was told
         at_ms = self._since_start_ms()
         self._entered_ms.append(at_ms)
         self.timeline_ms.setdefault(str(transition.after), at_ms)
 
-    def _token(self, change: TokenChange | None) -> tuple[GuestName, Token] | None:
-        if change is None:
+    def write_down(self) -> None:
+        """Journal what was kept; raises, and keeps it, when that cannot be written."""
+        if self._kept:
+            self._write(self._kept)
+
+    def _write(self, passed: Sequence[tuple[Happened, Transition]]) -> None:
+        self._journal.append(
+            self._parties.handover,
+            str(self._side),
+            [(to_json(happened), str(transition.after)) for happened, transition in passed],
+            token=self._token([transition.token for _, transition in passed if transition.token is not None]),
+        )
+        self._kept = []
+
+    def _token(self, changes: Sequence[TokenChange]) -> tuple[GuestName, Token] | None:
+        if not changes:
             return None
         name = self._parties.guest
         row = self._journal.guest(name)
         if row is None:
-            raise Broken(f"Guest {name} is not in the journal: its token cannot {change}")
-        return name, changed_token(row.token, change, self._parties)
+            raise Broken(f"Guest {name} is not in the journal: its token cannot {changes[0]}")
+        token = row.token
+        for change in changes:
+            token = changed_token(token, change, self._parties)
+        return name, token
 
     def entered(self, happened: Happened, transition: Transition) -> None:
         """Tell the log and the watchers."""

@@ -5,6 +5,9 @@ then and only then its effects begin. Effects that wait run as tasks beside the 
 belongs to the states it was ordered for and is cancelled when the machine leaves them. A final state's effects are
 carried out one after the other, and `run` returns after the last: whatever ends here has ended tidily.
 
+The entry of a `DEFERRED` state may wait for the next one, and is then written with it; what is not written yet is lost
+by a crash and only by one (core/handover/states.py says why that does no harm).
+
 The log and the watchers are told when the runner has nothing else to do: the guest may be standing still.
 """
 
@@ -21,12 +24,14 @@ from vmferry.core.errors import IllegalTransition, VmferryError
 from vmferry.core.handover.effects import AnyEffect
 from vmferry.core.handover.events import AnyEvent, DestinationEvent, Happened, SourceEvent
 from vmferry.core.handover.machine import Machine, Transition
-from vmferry.core.handover.states import AnyState, Side
+from vmferry.core.handover.states import DEFERRED, AnyState, Side
 
 #: Pause before an effect that must not give up (no `failed` event) begins again, as long as its states last.
 _BEGIN_AGAIN_S = 0.5
 #: Pause before a write that the journal refused (a full disk) is tried again; nothing moves meanwhile.
 _WRITE_AGAIN_S = 0.5
+#: How long a deferred entry may wait for the next one.
+_DEFERRED_S = 0.02
 
 _log = structlog.get_logger(__name__)
 
@@ -50,14 +55,22 @@ class Recorder(Protocol):
     """Makes a transition durable and tells the watchers."""
 
     def record(self, happened: Happened, transition: Transition) -> None:
-        """Journal event, state and token in one write; raises when nothing of it was written."""
+        """Journal event, state and token in one write; a deferred state's are kept for the next or for `write_down`.
+
+        Raises:
+            VmferryError: nothing of it was written; what was kept before is kept.
+        """
+
+    def write_down(self) -> None:
+        """Journal what was kept; raises, and keeps it, when that cannot be written. Nothing kept: does nothing."""
 
     def entered(self, happened: Happened, transition: Transition) -> None:
         """Tell whoever watches; called after `record`, in the same order, when nothing more urgent is to be done."""
 
 
-async def no_hold(state: AnyState) -> None:
+def no_hold(_: AnyState) -> Awaitable[object] | None:
     """Hold nothing: what every agent outside a lab does."""
+    return None
 
 
 class Runner:
@@ -66,11 +79,12 @@ class Runner:
     Args:
         machine: where it stands.
         recorder: journal and watchers.
-        hold: called after a state was journalled and before its effects: fault injection waits here in the lab.
+        hold: called before a state's effects; fault injection in the lab has the runner wait for what it returns, and
+            then the state is durable, deferred or not.
     """
 
     def __init__(
-        self, machine: Machine, recorder: Recorder, hold: Callable[[AnyState], Awaitable[None]] = no_hold
+        self, machine: Machine, recorder: Recorder, hold: Callable[[AnyState], Awaitable[object] | None] = no_hold
     ) -> None:
         self.machine = machine
         self.failure: VmferryError | None = None
@@ -82,6 +96,7 @@ class Runner:
         self._tasks: dict[AnyEffect, tuple[asyncio.Task[None], frozenset[AnyState]]] = {}
         self._left: set[asyncio.Task[None]] = set()  #: cancelled, and not ended yet
         self._deadline: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None
         self._untold: list[tuple[Happened, Transition]] = []
         self._moved = asyncio.Event()  #: set with the next transition, and replaced then
 
@@ -102,7 +117,7 @@ class Runner:
         """
         try:
             if opening:
-                await self._hold(self.machine.state)
+                await self._wait_held(self.machine.state)
                 self._arm_deadline()
                 await self._carry_out(opening)
             for happened in first:
@@ -132,7 +147,9 @@ class Runner:
         self._arm_deadline()
         self._moved.set()
         self._moved = asyncio.Event()
-        await self._hold(transition.after)
+        if transition.after in DEFERRED:
+            self._defer(_DEFERRED_S)
+        await self._wait_held(transition.after)
         self._untold.append((happened, transition))
         await self._carry_out(transition.effects)
 
@@ -155,6 +172,27 @@ class Runner:
                 await asyncio.sleep(_WRITE_AGAIN_S)
                 continue
             return transition
+
+    async def _wait_held(self, state: AnyState) -> None:
+        held = self._hold(state)
+        if held is not None:
+            self._write_down()
+            await held
+
+    def _write_down(self) -> None:
+        """Make what was deferred durable; what cannot be written now waits on."""
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
+        try:
+            self._recorder.write_down()
+        except VmferryError as error:
+            _log.error("journal refused what it was given later; trying again", error=str(error))
+            self._defer(_WRITE_AGAIN_S)
+
+    def _defer(self, seconds: float) -> None:
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().call_later(seconds, self._write_down)
 
     def _tell(self) -> None:
         """Tell what was not told yet."""
@@ -234,6 +272,9 @@ class Runner:
         self._deadline = loop.call_later(limit_ms / 1000, lambda: self.post(kind, why, only_in=state))
 
     async def _end(self) -> None:
+        self._write_down()
+        if self._writing is not None:
+            self._writing.cancel()  # a full disk at the very end: forgotten like in a crash
         self._tell()
         if self._deadline is not None:
             self._deadline.cancel()

@@ -305,6 +305,9 @@ class Source:
         """Post what a reading says when its event may have been missed (the agent was away)."""
         if sample.status is MigrationStatus.PRE_SWITCHOVER:
             self.runner.post(_E.SOURCE_PAUSED, only_in=_S.PRECOPY)
+        elif sample.status is MigrationStatus.DEVICE:  # nobody watched it stand still, and nobody would end the wait
+            why = "the agent was away while QEMU sent the last pages"
+            self.runner.post(_E.STREAM_FAILED, why, only_in=_S.PRECOPY)
         elif sample.status not in _UNDER_WAY:
             self.runner.post(_E.STREAM_FAILED, sample.error or f"the migration {sample.status}", only_in=_S.PRECOPY)
 

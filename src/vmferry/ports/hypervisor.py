@@ -106,11 +106,15 @@ class GuestProcess(Protocol):
     async def query_migration(self) -> MigrationSample:
         """Ask how the migration goes (either side)."""
 
-    async def cont(self) -> None:
-        """Start the vCPUs; refuses (Broken) unless they are stopped and everything is loaded."""
+    async def cont(self, *, seen: RunState | None = None) -> None:
+        """Start the vCPUs; refuses (Broken) unless they are stopped and everything is loaded.
+
+        Args:
+            seen: the run state, from who has asked a moment ago: it is not asked for again, a guest stands still.
+        """
 
     async def stop(self) -> None:
-        """Stop the vCPUs."""
+        """Stop the vCPUs; refuses (Broken) while they wait for pages of a broken post-copy: QEMU would answer nobody."""
 
     async def power_down(self) -> None:
         """Press the guest's power button (ACPI); the guest may take its time, or not listen."""

@@ -72,6 +72,10 @@ class Reservation:
     port: int
 
 
+#: One event as JSON, and the state that it led to.
+JournalStep = tuple[dict[str, object], str]
+
+
 class Journal(Protocol):
     """The agent's durable memory (SQLite). Calls are short and synchronous: about 0.3 ms each."""
 
@@ -94,13 +98,12 @@ class Journal(Protocol):
         self,
         handover: HandoverId,
         side: str,
-        event: dict[str, object],
-        state: str,
+        steps: Sequence[JournalStep],
         *,
         token: tuple[GuestName, Token] | None = None,
         finished: bool = False,
     ) -> None:
-        """Write event, new state and, if given, the guest's new token in one transaction."""
+        """Write events in order, the last one's state and, if given, the guest's new token in one transaction."""
 
     def finish(self, handover: HandoverId, side: str) -> None:
         """Note that the last effect of the final state was carried out: a restart takes it up no more. Idempotent."""

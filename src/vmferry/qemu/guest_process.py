@@ -115,13 +115,16 @@ class QemuGuestProcess:
         """Ask how the migration goes."""
         return sample(await self._session.execute("query-migrate"))
 
-    async def cont(self) -> None:
+    async def cont(self, *, seen: RunState | None = None) -> None:
         """Start the vCPUs; takes the image locks that a migration left open.
+
+        Args:
+            seen: the run state, from who has asked a moment ago.
 
         Raises:
             Broken: they run already, something is not loaded, or QEMU said no (an image is locked elsewhere).
         """
-        state = await self.query_run_state()
+        state = seen or await self.query_run_state()
         if state not in STARTABLE:
             raise Broken(
                 f"vCPUs of guest {self._name} must not be started: "

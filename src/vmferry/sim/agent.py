@@ -1,7 +1,8 @@
 """An agent in memory: a journal that survives it, a machine that does not, and orders carried out one at a time.
 
 What a real runner promises is kept to the letter: an event is handled, its transition is durable together with the
-token, then its orders begin; a crash can come between any two of these.
+token, then its orders begin; a crash can come between any two of these. The entry of a `DEFERRED` state becomes durable
+at any moment up to the next one's, and a crash before that loses it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from vmferry.core.handover.effects import AnyEffect
 from vmferry.core.handover.events import AnyEvent, Happened
 from vmferry.core.handover.machine import Machine, TokenChange, Transition
 from vmferry.core.handover.replay import replay, to_json
-from vmferry.core.handover.states import FACTS, AnyState, Side
+from vmferry.core.handover.states import DEFERRED, FACTS, AnyState, Side
 from vmferry.core.handover.table import OPENING
 from vmferry.sim.network import Message, Network, Word
 from vmferry.sim.qemu import Fact, SimQemu, Violation
@@ -86,6 +87,7 @@ class SimAgent:
         self.qemu: SimQemu | None = None
         self.journal = SimJournal(side)
         self.machine: Machine | None = None
+        self.unwritten: deque[tuple[Happened, Transition]] = deque()  #: entries of deferred states
         self.inbox: deque[tuple[AnyEvent, AnyState | None]] = deque()
         self.replies: list[AnyEvent] = []  #: QEMU's answers to orders; may be overtaken by its events
         self.orders: deque[AnyEffect] = deque()
@@ -94,8 +96,8 @@ class SimAgent:
 
     @property
     def state(self) -> AnyState | None:
-        """Return the journalled state; None when the hand-over never reached this host."""
-        return self.journal.state
+        """Return where it stands, of a dead agent where its journal does; None: it never reached this host."""
+        return self.journal.state if self.machine is None else self.machine.state
 
     def open(self) -> None:
         """Open the hand-over here."""
@@ -114,6 +116,13 @@ class SimAgent:
         if self.machine is not None and only_in in (None, self.machine.state):
             self.handle(event)
         return True
+
+    def write_down(self) -> bool:
+        """Make everything durable that has happened; False when it is."""
+        wrote = bool(self.unwritten)
+        while self.unwritten:
+            self.journal.write(*self.unwritten.popleft())
+        return wrote
 
     def take_reply(self) -> bool:
         """Have QEMU's oldest answer join the queue."""
@@ -167,7 +176,9 @@ class SimAgent:
             if self.machine.state is not before or transition.token is not None:
                 raise Violation(f"ignored event {event} moved {before}")
             return
-        self.journal.write(happened, transition)
+        self.unwritten.append((happened, transition))
+        if transition.after not in DEFERRED:
+            self.write_down()
         self.orders = deque(transition.effects)
         self.entered(transition)
         self._finish()
@@ -194,6 +205,7 @@ class SimAgent:
         """Die; only the journal stays."""
         self.alive = False
         self.machine = None
+        self.unwritten.clear()
         self.inbox.clear()
         self.replies.clear()
         self.orders = deque()

@@ -132,6 +132,7 @@ def _bring_to(side: Side, state: AnyState, *, late: bool) -> World:
             world.live(1)
         else:
             _go_on(world)
+    world.agents[side].write_down()  # where the lab holds a hand-over, its state is durable
     return world
 
 
@@ -151,6 +152,7 @@ def _with_source_in_device(world: World) -> World:
             world.advance_qemu(_S)
         world.advance_qemu(_D)
         _serve(world)
+    world.source.write_down()
     return world
 
 

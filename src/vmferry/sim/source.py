@@ -125,7 +125,7 @@ class SimSource(SimAgent):
             self.post(_E.GUEST_ENDED)
         elif qemu.status is MigrationStatus.PRE_SWITCHOVER:
             self.post(_E.SOURCE_PAUSED)
-        elif not qemu.under_way:
+        elif not qemu.under_way or qemu.status is MigrationStatus.DEVICE:
             self.post(_E.STREAM_FAILED)
         return True
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from vmferry.core.handover.events import DestinationEvent, Happened, SourceEvent
-from vmferry.core.handover.replay import replay
+from vmferry.core.handover.machine import Machine
 from vmferry.core.handover.states import FACTS, DestinationState, Side, SourceState
 from vmferry.core.migration import RunState
 from vmferry.sim import promises
@@ -75,6 +75,8 @@ class World:
                 found.append((f"{side} is answered", agent.take_reply))
             if agent.alive and agent.orders:
                 found.append((f"{side} acts", agent.carry_out))
+            if agent.alive and agent.unwritten:
+                found.append((f"{side} writes down", agent.write_down))
         found += [
             (f"{message.to} hears {message.word.value}", partial(self.deliver, message))
             for message in dict.fromkeys(self.network.messages)
@@ -235,7 +237,7 @@ class World:
         """
         promises.check_owner(self)
         for agent in self.agents.values():
-            seen = (len(agent.journal.rows), agent.machine)
+            seen = (len(agent.journal.rows), len(agent.unwritten), agent.machine)
             if self._checked.get(agent.side) != seen:
                 self._checked[agent.side] = seen
                 promises.check_agent(agent)
@@ -316,7 +318,7 @@ def _states_ahead(agent: SimAgent) -> list[SourceState | DestinationState]:
         return []
     if agent.machine is None:
         return [agent.state]
-    machine = replay(agent.side, agent.journal.rows)
+    machine = Machine(agent.side, agent.machine.state)
     found = [machine.state]
     for event, only_in in agent.inbox:
         if only_in in (None, machine.state):

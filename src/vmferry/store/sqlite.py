@@ -18,7 +18,7 @@ from pathlib import Path
 from vmferry.core.errors import BadInput, Broken, GuestBusy, NotFound, Refused
 from vmferry.core.ids import GuestName, HandoverId
 from vmferry.core.units import Bytes, format_bytes
-from vmferry.ports.store import EventRow, GuestRow, HandoverRow, Reservation, Token
+from vmferry.ports.store import EventRow, GuestRow, HandoverRow, JournalStep, Reservation, Token
 from vmferry.store import codec, schema
 from vmferry.store.faults import journal_fault
 
@@ -122,22 +122,22 @@ class SqliteJournal:
         self,
         handover: HandoverId,
         side: str,
-        event: dict[str, object],
-        state: str,
+        steps: Sequence[JournalStep],
         *,
         token: tuple[GuestName, Token] | None = None,
         finished: bool = False,
     ) -> None:
-        """Write event, new state and, if given, the guest's new token in one transaction.
+        """Write events in order, the last one's state and, if given, the guest's new token in one transaction.
 
         Raises:
             NotFound: no such hand-over, or no row of the guest whose token it is; nothing was written.
         """
-        text = codec.dump_object(event)
+        now = self._now()
+        rows = [(handover, side, codec.dump_object(event), state, now) for event, state in steps]
         with self._transaction(f"appending to hand-over {handover}"):
-            if self._db.execute(_ADVANCE, (state, finished, handover, side)).rowcount != 1:
+            if self._db.execute(_ADVANCE, (steps[-1][1], finished, handover, side)).rowcount != 1:
                 raise NotFound(f"Hand-over {handover} ({side}) is not in the journal")
-            self._db.execute(_APPEND, (handover, side, text, state, self._now()))
+            self._db.executemany(_APPEND, rows)
             if token is not None:
                 self._own(*token)
 

@@ -123,7 +123,7 @@ class JournalConformance:
     def test_next_handover_after_finish(self, journal: Journal) -> None:
         """A finished hand-over does not hold its guest, and the newest comes first."""
         journal.open_handover(make_handover_row("h1"))
-        journal.append(HandoverId("h1"), "source", {"event": "done"}, "DONE", finished=True)
+        journal.append(HandoverId("h1"), "source", [({"event": "done"}, "DONE")], finished=True)
         journal.open_handover(make_handover_row("h2"))
         assert [row.id for row in journal.handovers()] == ["h2", "h1"]
         assert [row.id for row in journal.handovers(unfinished_only=True)] == ["h2"]
@@ -139,7 +139,7 @@ class JournalConformance:
         journal.put_guest(make_guest_row())
         journal.open_handover(make_handover_row())
         token = Token(Epoch(2), HostName("host-b"), running=False, cont_intent=True)
-        journal.append(HandoverId("h1"), "source", {"event": "loaded"}, "COMMITTED", token=(WEB, token))
+        journal.append(HandoverId("h1"), "source", [({"event": "loaded"}, "COMMITTED")], token=(WEB, token))
         row, guest = journal.handover(HandoverId("h1"), "source"), journal.guest(WEB)
         assert row is not None
         assert guest is not None
@@ -149,7 +149,7 @@ class JournalConformance:
         """Events come back in the order of their appends, each with the state it led to."""
         journal.open_handover(make_handover_row())
         for number in range(5):
-            journal.append(HandoverId("h1"), "source", {"event": "tick", "n": number}, f"S{number}")
+            journal.append(HandoverId("h1"), "source", [({"event": "tick", "n": number}, f"S{number}")])
         events = journal.events(HandoverId("h1"), "source")
         assert [(row.event["n"], row.state) for row in events] == [(n, f"S{n}") for n in range(5)]
         assert [row.seq for row in events] == sorted(row.seq for row in events)
@@ -159,7 +159,7 @@ class JournalConformance:
         journal.open_handover(make_handover_row())
         token = Token(Epoch(2), HostName("host-b"), running=True)
         with pytest.raises(NotFound):
-            journal.append(HandoverId("h1"), "source", {"event": "x"}, "COMMITTED", token=(WEB, token))
+            journal.append(HandoverId("h1"), "source", [({"event": "x"}, "COMMITTED")], token=(WEB, token))
         row = journal.handover(HandoverId("h1"), "source")
         assert row is not None
         assert row.state == "CHECKING"
@@ -170,13 +170,13 @@ class JournalConformance:
         journal.put_guest(make_guest_row())
         token = Token(Epoch(2), HostName("host-b"), running=True)
         with pytest.raises(NotFound):
-            journal.append(HandoverId("h9"), "source", {"event": "x"}, "DONE", token=(WEB, token))
+            journal.append(HandoverId("h9"), "source", [({"event": "x"}, "DONE")], token=(WEB, token))
         assert journal.guest(WEB) == make_guest_row()
 
     def test_finish(self, journal: Journal) -> None:
         """A hand-over that was finished keeps its state and holds its guest no more; an unknown one is refused."""
         journal.open_handover(make_handover_row())
-        journal.append(HandoverId("h1"), "source", {"event": "x"}, "DONE")
+        journal.append(HandoverId("h1"), "source", [({"event": "x"}, "DONE")])
         assert [row.id for row in journal.handovers(unfinished_only=True)] == ["h1"]
         for _ in range(2):
             journal.finish(HandoverId("h1"), "source")

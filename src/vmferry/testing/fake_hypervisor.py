@@ -206,9 +206,11 @@ class FakeGuestProcess:
             return self.qemu.stream.sample()
         return MigrationSample(status=self.qemu.incoming_status)
 
-    async def cont(self) -> None:
+    async def cont(self, *, seen: RunState | None = None) -> None:
         """Start the vCPUs, with all that the real driver refuses."""
         self._call("cont")
+        if seen not in (None, self.qemu.state):
+            raise AssertionError(f"cont by what was seen, {seen}, when QEMU is {self.qemu.state}")
         self._require(self.qemu.state in STARTABLE, "cont", f"QEMU is in state {self.qemu.state}")
         self._link.take_locks(self.qemu)
         self.qemu.state = RunState.RUNNING

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from vmferry.core.errors import BadInput, GuestBusy, NotFound, VmferryError
 from vmferry.core.ids import GuestName, HandoverId
 from vmferry.core.units import Bytes
-from vmferry.ports.store import EventRow, GuestRow, HandoverRow, Reservation, Token
+from vmferry.ports.store import EventRow, GuestRow, HandoverRow, JournalStep, Reservation, Token
 from vmferry.store.sqlite import check_reservation
 
 
@@ -69,22 +69,22 @@ class FakeJournal:
         self,
         handover: HandoverId,
         side: str,
-        event: dict[str, object],
-        state: str,
+        steps: Sequence[JournalStep],
         *,
         token: tuple[GuestName, Token] | None = None,
         finished: bool = False,
     ) -> None:
-        """Write event, new state and, if given, the guest's new token."""
+        """Write events, the last one's state and, if given, the guest's new token."""
         self._write("append")
         row = self._known(handover, side)
         if row.finished and not finished:
-            raise AssertionError(f"event {event} after hand-over {handover} was finished")
-        plain = _plain(event)
+            raise AssertionError(f"events {steps} after hand-over {handover} was finished")
+        plain = [(_plain(event), state) for event, state in steps]
         if token is not None:
             self._own(*token)
-        self._handovers[handover, side] = replace(row, state=state, finished=finished)
-        self._events.append(EventRow(len(self._events) + 1, handover, side, plain, state, self.now()))
+        self._handovers[handover, side] = replace(row, state=steps[-1][1], finished=finished)
+        for event, state in plain:
+            self._events.append(EventRow(len(self._events) + 1, handover, side, event, state, self.now()))
 
     def finish(self, handover: HandoverId, side: str) -> None:
         """Note that a hand-over's last effect was carried out."""

@@ -151,3 +151,18 @@ FACTS: dict[AnyState, Facts] = {
     DestinationState.RETURNED: Facts(_S, _SRC, None, final=True),
     DestinationState.LOST: Facts(_D, _NONE, None, final=True),
 }
+
+#: States whose entry may become durable later than its effects begin, at the latest with the next entry: what they
+#: order only asks, or names the query that tells whether it happened, and a machine that has forgotten the entry comes
+#: back to it or ends where forgetting does no harm. The guest stands still in each of them, and a durable write is a
+#: tenth of what the whole commit may cost.
+DEFERRED: frozenset[AnyState] = frozenset(
+    {
+        SourceState.PRE_SWITCHOVER,
+        SourceState.SWITCHOVER,
+        SourceState.DESTINATION_LOADED,
+        SourceState.LOADED,
+        DestinationState.LOADED,
+        DestinationState.ACQUIRED,
+    }
+)

@@ -100,7 +100,8 @@ SOURCE_TABLE: Mapping[Key, Step] = {
     (_S.PRECOPY, _E.SOURCE_PAUSED): Step(_S.PRE_SWITCHOVER, (_X.AWAIT_DESTINATION, _X.CONTINUE)),
     (_S.PRECOPY, _E.AGENT_RESTARTED): Step(_S.PRECOPY, (_X.STEER,)),
     (_S.PRECOPY, _E.SOURCE_QEMU_DIED): _CRASHED,
-    **_all(_S.PRECOPY, _FAILURES, _ABORT),
+    # an agent that came back and had forgotten the pause (DEFERRED): it did not watch, so nothing is built on that word
+    **_all(_S.PRECOPY, (*_FAILURES, _E.SOURCE_COMPLETED), _ABORT),
     # 4 ripe: the guest stands still, so every wait has a deadline from here to LOADED
     (_S.PRE_SWITCHOVER, _E.SWITCHOVER_BEGAN): Step(_S.SWITCHOVER),
     # the reply to `migrate-continue` may be overtaken by what it caused
@@ -190,8 +191,9 @@ DESTINATION_TABLE: Mapping[Key, Step] = {
     (_T.STARTING, _F.START_REFUSED): _GIVE_BACK,
     (_T.STARTING, _F.QEMU_DIED): Step(_T.LOST, (_Y.NOTE_CRASH,)),
     (_T.STARTING, _F.AGENT_RESTARTED): Step(_T.STARTING, (_Y.START,)),
-    # the token reached a host that cannot start the guest any more: it goes back, never to waste
-    **{(state, _F.COMMIT_RECEIVED): _GIVE_BACK for state in (_T.PREPARING, _T.RECEIVING, _T.DISCARDING)},
+    # the token reached a host that cannot start the guest any more: it goes back, never to waste. In RECEIVING it is
+    # early: LOADED was said and forgotten (DEFERRED), the next look finds it again, and the source asks again
+    **{(state, _F.COMMIT_RECEIVED): _GIVE_BACK for state in (_T.PREPARING, _T.DISCARDING)},
     (_T.DISCARDED, _F.COMMIT_RECEIVED): Step(_T.RETURNED),
     (_T.DISCARDING, _F.CLEANED_UP): Step(_T.DISCARDED),
     (_T.DISCARDING, _F.AGENT_RESTARTED): _DISCARD,
@@ -226,8 +228,8 @@ _BY_RESERVING = _BY_CHECKING | {
     _E.STREAM_FAILED,
 }
 _BY_RESERVED = _BY_RESERVING | {_E.PRECOPY_BEGAN}
-_BY_PRECOPY = _BY_RESERVED | {_E.SOURCE_PAUSED}
-_BY_PRE_SWITCHOVER = _BY_PRECOPY | {_E.SWITCHOVER_BEGAN, _E.SOURCE_COMPLETED, _E.DESTINATION_LOADED}
+_BY_PRECOPY = _BY_RESERVED | {_E.SOURCE_PAUSED, _E.SOURCE_COMPLETED, _E.DESTINATION_LOADED}
+_BY_PRE_SWITCHOVER = _BY_PRECOPY | {_E.SWITCHOVER_BEGAN}
 _BY_LOADED = _BY_PRE_SWITCHOVER | {_E.OWNERSHIP_RELEASED}
 _BY_COMMITTED = _BY_LOADED | {_E.DESTINATION_RUNNING, _E.DESTINATION_RETURNED, _E.DESTINATION_LOST}
 
