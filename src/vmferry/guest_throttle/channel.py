@@ -1,0 +1,190 @@
+"""Tells the helper in a guest that a migration runs, and keeps telling it, so that a lost host throttles nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Self, TypeAlias
+
+from vmferry.core.errors import Broken, Refused, TimedOut, VmferryError
+from vmferry.guest_throttle.protocol import (
+    LINE_LIMIT,
+    STATUS_LINE,
+    Answer,
+    ThrottleFigures,
+    ThrottleOrder,
+    parse_answer,
+)
+
+#: Protecting a big process for the first time takes a moment in the guest.
+ANSWER_TIMEOUT_S = 5.0
+_RENEWALS_PER_LEASE = 4
+
+_Opened: TypeAlias = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
+
+class ThrottleChannel:
+    """A guest's throttle port; an async context manager.
+
+    Whatever happens to this object, to its process or to the connection, the guest is let go: by `end`, by the closing
+    of the port, or when the lease runs out.
+
+    Args:
+        reader: of QEMU's socket of the port.
+        writer: of the same.
+        answer_timeout_s: for each answer of the guest.
+    """
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._timeout_s = answer_timeout_s
+        self._turn = asyncio.Lock()
+        self._order: ThrottleOrder | None = None
+        self._renewal: asyncio.Task[None] | None = None
+        self._lost: VmferryError | None = None
+
+    @classmethod
+    async def open(cls, path: Path, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Self:
+        """Connect to the port's socket.
+
+        Raises:
+            Broken: nobody listens there: the guest has no such port, or does not run here.
+        """
+        return await cls.over(lambda: asyncio.open_unix_connection(path), str(path), answer_timeout_s)
+
+    @classmethod
+    async def over(cls, opener: _Opened, name: str, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Self:
+        """Connect by whatever opens the port.
+
+        Raises:
+            Broken: it cannot be opened.
+        """
+        try:
+            reader, writer = await opener()
+        except OSError as error:
+            raise Broken(f"Throttle port {name} is not there: {error}", fix="give the guest the port") from error
+        return cls(reader, writer, answer_timeout_s)
+
+    async def __aenter__(self) -> Self:
+        """Return the open channel."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the port, which ends an order that is in force."""
+        await self.close()
+
+    @property
+    def order(self) -> ThrottleOrder | None:
+        """The order that is in force as far as this side knows."""
+        return self._order
+
+    @property
+    def lost(self) -> VmferryError | None:
+        """Why the order is not renewed any more: the guest is free, or will be when its lease has run out."""
+        return self._lost
+
+    async def begin(self, order: ThrottleOrder) -> ThrottleFigures:
+        """Put an order into force and keep it there until `end` or `close`; with the same id it is changed.
+
+        When it returns, every process of the helper's that can be is under protection.
+
+        Raises:
+            Refused: another order is in force, or the helper does not take this one; the old state stays.
+            TimedOut: the guest does not answer: it has no helper, or stands still. It may be throttled for one lease.
+            Broken: the port has closed, or what came is garbage.
+        """
+        figures = await self._ask(order.begin_line(), "begun", order.id)
+        self._order = order
+        self._lost = None
+        if self._renewal is None:
+            self._renewal = asyncio.create_task(self._renew())
+        return figures
+
+    async def end(self) -> ThrottleFigures:
+        """End the order: everybody in the guest runs free when this returns.
+
+        Raises:
+            Refused: the guest knows of no such order (its lease ran out, it has moved): it runs free.
+            TimedOut: the guest does not answer; it will be free when its lease has run out.
+            Broken: the port has closed, or what came is garbage; as above.
+        """
+        order = self._order
+        if order is None:
+            raise Refused("The write throttle is not in force")
+        await self._stop_renewal()
+        self._order = None
+        return await self._ask(order.end_line(), "ended", order.id)
+
+    async def status(self) -> ThrottleFigures:
+        """Return what is in force in the guest, and its figures so far.
+
+        Raises:
+            TimedOut: the guest does not answer.
+            Broken: the port has closed, or what came is garbage.
+        """
+        return await self._ask(STATUS_LINE, "status")
+
+    async def close(self) -> None:
+        """Close the port; the helper lets everybody go when it sees that. Closing again does nothing."""
+        await self._stop_renewal()
+        self._order = None
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    async def _renew(self) -> None:
+        while (order := self._order) is not None:
+            await asyncio.sleep(order.lease_ms / 1000 / _RENEWALS_PER_LEASE)
+            try:
+                await self._ask(order.keep_line(), "kept", order.id)
+                self._lost = None
+            except TimedOut as error:  # a guest that stood still will hear the next one
+                self._lost = error
+            except VmferryError as error:
+                self._lost = error
+                return
+
+    async def _stop_renewal(self) -> None:
+        task, self._renewal = self._renewal, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _ask(self, line: bytes, word: str, order_id: str | None = None) -> ThrottleFigures:
+        try:
+            async with asyncio.timeout(self._timeout_s), self._turn:
+                self._writer.write(line)
+                await self._writer.drain()
+                return await self._answer(word, order_id)
+        except TimeoutError as error:
+            raise TimedOut(
+                f"The guest's throttle helper did not answer {line.decode().split()[1]!r} within {self._timeout_s:g} s",
+                fix="start the guest's programs under vmferry-throttle",
+                retry=True,
+            ) from error
+        except OSError as error:
+            raise Broken(f"The guest's throttle port has closed: {error}") from error
+
+    async def _answer(self, word: str, order_id: str | None) -> ThrottleFigures:
+        """Return the answer that is waited for; late ones of questions that were given up are passed over."""
+        while True:
+            answer = await self._next()
+            if answer.word == word and order_id in {None, answer.figures.order_id}:
+                return answer.figures
+
+    async def _next(self) -> Answer:
+        try:
+            line = await self._reader.readuntil(b"\n")
+        except asyncio.IncompleteReadError as error:
+            raise Broken("The guest's throttle port has closed") from error
+        except asyncio.LimitOverrunError as error:
+            raise Broken(f"The guest's throttle port sends lines of more than {LINE_LIMIT} bytes") from error
+        return parse_answer(line)
