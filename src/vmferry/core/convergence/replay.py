@@ -92,9 +92,8 @@ class _Run:
             if isinstance(item, Ordered):
                 self._note_recorded(item)
             elif isinstance(item, Sample | Round):
-                orders = self.guarded.on(item)
-                self._take(orders, index, item)
-                if not is_decided(orders) and self._qemu_switches(item, index):
+                # QEMU looks first, at the round's end itself, and again when a limit was raised upon it
+                if self._qemu_switches(item, index) or self._policy_lets_switch(item, index):
                     return self._result(decided=True, end="QEMU switches over by its own rule")
         if self.guarded.is_over:
             return self._result(decided=True, end=f"the policy decides: {self.fired[-1].what}")
@@ -106,7 +105,13 @@ class _Run:
         orders = self.guarded.begin(self.trace.facts)
         for order in orders:
             self._fire(order, None, None)
+        for order in orders:
             self._doubt(order, 1)
+
+    def _policy_lets_switch(self, seen: Observation, index: int) -> bool:
+        orders, limit_ms = self.guarded.on(seen), self.limit_ms
+        self._take(orders, index, seen)
+        return self.limit_ms > limit_ms and not is_decided(orders) and self._qemu_switches(seen, index)
 
     def _take(self, orders: Orders, index: int, seen: Observation) -> None:
         recorded = set(self._recorded_after(index))
@@ -142,17 +147,22 @@ class _Run:
 
     def _doubt(self, order: Order, line: int) -> None:
         """Mark what follows as uncertain if the order would have changed the course."""
-        why: str | None = None
-        if isinstance(order, SetBandwidth) and order.bandwidth is not None:
-            if order.bandwidth < _CAPPED * self.fastest:
-                why = f"it would have run at {format_rate(order.bandwidth)}, not {format_rate(self.fastest)}"
-        elif isinstance(order, SetThrottle):
-            if order.throttle is not Throttle.AUTO_CONVERGE or order.level > 1:
-                why = "the guest would have been throttled"
-        elif isinstance(order, ThrottleOff | Pause | Resume):
-            why = f"the guest would have gone another way ({order_text(order)})"
-        if why is not None and not is_final(order):
+        why = self._changes_course(order)
+        if why is not None:
             self._set_uncertain(line, why)
+
+    def _changes_course(self, order: Order) -> str | None:
+        """Return in which way the order would have made it another migration."""
+        if isinstance(order, SetBandwidth):
+            if order.bandwidth is None or order.bandwidth >= _CAPPED * self.fastest:
+                return None
+            return f"it would have run at {format_rate(order.bandwidth)}, not {format_rate(self.fastest)}"
+        if isinstance(order, SetThrottle):
+            at_rest = order.throttle is Throttle.AUTO_CONVERGE and order.level <= 1
+            return None if at_rest else "the guest would have been throttled"
+        if isinstance(order, ThrottleOff | Pause | Resume):
+            return f"the guest would have gone another way ({order_text(order)})"
+        return None
 
     def _set_uncertain(self, line: int, why: str) -> None:
         if self.uncertain is None:

@@ -33,8 +33,9 @@ from vmferry.core.units import Milliseconds, format_bytes, format_ms, format_rat
 LATENCY_MS = 100.0
 #: The rest fits only if it does with this much to spare: bandwidth is measured, not promised.
 MARGIN = 0.9
-#: How far QEMU's idea of the bandwidth may be wrong before the limit no longer makes up for it.
-RAISE = 2.0
+#: How far QEMU's idea of the bandwidth may be too low for a raised limit to make up for it. A burst of writes in that
+#: moment may cost as much more than the goal's gap, so it is little.
+RAISE = 1.25
 FIRST_VERDICT = 2
 #: After the brake, so many rounds before it is pulled harder: QEMU applies it at the second bad round.
 PATIENCE = 3

@@ -1,0 +1,176 @@
+"""Our default: the goal is QEMU's limit, and each means is used when it is allowed and needed, not before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.convergence.kit import FACTS, GUEST_PAGES, LINK, PAGE, ended, play, sample
+
+from vmferry.core.convergence import AtDeadline, Facts, Goal, Round, Throttle, make_policy
+from vmferry.core.convergence.orders import (
+    Cancel,
+    SetDowntimeLimit,
+    SetThrottle,
+    StartPostcopy,
+    SwitchNow,
+)
+from vmferry.core.convergence.throttle import stall_ms, strongest
+from vmferry.core.errors import BadInput
+from vmferry.core.units import Milliseconds
+
+BRAKE = replace(FACTS, throttles=frozenset({Throttle.AUTO_CONVERGE}))
+BEHIND = replace(FACTS, postcopy=True)
+POSTCOPY = Goal(allow_postcopy=True)
+#: What the link sends in a second, in pages.
+SECOND = LINK // PAGE
+
+
+def proportional(share: float, count: int) -> list[Round]:
+    """Return rounds of a guest that dirties a fixed share of what the link sends, over a large working set."""
+    course, size = [], GUEST_PAGES
+    at_s = 0.0
+    for number in range(1, count + 1):
+        seconds = size / SECOND
+        at_s += seconds
+        course.append(ended(number, size, int(size * share), at_s=at_s, ms=seconds * 1000))
+        size = int(size * share)
+    return course
+
+
+def hot(working_set: int, count: int) -> list[Round]:
+    """Return rounds of a guest that dirties the same pages in every round, however short."""
+    course = [ended(1, GUEST_PAGES, working_set, at_s=GUEST_PAGES / SECOND, ms=GUEST_PAGES / SECOND * 1000)]
+    for number in range(2, count + 1):
+        seconds = working_set / SECOND
+        at_s = course[-1].at_ms / 1000 + seconds
+        course.append(ended(number, working_set, working_set, at_s=at_s, ms=seconds * 1000))
+    return course
+
+
+def test_the_limit_is_the_gap_less_the_fixed_cost() -> None:
+    """QEMU switches at the first moment within the goal: nothing is sooner."""
+    assert make_policy("vmferry", Goal()).begin(FACTS)[0] == SetDowntimeLimit(
+        Milliseconds(250.0), "goal: gap 300.0 ms less 50.0 ms of fixed cost"
+    )
+
+
+@pytest.mark.parametrize(("gap", "possible"), [(50.0, False), (50.9, False), (51.0, True), (0.0, False)])
+def test_an_impossible_goal_tells_the_least_possible(gap: float, possible: bool) -> None:
+    """A gap below the fixed cost is refused at the start."""
+    policy = make_policy("vmferry", Goal(max_gap_ms=Milliseconds(gap)))
+    if possible:
+        assert policy.begin(FACTS)
+        return
+    with pytest.raises(BadInput) as caught:
+        policy.begin(FACTS)
+    assert gap == 0 or "allow at least 51 ms" in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8, 0.9])
+def test_a_guest_that_converges_is_left_alone(share: float) -> None:
+    """A guest that dirties less than the link sends gets no brake and, where not allowed, no post-copy."""
+    played = play(make_policy("vmferry", Goal()), proportional(share, 12), replace(BRAKE, postcopy=True))
+    assert played.of(StartPostcopy) == []
+    assert [order.level for _, order in played.of(SetThrottle)] == [1]
+
+
+def test_postcopy_after_the_second_round_when_there_is_no_end() -> None:
+    """A hot working set is seen after round 2, and not waited for."""
+    played = play(make_policy("vmferry", POSTCOPY), hot(20_000, 5), BEHIND)
+    assert [index for index, _ in played.of(StartPostcopy)] == [1]
+
+
+@pytest.mark.parametrize(("goal", "facts"), [(Goal(), BEHIND), (POSTCOPY, FACTS)])
+def test_no_postcopy_unless_allowed_and_possible(goal: Goal, facts: Facts) -> None:
+    """Neither an unasked risk nor an order that QEMU would refuse."""
+    played = play(make_policy("vmferry", goal), hot(20_000, 30), facts)
+    assert played.of(StartPostcopy) == []
+    assert not make_policy("vmferry", goal).wishes(facts).postcopy
+
+
+def test_the_brake_is_bounded_by_the_goal() -> None:
+    """A stall takes at most half of what the gap leaves, and the limit shrinks by it: the two may follow each other."""
+    played = play(make_policy("vmferry", Goal()), hot(20_000, 20), BRAKE)
+    levels = [order.level for _, order in played.of(SetThrottle)]
+    assert levels == [1, 92]
+    assert played.of(SetDowntimeLimit)[-1][1].limit_ms == 250 - stall_ms(92)
+    assert stall_ms(92) + (250 - stall_ms(92)) + 50 <= 300
+    assert [index for index, _ in played.of(SetThrottle)] == [-1, 1]
+
+
+def test_a_softer_brake_is_tried_first() -> None:
+    """A guest a little over the link gets a soft brake; when it does not do, the strongest that is allowed."""
+    played = play(make_policy("vmferry", Goal()), proportional(1.05, 10), BRAKE)
+    braked = [(index, order.level) for index, order in played.of(SetThrottle)]
+    assert braked == [(-1, 1), (1, 15), (4, 92)]
+
+
+@pytest.mark.parametrize(("percent", "stall"), [(0, 0), (50, 10), (90, 90), (99, 990), (100, 990)])
+def test_stalls(percent: int, stall: float) -> None:
+    """The stall is 10 ms x p / (100 - p): 90 ms at 90 %, 990 ms at 99 %."""
+    assert stall_ms(percent) == pytest.approx(stall)
+
+
+@pytest.mark.parametrize(("most", "percent"), [(0.05, 0), (0.11, 1), (10, 50), (89.9, 89), (90, 90), (1e9, 99)])
+def test_strongest_brake(most: float, percent: int) -> None:
+    """The highest percentage whose stalls stay within the bound."""
+    assert strongest(most) == percent
+
+
+def test_what_fits_by_our_measure_raises_the_limit_until_it_no_longer_does() -> None:
+    """QEMU may underestimate the link; a limit a quarter higher makes up for it, for as long as the rest fits."""
+    fits = ended(3, 9000, 100, SECOND // 8, at_s=10)
+    played = play(make_policy("vmferry", POSTCOPY), [*proportional(0.3, 2), fits, *proportional(0.9, 2)[1:]], BEHIND)
+    limits = [(index, order.limit_ms) for index, order in played.of(SetDowntimeLimit)]
+    assert limits == [(-1, 250), (2, 312.5), (3, 250)]
+    assert played.of(StartPostcopy) == []
+
+
+DEADLINE = Goal(deadline_ms=Milliseconds(60_000.0))
+
+
+@pytest.mark.parametrize(
+    ("goal", "facts", "kind"),
+    [
+        (DEADLINE, FACTS, Cancel),
+        (replace(DEADLINE, at_deadline=AtDeadline.SWITCH), FACTS, SwitchNow),
+        (replace(DEADLINE, allow_postcopy=True), BEHIND, StartPostcopy),
+        (replace(DEADLINE, allow_postcopy=True), FACTS, Cancel),
+    ],
+)
+def test_the_deadline(goal: Goal, facts: Facts, kind: type) -> None:
+    """At the deadline, not before: post-copy if it may be, else as asked."""
+    readings = [sample(number / 2, 1 << 30) for number in range(130)]
+    played = play(make_policy("vmferry", goal), readings, facts)
+    assert [(index, type(order)) for index, order in played.orders if index >= 0] == [(120, kind)]
+
+
+def test_the_reason_for_giving_up_says_what_would_help() -> None:
+    """Dirtied against sent, what was left, the gap that it would have been, and what to allow."""
+    course = hot(30_000, 200)
+    text = play(make_policy("vmferry", DEADLINE), course).of(Cancel)[0][1].rule
+    assert "dirtied 30000 pages while it sent 30000, 117.2 MiB were left, a gap of 1.03 s" in text
+    assert text.endswith("allow post-copy, a larger gap, or more time")
+
+
+def test_wishes_are_what_the_allowed_means_need() -> None:
+    """The brake must be switched on before the start; several channels would exclude post-copy."""
+    both = replace(FACTS, postcopy=True, throttles=frozenset(Throttle))
+    wishes = make_policy("vmferry", POSTCOPY).wishes(both)
+    assert (wishes.postcopy, wishes.auto_converge, wishes.dirty_limit, wishes.multifd_channels) == (
+        True,
+        True,
+        False,
+        0,
+    )
+    none = make_policy("vmferry", Goal(throttles=frozenset())).wishes(both)
+    assert (none.postcopy, none.auto_converge) == (False, False)
+
+
+def test_the_articles_throttle_is_used_when_asked_for() -> None:
+    """40 writes per slot, once, where there is a helper in the guest."""
+    goal = Goal(throttles=frozenset({Throttle.FORTY_WRITES}))
+    facts = replace(FACTS, throttles=frozenset(Throttle))
+    played = play(make_policy("vmferry", goal), hot(20_000, 20), facts)
+    assert [(i, o.throttle, o.level) for i, o in played.of(SetThrottle)] == [(1, Throttle.FORTY_WRITES, 40)]
