@@ -41,7 +41,7 @@ WELL = {
     "migrate": 180,
     "active": 200,
     "pre_switchover": 2000,
-    "continue": 2003,
+    "device": 2003,
     "source_completed": 2180,
     "destination_loaded": 2182,
     "commit_sent": 2184,

@@ -73,7 +73,7 @@ def test_a_moment_that_was_not_seen_is_not_replaced(missing: str) -> None:
         "total_ms": {"commit_answered"},
         "first_byte_ms": {"active"},
         "bandwidth": {"migrate", "source_completed"},
-        "commit_ms": {"pre_switchover", "continue", "source_completed"},
+        "commit_ms": {"pre_switchover", "device", "source_completed"},
     }
     report = report_of(opened(marks={name: ms for name, ms in WELL.items() if name != missing}))
     for figure, moments in needs.items():

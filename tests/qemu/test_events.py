@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, MigrationStatus
-from vmferry.qemu.events import BACKLOG, EventHub, Subscription, migration_status, translate
+from vmferry.qemu.events import BACKLOG, EventHub, Subscription, happened_ns, migration_status, translate
 
 KINDS = GuestEventKind
 
@@ -111,3 +111,28 @@ async def test_forgotten_subscriptions_cost_nothing() -> None:
     hub = EventHub()
     hub.subscribe()
     assert len(hub._subscriptions) == 0
+
+
+def stamped(seconds: object, microseconds: object) -> dict[str, object]:
+    return {"event": "RESUME", "timestamp": {"seconds": seconds, "microseconds": microseconds}}
+
+
+def test_an_event_happened_when_qemu_says() -> None:
+    """QEMU's stamp counts, moved to the monotonic clock: how late it was read does not matter."""
+    assert happened_ns(stamped(100, 250), read_ns=5_000_000, now_ns=100_001_250_000) == 5_000_000 - 1_000_000
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"event": "RESUME"},
+        {"event": "RESUME", "timestamp": 7},
+        stamped(-1, -1),
+        stamped("100", 250),
+        stamped(99, 0),  # the clock was set forward since
+        stamped(101, 0),  # the clock was set back since
+    ],
+)
+def test_a_stamp_that_cannot_be_is_not_believed(message: dict[str, object]) -> None:
+    """Without a stamp of the last second the moment of reading counts."""
+    assert happened_ns(message, read_ns=5_000_000, now_ns=100_001_250_000) == 5_000_000

@@ -147,8 +147,8 @@ def _bandwidth(transferred: Bytes | None, copy_ms: Milliseconds | None) -> Bytes
 def _commit(
     marks: Marks, reply: CommitReply | None, offset: ClockOffset | None
 ) -> tuple[Milliseconds | None, dict[str, float]]:
-    """Return our own share of the stopped time, pre-switchover -> continue and completed -> RESUME there, and more."""
-    first, second = marks.between_ms("pre_switchover", "continue"), _completed_to_resume(marks, reply, offset)
+    """Return our own share of the stopped time, by QEMU's own stamps: pre-switchover -> device, completed -> RESUME."""
+    first, second = marks.between_ms("pre_switchover", "device"), _completed_to_resume(marks, reply, offset)
     measured = {
         "pause_to_continue": first,
         "completed_to_resume": second,

@@ -254,8 +254,7 @@ class Destination:
         if not self._guests.row(self.name).token.running:
             return
         seen, self._seen = self._seen, None
-        await process.cont(seen=seen)
-        self.marks.mark("resumed")
+        self.marks.mark("resumed", await process.cont(seen=seen))
         self.last_run_state = RunState.RUNNING
         if not self._guests.row(self.name).token.running:
             await process.stop()  # an operator paused it a moment ago

@@ -227,6 +227,8 @@ class Source:
             self.marks.mark("pre_switchover", at_ns)
             self.runner.post(_E.PRECOPY_BEGAN, only_in=_S.RESERVED)
             self.runner.post(_E.SOURCE_PAUSED)
+        elif status is MigrationStatus.DEVICE:
+            self.marks.mark("device", at_ns)
         elif status in (MigrationStatus.FAILED, MigrationStatus.CANCELLED):
             self.runner.post(_E.STREAM_FAILED, f"QEMU at the source says that the migration {status}")
 
@@ -319,7 +321,6 @@ class Source:
             if await _is_dying(process):
                 return  # its death is told by `watch`, and decides more: all may have been sent
             raise
-        self.marks.mark("continue")
         self.runner.post(_E.SWITCHOVER_BEGAN)
 
     async def _await_destination(self) -> None:

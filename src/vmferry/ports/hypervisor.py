@@ -55,7 +55,7 @@ class GuestEventKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GuestEvent:
-    """One event of a guest's process; `at_ns` is CLOCK_MONOTONIC in this agent when it was read."""
+    """One event of a guest's process; `at_ns` is CLOCK_MONOTONIC when it happened, by the hypervisor's own stamp."""
 
     kind: GuestEventKind
     at_ns: int
@@ -106,8 +106,8 @@ class GuestProcess(Protocol):
     async def query_migration(self) -> MigrationSample:
         """Ask how the migration goes (either side)."""
 
-    async def cont(self, *, seen: RunState | None = None) -> None:
-        """Start the vCPUs; refuses (Broken) unless they are stopped and everything is loaded.
+    async def cont(self, *, seen: RunState | None = None) -> int:
+        """Start the vCPUs and return when that was; refuses (Broken) unless they are stopped and everything is loaded.
 
         Args:
             seen: the run state, from who has asked a moment ago: it is not asked for again, a guest stands still.

@@ -63,7 +63,7 @@ class CommitReply:
 
     state: str
     epoch: Epoch
-    resumed_at_ns: Nanoseconds | None = None  #: CLOCK_MONOTONIC of the destination when `cont` was answered
+    resumed_at_ns: Nanoseconds | None = None  #: CLOCK_MONOTONIC of the destination at QEMU's RESUME
     detail: str | None = None
     #: what the destination's share of the commit was made of, name -> ms
     parts_ms: tuple[tuple[str, float], ...] = ()

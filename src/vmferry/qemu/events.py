@@ -28,6 +28,30 @@ _KEPT = frozenset(
 )
 
 
+#: The oldest event whose own stamp is believed: nobody reads that late, so the system's clock was set meanwhile.
+_OLDEST_NS = 1_000_000_000
+
+
+def happened_ns(message: Mapping[str, Any], read_ns: int, now_ns: int) -> int:
+    """Return when an event happened on CLOCK_MONOTONIC, by QEMU's own stamp, which is of the system's clock.
+
+    Args:
+        message: with QEMU's `timestamp`, to the microsecond; -1 in it is "not known".
+        read_ns: CLOCK_MONOTONIC when it was read.
+        now_ns: the system's clock at the same moment. If it was set since the event, `read_ns` counts.
+
+    Source: docs/interop/qmp-spec, "Asynchronous events".
+    """
+    stamp = message.get("timestamp")
+    if not isinstance(stamp, Mapping):
+        return read_ns
+    seconds, microseconds = stamp.get("seconds"), stamp.get("microseconds")
+    if not isinstance(seconds, int) or not isinstance(microseconds, int):
+        return read_ns
+    age_ns = now_ns - (seconds * 1_000_000_000 + microseconds * 1_000)
+    return read_ns - age_ns if 0 <= age_ns < _OLDEST_NS else read_ns
+
+
 def translate(message: Mapping[str, Any], at_ns: int) -> GuestEvent | None:
     """Return the event as ours, None when nobody of ours needs it."""
     make = _TRANSLATIONS.get(message.get("event", ""))

@@ -69,6 +69,7 @@ class QemuGuestProcess:
         self._uid = uid
         self._session = QmpSession(spec.name)
         self._hub = EventHub()
+        self._resumed_ns: int | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._forwarder: asyncio.Task[None] | None = None
 
@@ -115,8 +116,8 @@ class QemuGuestProcess:
         """Ask how the migration goes."""
         return sample(await self._session.execute("query-migrate"))
 
-    async def cont(self, *, seen: RunState | None = None) -> None:
-        """Start the vCPUs; takes the image locks that a migration left open.
+    async def cont(self, *, seen: RunState | None = None) -> int:
+        """Start the vCPUs and return when that was; takes the image locks that a migration left open.
 
         Args:
             seen: the run state, from who has asked a moment ago.
@@ -130,11 +131,23 @@ class QemuGuestProcess:
                 f"vCPUs of guest {self._name} must not be started: "
                 f"QEMU is in state {state}, expected one of {', '.join(sorted(STARTABLE))}"
             )
+        self._resumed_ns = None
         await self._session.execute("cont")
         self._start_forwarder()
+        return self._resumed_ns or time.monotonic_ns()  # RESUME comes before the answer
 
     async def stop(self) -> None:
-        """Stop the vCPUs."""
+        """Stop the vCPUs.
+
+        Raises:
+            Broken: they wait for pages of a broken post-copy. QEMU would wait with them and answer nothing any more.
+        """
+        status = (await self.query_migration()).status
+        if status in POSTCOPY_BROKEN:
+            raise Broken(
+                f"vCPUs of guest {self._name} must not be stopped: they wait for pages, its migration is {status}",
+                fix="recover the stream first",
+            )
         await self._session.execute("stop")
 
     async def power_down(self) -> None:
@@ -247,6 +260,8 @@ class QemuGuestProcess:
 
     def _publish(self, message: Mapping[str, Any], at_ns: int) -> None:
         if (event := translate(message, at_ns)) is not None:
+            if event.kind is GuestEventKind.RESUMED:
+                self._resumed_ns = event.at_ns
             self._hub.publish(event)
 
     async def _watch(self) -> None:

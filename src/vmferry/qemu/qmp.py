@@ -14,6 +14,7 @@ from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClien
 from qemu.qmp.message import Message
 
 from vmferry.core.errors import Broken, TimedOut
+from vmferry.qemu.events import happened_ns
 from vmferry.qemu.process import Process
 
 #: QEMU answers within milliseconds, unless a device or its main loop hangs.
@@ -27,14 +28,14 @@ class SaidNo(Broken):
 
 
 class _Tap(EventListener):
-    """Hands each event over the moment it is read, with the time of that moment."""
+    """Hands each event over the moment it is read, with the time at which QEMU says that it happened."""
 
     def __init__(self, sink: Callable[[Message, int], None]) -> None:
         super().__init__()
         self._sink = sink
 
     async def put(self, event: Message) -> None:
-        self._sink(event, time.monotonic_ns())
+        self._sink(event, happened_ns(event, time.monotonic_ns(), time.time_ns()))
 
 
 class QmpSession:
@@ -83,7 +84,7 @@ class QmpSession:
             await asyncio.sleep(POLL_S)
 
     def on_event(self, sink: Callable[[Message, int], None]) -> None:
-        """Call `sink(event, monotonic ns)` for every event, in order, from now on."""
+        """Call `sink(event, monotonic ns when it happened)` for every event, in order, from now on."""
         self._client.register_listener(_Tap(sink))
 
     async def execute(

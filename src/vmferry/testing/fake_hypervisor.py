@@ -206,7 +206,7 @@ class FakeGuestProcess:
             return self.qemu.stream.sample()
         return MigrationSample(status=self.qemu.incoming_status)
 
-    async def cont(self, *, seen: RunState | None = None) -> None:
+    async def cont(self, *, seen: RunState | None = None) -> int:
         """Start the vCPUs, with all that the real driver refuses."""
         self._call("cont")
         if seen not in (None, self.qemu.state):
@@ -215,10 +215,12 @@ class FakeGuestProcess:
         self._link.take_locks(self.qemu)
         self.qemu.state = RunState.RUNNING
         self.qemu.emit(GuestEventKind.RESUMED)
+        return time.monotonic_ns()
 
     async def stop(self) -> None:
-        """Stop the vCPUs; nothing happens when they stand still."""
+        """Stop the vCPUs; nothing happens when they stand still, and it is refused while they wait for pages."""
         self._call("stop")
+        self._require(self._status() not in POSTCOPY_BROKEN, "stop", f"vCPUs wait for pages ({self._status()})")
         if self.qemu.state is RunState.RUNNING:
             self.qemu.state = RunState.PAUSED
             self.qemu.emit(GuestEventKind.STOPPED)
