@@ -42,6 +42,7 @@ class GuestImage:
         Args:
             **settings: For linux and debian ``mb`` (MiB), ``rate`` (MiB/s), ``pattern`` (sequential, random,
                 hotspot), ``data`` (random, compressible), ``ip`` (address/prefix of the first NIC),
-                ``beat_us``, ``seed``; for micro ``mb`` and ``rate``.
+                ``beat_us``, ``seed``; for linux ``throttle`` (``on``: the workload runs under
+                vmferry-throttle); for micro ``mb`` and ``rate``.
         """
         return " ".join([self.cmdline, *(f"{key}={value}" for key, value in settings.items())]).strip()

@@ -1,9 +1,10 @@
-"""Builds the linux guest: Debian's kernel, busybox and the workload in an initramfs."""
+"""Builds the linux guest: Debian's kernel, busybox, the workload and the throttle helper in an initramfs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmferry.guest_throttle import program as throttle
 from vmferry.lab.guests import cpio
 from vmferry.lab.guests.compiler import compile_c
 from vmferry.lab.guests.debs import unpacked
@@ -28,7 +29,12 @@ CMDLINE = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=nowatchdog"
 def inputs(cache: Path) -> list[bytes]:
     """Return everything that the linux guest's bytes depend on."""
     packages = [unpacked(name, cache).name for name in (KERNEL_PACKAGE, BUSYBOX_PACKAGE)]
-    return [*workload_inputs(), CMDLINE.encode(), *(name.encode() for name in packages)]
+    return [
+        *workload_inputs(),
+        *read_all(throttle.HELPER_SOURCE),
+        CMDLINE.encode(),
+        *(name.encode() for name in packages),
+    ]
 
 
 def workload_inputs() -> list[bytes]:
@@ -45,16 +51,19 @@ def make(folder: Path, cache: Path) -> None:
     package = unpacked(KERNEL_PACKAGE, cache)
     (folder / "vmlinux").write_bytes(uncompressed(find_kernel(package).read_bytes()))
     print("compiling the workload", flush=True)
-    program = folder / "workload"
+    program, helper = folder / "workload", folder / "throttle"
     compile_workload(program)
+    compile_c(throttle.sources(), helper, throttle.FLAGS)
     busybox = next(unpacked(BUSYBOX_PACKAGE, cache).glob("**/bin/busybox"))
     early = modules_in_order(package, _EARLY)
     names = {module.name for module in early}
     late = [module for module in modules_in_order(package, _LATE) if module.name not in names]
     print("writing the initramfs", flush=True)
-    entries = _entries(program.read_bytes(), busybox.read_bytes(), early, late)
+    programs = {"busybox": busybox, "workload": program, "vmferry-throttle": helper}
+    entries = _entries({name: file.read_bytes() for name, file in programs.items()}, early, late)
     (folder / "initrd").write_bytes(cpio.archive(entries))
     program.unlink()
+    helper.unlink()
 
 
 def compile_workload(program: Path) -> None:
@@ -66,14 +75,13 @@ def compile_workload(program: Path) -> None:
     compile_c(sorted(WORKLOAD.glob("*.c")), program, ["-O2", "-static", "-pthread"])
 
 
-def _entries(workload: bytes, busybox: bytes, early: list[Module], late: list[Module]) -> list[cpio.Entry]:
+def _entries(programs: dict[str, bytes], early: list[Module], late: list[Module]) -> list[cpio.Entry]:
     folders = ["bin", "dev", "proc", "sys", "lib", "lib/modules"]
     return [
         *(cpio.directory(folder) for folder in folders),
         cpio.device("dev/console", 5, 1),
         cpio.regular("init", (WORKLOAD / "init.sh").read_bytes(), executable=True),
-        cpio.regular("bin/busybox", busybox, executable=True),
-        cpio.regular("bin/workload", workload, executable=True),
+        *(cpio.regular(f"bin/{name}", data, executable=True) for name, data in programs.items()),
         *(cpio.regular(f"lib/modules/{module.name}", module.data) for module in [*early, *late]),
         cpio.regular("lib/modules/order", _lines(early)),
         cpio.regular("lib/modules/order-late", _lines(late)),

@@ -13,10 +13,13 @@ while read -r module; do $B insmod $M/$module; done < $M/order
 $B ip link set lo up
 read -r cmdline < /proc/cmdline
 for word in $cmdline; do
-  case $word in ip=*) $B ip addr add "${word#ip=}" dev eth0 ;; esac
+  case $word in
+    ip=*) $B ip addr add "${word#ip=}" dev eth0 ;;
+    throttle=on) throttled="/bin/vmferry-throttle --" ;;
+  esac
 done
 for nic in /sys/class/net/eth*; do [ -e "$nic" ] && $B ip link set "${nic##*/}" up; done
-/bin/workload &
+$throttled /bin/workload &
 $B renice 19 -p $$ > /dev/null
 while read -r module; do
   [ -e "/sys/module/$module" ] || $B insmod $M/$module
