@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vmferry.agent.files import WhyNot, complaints, guest_files
+from vmferry.agent.files import WhyNot, complaints, guest_files, shared_variables
 from vmferry.agent.host_facts import HostView
 from vmferry.conductor.guests import Guests
 from vmferry.core.checks import find_blockers, guarantee
@@ -102,11 +102,14 @@ class Checking:
         """Refuse a new guest that this host cannot run, all reasons at once, before anything is touched.
 
         Raises:
-            BadInput: files that are not there or may not be used, bridges that do not exist, MACs that are taken,
-                more memory than is free.
+            BadInput: files that are not there or may not be used, firmware variables of another guest, bridges that
+                do not exist, MACs that are taken, more memory than is free.
         """
         told = await asyncio.to_thread(complaints, spec, self.why_not)
         told += [*self._network(spec), *await self._memory(spec)]
+        told += await asyncio.to_thread(
+            shared_variables, spec, [row.guest.spec for row in self.guests.journal.guests()]
+        )
         if told:
             raise BadInput(
                 f"Guest {spec.name} cannot run on {self.host_view.offer.name}: {'; '.join(told)}; nothing was touched",

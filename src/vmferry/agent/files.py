@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -62,6 +62,22 @@ def complaints(spec: GuestSpec, why_not: WhyNot) -> list[str]:
             access = "writable" if facts.readable else "readable"
             found.append(f"{file.role} {file.path} is not {access} for the agent")
     return found
+
+
+def shared_variables(spec: GuestSpec, others: Sequence[GuestSpec]) -> list[str]:
+    """Return which guests of this host have the firmware variables of a new one, however their paths are spelt."""
+    if not isinstance(spec.boot, UefiBoot):
+        return []
+    path = spec.boot.nvram
+    owners = [other.name for other in others if isinstance(other.boot, UefiBoot) and _is_same(other.boot.nvram, path)]
+    return [f"firmware variables {path} are guest {owner}'s" for owner in owners]
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return Path(one).samefile(other)
+    except OSError:
+        return False
 
 
 def file_facts(path: str, why_not: WhyNot, *, hashed: bool = False) -> FileFacts:

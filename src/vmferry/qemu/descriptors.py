@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vmferry.core.errors import BadInput
 from vmferry.core.guest import Disk, DiskFormat, FrozenGuest, GuestSpec, KernelBoot, NetworkKind, UefiBoot
+from vmferry.qemu import nvram_lock
 from vmferry.qemu.command_line import Descriptors
 from vmferry.qemu.image_dirs import ImageDirs
 from vmferry.qemu.tap import open_tap
@@ -43,7 +44,7 @@ def opened_for(
         images: which files it may be given.
 
     Raises:
-        Broken: a file or tap cannot be opened.
+        Broken: a file or tap cannot be opened, or another guest has the firmware variables.
         BadInput: an image refers to other files, or a file may not be used.
     """
     with contextlib.ExitStack() as stack:
@@ -68,6 +69,7 @@ def opened_for(
         elif isinstance(boot, UefiBoot):
             code = keep(images.open(boot.code, os.O_RDONLY, "firmware"))
             nvram = keep(images.open(boot.nvram, os.O_RDWR, "firmware variables"))
+            nvram_lock.lock(nvram, guest.uuid, boot.nvram)
         yield Descriptors(disks, taps, kernel, initrd, code, nvram), tuple(fds)
 
 
