@@ -77,7 +77,7 @@ class Host:
     ports: range
     pair: Pair
     hold: Holds = field(default_factory=Holds)
-    uid_base: int | None = None
+    uids: range | None = None
     free_memory: Bytes = _FREE
     blockers: tuple[Blocker, ...] = ()
     reports: list[tuple[HandoverId, AnyState]] = field(default_factory=list)
@@ -91,7 +91,7 @@ class Host:
     def build(self) -> None:
         """Make guests and hand-overs anew, as a starting agent does."""
         self.gone = asyncio.Event()
-        settings = HostSettings(self.name, self.run_dir, self.uid_base)
+        settings = HostSettings(self.name, self.run_dir, self.uids)
         self.guests = Guests(settings, self.journal, self.hypervisor, NoBeats())
         around = Surroundings(
             peer=lambda host: DirectPeer(self.pair, self.name, host),

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 from tests.conductor.fakes import SPEC, WatchedLink, qemu_of
-from tests.conductor.pair import GUEST, Host, wait_until
+from tests.conductor.pair import GUEST, Host, wait_finished, wait_until
 
 from vmferry.core.errors import BadInput, Broken, GuestBusy, NotFound, Refused, TimedOut
 from vmferry.core.guest import Desired
+from vmferry.core.handover.states import SourceState
 from vmferry.core.ids import Epoch, GuestName, HostName
 from vmferry.core.migration import RunState
 from vmferry.ports.hypervisor import GuestProcess, HostResources
@@ -249,9 +250,9 @@ async def test_arrival_of_a_taken_name_is_refused(host: Host) -> None:
 
 
 async def test_uids_are_not_shared(hosts: tuple[Host, Host]) -> None:
-    """Each guest gets the lowest uid that no row holds; without a base there is none."""
+    """Each guest gets the lowest uid that no row holds; without a range there is none."""
     host = hosts[1]
-    host.uid_base = 70000
+    host.uids = range(70000, 70100)
     host.build()
     names = [GuestName(f"web-{number}") for number in range(3)]
     rows = [await host.guests.run(replace(SPEC, name=name, disks=())) for name in names]
@@ -261,3 +262,18 @@ async def test_uids_are_not_shared(hosts: tuple[Host, Host]) -> None:
     again = await host.guests.run(replace(SPEC, name=GuestName("web-9"), disks=()))
     assert again.uid == 70001
     assert row_of(hosts[0]).uid is None
+
+
+async def test_uids_end_where_the_range_ends(host: Host, hosts: tuple[Host, Host]) -> None:
+    """The uid behind the range is somebody else's: neither a new guest nor an arrival gets it, and nothing is left."""
+    full = hosts[1]
+    full.uids = range(70000, 70001)
+    full.build()
+    await full.guests.run(replace(SPEC, name=GuestName("web-1"), disks=()))
+    with pytest.raises(Refused, match=r"All 1 user ids .* \(70000-70000\) are taken"):
+        await full.guests.run(replace(SPEC, name=GuestName("web-2"), disks=()))
+    source = await host.migrate(full)
+    await wait_finished(host)
+    assert source.runner.machine.state is SourceState.ABORTED
+    assert [row.guest.spec.name for row in full.journal.guests()] == ["web-1"]
+    assert full.journal.reservations() == []

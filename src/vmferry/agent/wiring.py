@@ -69,9 +69,10 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     verdict = await decide(binary, config.state_dir, override=config.qemu.acceleration)
     images = image_dirs(config.image_dirs, (config.state_dir, config.run_dir, config.authority_dir))
     hypervisor = QemuHypervisor(binary, verdict.acceleration, state_dir=config.state_dir, images=images)
-    uid_base = QemuHypervisor.runs_as(config.qemu.uids[0])
+    first_uid, last_uid = config.qemu.uids
+    uids = None if QemuHypervisor.runs_as(first_uid) is None else range(first_uid, last_uid + 1)
     beats = BeatBook()
-    guests = Guests(HostSettings(fleet.name, config.run_dir, uid_base), journal, hypervisor, beats)
+    guests = Guests(HostSettings(fleet.name, config.run_dir, uids), journal, hypervisor, beats)
     first, last = config.migration.ports
     listen = config.migration.address or fleet.address
     offer = Offer(

@@ -77,7 +77,7 @@ class HostSettings:
 
     name: HostName
     run_dir: pathlib.Path
-    uid_base: int | None  #: first unprivileged uid; None when the agent is not root
+    uids: range | None  #: unprivileged uids, one per guest; None when the agent is not root
 
 
 class Guests:
@@ -470,11 +470,22 @@ class Guests:
         return await self._beats.open(row.guest.spec.name, row.beat_port)
 
     def _free_uid(self) -> int | None:
-        base = self.settings.uid_base
-        if base is None:
+        """Return the lowest uid that no guest has.
+
+        Raises:
+            Refused: all are taken; those behind the range belong to others.
+        """
+        uids = self.settings.uids
+        if uids is None:
             return None
         taken = {row.uid for row in self.journal.guests()}
-        return next(uid for uid in range(base, base + len(taken) + 1) if uid not in taken)
+        for uid in uids:
+            if uid not in taken:
+                return uid
+        raise Refused(
+            f"All {len(uids)} user ids for guests of {self.settings.name} ({uids.start}-{uids.stop - 1}) are taken",
+            fix="remove guests that are not needed there, or widen qemu.uids in its agent.toml",
+        )
 
     def arrival(self, guest: FrozenGuest, epoch: Epoch, source: HostName, *, running: bool) -> GuestRow:
         """Write the row of a guest that comes; it is the source's until the commit."""
