@@ -327,3 +327,18 @@ async def test_time_limit_gives_precopy_up(hosts: tuple[Host, Host], link: Watch
     await wait_finished(here, there)
     assert source.reason == "pre-copy took longer than its time limit of 0.02 s"
     assert link.running() == [process_of(here).qemu]
+
+
+async def test_settle_waits_for_the_end_of_a_commit(hosts: tuple[Host, Host]) -> None:
+    """An agent that is to stop waits while a guest stands still, says which hand-over still does, and no longer."""
+    here, there = hosts
+    here.hold.ask(SourceState.LOADED)
+    source = await here.migrate(there)
+    await here.hold.wait_reached(SourceState.LOADED)
+    assert await here.handovers.settle(0.01) == [source.request.handover]
+    settled = asyncio.create_task(here.handovers.settle(20))
+    here.hold.let_go(SourceState.LOADED)
+    assert await settled == []
+    assert source.runner.machine.state in (SourceState.RUNNING, SourceState.DONE)
+    await wait_finished(here, there)
+    assert await here.handovers.settle(20) == []

@@ -163,6 +163,7 @@ async def _work(
         log.info("agent is up", host=name, address=config.listen, port=listener.port)
         ready(listener.port)
         await _first(stop.wait(), _watch(upkeep))
+        await service.settle()  # while peers can still ask: a commit has two sides
         log.info("agent ends; guests live on", host=name)
     finally:
         if upkeep is not None:

@@ -32,6 +32,8 @@ from vmferry.ports.store import HandoverRow
 
 _log = structlog.get_logger("vmferry.agent")
 _COMMIT_LIMIT_S = 8.0
+#: Longer than any commit between two hosts that live; less than what service managers allow (packaging: 20 s).
+_SETTLE_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,11 @@ class Service:
             _log.error(
                 "QEMU cannot be used; guests that run go on, none can start or arrive", what=error.what, fix=error.fix
             )
+
+    async def settle(self) -> None:
+        """Wait until no guest stands still for a hand-over, or is between two owners."""
+        if late := await self.handovers.settle(_SETTLE_LIMIT_S):
+            _log.warning("the agent ends in the middle of hand-overs; the next one takes them up", handovers=late)
 
     async def close(self) -> None:
         """Let go of everything: guests live on."""

@@ -131,6 +131,9 @@ class AgentService(OperatorService, PeerService, Protocol):
     async def start(self) -> None:
         """Re-adopt guests and take up unfinished hand-overs; called once, before the first request."""
 
+    async def settle(self) -> None:
+        """Wait, not for ever, until no guest stands still for a hand-over; requests are answered meanwhile."""
+
     async def close(self) -> None:
         """Let go of everything: guests live on."""
 

@@ -504,16 +504,21 @@ class Handovers:
 
     # -- the agent's end ------------------------------------------------------------------------------------------
 
-    async def settle(self, limit_s: float) -> None:
-        """Wait until no guest stands still for a hand-over of ours, at most so long; for an agent that is to stop."""
-        runners = [source.runner for source in self._sources.values()]
-        runners += [destination.runner for destination in self._destinations.values()]
-        waits = [asyncio.create_task(runner.wait_left(_DELICATE)) for runner in runners]
-        if waits:
-            _, late = await asyncio.wait(waits, timeout=limit_s)
-            for wait in late:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+    async def settle(self, limit_s: float) -> list[HandoverId]:
+        """Wait until no guest stands still for a hand-over of ours, at most so long; for an agent that is to stop.
+
+        Returns the hand-overs that are still in such a state.
+        """
+        runners = {handover: source.runner for handover, source in self._sources.items()}
+        runners |= {handover: arrival.runner for handover, arrival in self._destinations.items()}
+        waits = {asyncio.create_task(runner.wait_left(_DELICATE)): handover for handover, runner in runners.items()}
+        if not waits:
+            return []
+        _, late = await asyncio.wait(waits, timeout=limit_s)
+        for wait in late:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+        return [waits[wait] for wait in late]
 
     async def close(self) -> None:
         """Stop driving; everything is journalled and goes on with the next agent."""

@@ -55,6 +55,7 @@ class FakeService:
     console: FakeConsole = field(default_factory=FakeConsole)
     protocol: int = m.PROTOCOL
     events: list[m.ProgressEvent] = field(default_factory=list)
+    settled: asyncio.Event | None = None  #: when set: `settle` waits for it
 
     def _called(self, name: str, *arguments: object) -> None:
         """Record a call, or fail it as ordered."""
@@ -65,6 +66,12 @@ class FakeService:
     async def start(self) -> None:
         """Record it."""
         self._called("start")
+
+    async def settle(self) -> None:
+        """Record it, and wait for what the test holds back."""
+        self._called("settle")
+        if self.settled is not None:
+            await self.settled.wait()
 
     async def close(self) -> None:
         """Record it."""
