@@ -12,6 +12,9 @@ from vmferry.cli.options import AsJson, group
 from vmferry.cli.output import print_json, report_error
 from vmferry.core.errors import VmferryError
 
+#: Nobody read the output any more, as shells report it (128 + SIGPIPE). Not 0: that says where a guest runs.
+UNREAD = 141
+
 app = group("Moves running KVM guests between hosts: you know before, it arrives, exactly one.")
 app.add_typer(admin.ca, name="ca")
 app.add_typer(admin.hosts, name="host")
@@ -37,21 +40,31 @@ def version(*, as_json: AsJson = False) -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line and exit with the error's exit code; 2 for bad usage, 130 after Ctrl-C."""
+    """Run the command line and exit with the error's exit code; 2 for bad usage, 130 after Ctrl-C, 141 unread."""
+    sys.exit(_let_readers_go(_run()))
+
+
+def _run() -> int:
+    """Run a command and return its exit code."""
     try:
         app(prog_name="vmferry")
     except VmferryError as error:
-        sys.exit(report_error(error, as_json="--json" in sys.argv[1:]))
+        return report_error(error, as_json="--json" in sys.argv[1:])
     except BrokenPipeError:
-        sys.exit(0)
-    finally:
-        _let_readers_go()
-    sys.exit(0)
+        return UNREAD
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # click makes a 1 of it, which says "cancelled" here
+            return UNREAD
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    return 0
 
 
-def _let_readers_go() -> None:
-    """Write out what is buffered; when whoever read it (head, less) has gone, Python shall not complain at exit."""
+def _let_readers_go(code: int) -> int:
+    """Write out what is buffered and return the exit code: another one when whoever read it (head, less) has gone."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
+        # Python shall neither try again nor complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code or UNREAD
+    return code
