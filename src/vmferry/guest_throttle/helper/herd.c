@@ -182,10 +182,10 @@ static void hurry(bool on)
 	struct sched_param param = {.sched_priority = on ? 1 : 0};
 
 	sched_setscheduler(0, (on ? SCHED_FIFO : SCHED_OTHER) | SCHED_RESET_ON_FORK, &param);
-	if (on)
-		mlockall(MCL_CURRENT | MCL_FUTURE);
-	else
+	if (!on)
 		munlockall();
+	else if (!geteuid()) /* others have a limit, and past it would get no memory at all */
+		mlockall(MCL_CURRENT | MCL_FUTURE);
 }
 
 void herd_begin(void)

@@ -30,6 +30,17 @@ static pid_t start(char **command, const sigset_t *mask)
 	_exit(errno == ENOENT ? 127 : 126);
 }
 
+/* Memory that we protect must not cost us our life. The command was started before this and is not meant. */
+static void spare_from_oom(void)
+{
+	FILE *file = fopen("/proc/self/oom_score_adj", "we");
+
+	if (file) {
+		fputs("-1000", file);
+		fclose(file);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	sigset_t all, before;
@@ -51,5 +62,6 @@ int main(int argc, char **argv)
 		perror("vmferry-throttle: fork");
 		return 126;
 	}
+	spare_from_oom();
 	return loop_run(pid);
 }

@@ -94,9 +94,13 @@ int inject_userfaultfd(pid_t pid, pid_t tid, const char **why);
 /* guard.c: one process under protection */
 bool guard_open(struct process *p);
 void guard_look(struct process *p);
+void guard_close(struct process *p);
+int protect(struct process *p, uint64_t start, uint64_t end, bool on);
+int protect_some(struct process *p, uint64_t start, uint64_t end);
+
+/* slot.c: its faults and its budget */
 void guard_faults(struct process *p);
 void guard_slot(struct process *p);
-void guard_close(struct process *p);
 
 /* herd.c: all processes, and the order that is in force */
 extern struct process *herd;

@@ -69,7 +69,7 @@ class ThrottledGuest:
 
 @asynccontextmanager
 async def throttled_guest(
-    qemu: QemuBinary, image: GuestImage, folder: Path, *, helper: bool, **settings: object
+    qemu: QemuBinary, image: GuestImage, folder: Path, *, helper: bool, incoming: bool = False, **settings: object
 ) -> AsyncIterator[ThrottledGuest]:
     """Run a linux guest under TCG until the block ends, and have it ready inside the block.
 
@@ -78,6 +78,7 @@ async def throttled_guest(
         image: the linux guest's.
         folder: for its sockets; short, empty.
         helper: whether the workload runs under vmferry-throttle.
+        incoming: whether it waits for a migration instead of booting; nobody is there to be asked before that.
         **settings: of the workload, beside the working set.
 
     Raises:
@@ -87,6 +88,7 @@ async def throttled_guest(
     words = {"mb": WORKING_SET_MIB, **({"throttle": "on"} if helper else {}), **settings}
     process = await asyncio.create_subprocess_exec(
         *_arguments(qemu, image, folder, words),
+        *(("-incoming", "defer") if incoming else ()),
         env={"PATH": "/usr/bin:/bin", **qemu.env},
         stdin=asyncio.subprocess.DEVNULL,
         start_new_session=True,
@@ -100,7 +102,8 @@ async def throttled_guest(
             await asyncio.sleep(0.01)
         await qmp.connect(str(folder / "qmp"))
         reader, writer = await asyncio.open_unix_connection(folder / "control")
-        await _line(reader, _READY_S)
+        if not incoming:
+            await _line(reader, _READY_S)
         yield ThrottledGuest(qmp, folder / "throttle", reader, writer)
     finally:
         if process.returncode is None:
