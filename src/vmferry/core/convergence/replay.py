@@ -91,10 +91,8 @@ class _Run:
                 break
             if isinstance(item, Ordered):
                 self._note_recorded(item)
-            elif isinstance(item, Sample | Round):
-                # QEMU looks first, at the round's end itself, and again when a limit was raised upon it
-                if self._qemu_switches(item, index) or self._policy_lets_switch(item, index):
-                    return self._result(decided=True, end="QEMU switches over by its own rule")
+            elif isinstance(item, Sample | Round) and self._switches(item, index):
+                return self._result(decided=True, end="QEMU switches over by its own rule")
         if self.guarded.is_over:
             return self._result(decided=True, end=f"the policy decides: {self.fired[-1].what}")
         how = next((i.how for i in reversed(self.trace.items) if isinstance(i, Ended)), "cut")
@@ -108,7 +106,10 @@ class _Run:
         for order in orders:
             self._doubt(order, 1)
 
-    def _policy_lets_switch(self, seen: Observation, index: int) -> bool:
+    def _switches(self, seen: Observation, index: int) -> bool:
+        """Tell whether QEMU switches: it looks at the round's end itself, and again when a limit was raised upon it."""
+        if self._qemu_switches(seen, index):
+            return True
         orders, limit_ms = self.guarded.on(seen), self.limit_ms
         self._take(orders, index, seen)
         return self.limit_ms > limit_ms and not is_decided(orders) and self._qemu_switches(seen, index)
