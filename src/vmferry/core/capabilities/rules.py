@@ -145,12 +145,12 @@ _ONE_WAY = tuple(
 EXCLUSIONS: tuple[Exclusion, ...] = (
     Exclusion(
         *("postcopy-ram", "multifd", "multifd channels do not carry post-copy pages"),
-        f"{_CAPS}; on 7.2 the destination dies (yank.c, QLIST_EMPTY) after the source has completed",
+        f"{_CAPS}; tried on 7.2: the source completes, the destination dies (yank.c, QLIST_EMPTY)",
         _until((8, 0), Verdict.FAILS, (10, 1)),
     ),
     Exclusion(
         *("multifd", "xbzrle", "multifd sends whole pages"),
-        f"{_CAPS}; on 7.2 no page goes as a difference",
+        f"{_CAPS}; tried on 7.2: no page reaches the cache of xbzrle",
         _until((8, 2), Verdict.IGNORED),
     ),
     Exclusion("dirty-limit", "auto-converge", "both slow the guest down", _CAPS, _REFUSED),
