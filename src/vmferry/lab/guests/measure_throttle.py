@@ -1,7 +1,8 @@
 """Measures the write throttle in a linux guest under TCG: ``python -m vmferry.lab.guests.measure_throttle``.
 
 Two guests whose workload writes as fast as it can, one of them under the helper; only one runs at a time. First the
-helper's idle cost, in turns; then, in the guest that has it, each slot length: before, while, after.
+helper's idle cost, in turns; then, in the guest that has it, each slot length: before, while, while the workload wants
+less than its budget (modest), after.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from vmferry.lab.guests.throttled import ThrottledGuest, throttled_guest
 from vmferry.lab.toolchain import cache_dir, find_qemus
 
 _UNLIMITED = 4000  # MiB/s: more than any machine does under TCG
+_MODEST = 2  # MiB/s, 512 pages/s: within the budget of every slot length here
 
 
 async def idle_cost(bare: ThrottledGuest, helped: ThrottledGuest, turns: int, seconds: float) -> None:
@@ -44,6 +46,9 @@ async def one_slot_length(guest: ThrottledGuest, slot_ms: int, seconds: float) -
         order = ThrottleOrder("measure", slot_ms=slot_ms, max_stall_ms=max(100, slot_ms))
         await channel.begin(order)
         await _phase(guest, "while", seconds)
+        await guest.ask(f"rate {_MODEST}")
+        await _phase(guest, "modest", seconds)
+        await guest.ask(f"rate {_UNLIMITED}")
         ended = await channel.end()
         await _phase(guest, "after", seconds)
     print(f"  bound {order.dirty_bound / 2**20:.1f} MiB/s for each process; {ended}")
