@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import structlog
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from vmferry.agent import streams
 from vmferry.agent.dispatch import Table, WrongMethod, load_body
@@ -32,8 +31,6 @@ T = TypeVar("T")
 MOST_BODY_BYTES = 1 << 20
 #: A body must have come within this time.
 BODY_TIME_LIMIT_S = 10.0
-#: An idle connection is closed after this time; peers close theirs a little before.
-KEEP_ALIVE_S = 300.0
 
 
 class HttpServer:
@@ -196,46 +193,6 @@ class HttpServer:
         if route.shape is Shape.SOCKET:
             return await streams.serve_console(request, opened, still_allowed)
         return await streams.serve_lines(request, opened, lambda event: self._table.dump(route, event), still_allowed)
-
-
-class _Connection(web.RequestHandler):
-    """aiohttp's connection, with our problems for what is not even HTTP."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,  # noqa: ARG002 - aiohttp's signature
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 - aiohttp's signature
-    ) -> web.StreamResponse:
-        """Return a problem and close the connection."""
-        if status < 500 or isinstance(exc, HttpProcessingError):
-            response = problem_response(BadInput("The request is not HTTP as this agent understands it"), status)
-        else:
-            response = problem_response(VmferryError("The agent failed on this request", fix="see the agent's log"))
-        response.force_close()
-        return response
-
-
-class _Protocol(web.Server):
-    """aiohttp's server, making our connections."""
-
-    def __call__(self) -> web.RequestHandler:
-        """Return the protocol of one new connection."""
-        return _Connection(self, loop=self._loop, **self._kwargs)
-
-
-def make_protocol(handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> web.Server:
-    """Return the protocol factory for `loop.create_server`.
-
-    Bodies are never decompressed: a small one could become a huge one. A client that goes away ends its stream at once;
-    what the service does for it goes on (`HttpServer`).
-    """
-    return _Protocol(
-        handle, keepalive_timeout=KEEP_ALIVE_S, access_log=None, auto_decompress=False, handler_cancellation=True
-    )
 
 
 def too_large() -> web.Response:

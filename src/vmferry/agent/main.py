@@ -14,10 +14,11 @@ from pathlib import Path
 import structlog
 
 from vmferry.agent.config import AgentConfig, load_config
+from vmferry.agent.connection import make_protocol
 from vmferry.agent.enrol_http import EnrolServer
 from vmferry.agent.fleet import Fleet
 from vmferry.agent.gate import Gate
-from vmferry.agent.http import HttpServer, make_protocol
+from vmferry.agent.http import HttpServer
 from vmferry.agent.listener import Listener
 from vmferry.agent.logs import set_up_logs
 from vmferry.agent.peer_pool import PeerPool

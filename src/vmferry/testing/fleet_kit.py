@@ -11,9 +11,10 @@ from pathlib import Path
 
 from aiohttp import web
 
+from vmferry.agent.connection import DEFAULT_LIMITS, Limits, make_protocol
 from vmferry.agent.fleet import Fleet
 from vmferry.agent.gate import Gate
-from vmferry.agent.http import BODY_TIME_LIMIT_S, HttpServer, make_protocol
+from vmferry.agent.http import BODY_TIME_LIMIT_S, HttpServer
 from vmferry.agent.listener import Listener
 from vmferry.agent.service_port import AgentService
 from vmferry.api.client import Client, Endpoint
@@ -133,6 +134,7 @@ async def serve(
     now: Callable[[], float] | None = None,
     context: ssl.SSLContext | None = None,
     body_time_limit_s: float = BODY_TIME_LIMIT_S,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> AsyncIterator[Served]:
     """Serve an agent's API on a free loopback port until the block ends.
 
@@ -143,13 +145,14 @@ async def serve(
         now: returns Unix time for the gate.
         context: TLS; the identity's own when None.
         body_time_limit_s: how long a body may take.
+        limits: what a connection and a member may take.
     """
     gate = Gate(directory) if now is None else Gate(directory, now=now)
     fleet = Fleet(gate, ca_directory)
     server = HttpServer(service, fleet, gate, body_time_limit_s=body_time_limit_s)
     listener = Listener("127.0.0.1", 0)
     try:
-        await listener.serve(make_protocol(server.handle), context or directory.server_context())
+        await listener.serve(make_protocol(server.handle, limits), context or directory.server_context())
         identity = directory.identity()
         endpoint = Endpoint(identity.name, "127.0.0.1", listener.port, identity.server_name)
         yield Served(identity.name, gate, fleet, server, listener, endpoint)
