@@ -1,8 +1,8 @@
 """Measures the write throttle in a linux guest under TCG: ``python -m vmferry.lab.guests.measure_throttle``.
 
 Two guests whose workload writes as fast as it can, one of them under the helper; only one runs at a time. First the
-helper's idle cost, in turns; then, in the guest that has it, each slot length: before, while, while the workload wants
-less than its budget (modest), after.
+helper's idle cost, in turns; then, in the guest that has it, each slot length: a workload that wants all it can get
+(greedy) and one that wants less than its budget (modest), free and held.
 """
 
 from __future__ import annotations
@@ -39,19 +39,20 @@ async def idle_cost(bare: ThrottledGuest, helped: ThrottledGuest, turns: int, se
 
 
 async def one_slot_length(guest: ThrottledGuest, slot_ms: int, seconds: float) -> None:
-    """Print what the guest does before, while and after an order is in force."""
-    print(f"slot {slot_ms} ms, 40 writes:")
+    """Print what the guest does before, while and after an order is in force, and with a modest workload."""
+    order = ThrottleOrder("measure", slot_ms=slot_ms, max_stall_ms=max(100, slot_ms))
+    print(f"slot {slot_ms} ms, 40 writes, bound {order.dirty_bound / 2**20:.1f} MiB/s for each process:")
     async with await guest.open_throttle() as channel:
-        await _phase(guest, "before", seconds)
-        order = ThrottleOrder("measure", slot_ms=slot_ms, max_stall_ms=max(100, slot_ms))
-        await channel.begin(order)
-        await _phase(guest, "while", seconds)
-        await guest.ask(f"rate {_MODEST}")
-        await _phase(guest, "modest", seconds)
+        for rate, before, during in ((_UNLIMITED, "greedy", "held"), (_MODEST, "modest", "held")):
+            await guest.ask(f"rate {rate}")
+            await guest.writes_per_s(seconds)  # what the workload still owes at its former rate
+            await _phase(guest, before, seconds)
+            await channel.begin(order)
+            await _phase(guest, during, seconds)
+            ended = await channel.end()
+            print(f"         {ended}")
         await guest.ask(f"rate {_UNLIMITED}")
-        ended = await channel.end()
         await _phase(guest, "after", seconds)
-    print(f"  bound {order.dirty_bound / 2**20:.1f} MiB/s for each process; {ended}")
     print(f"  {await guest.ask('oracle')}")
 
 
@@ -83,8 +84,8 @@ async def _measure(turns: int, seconds: float, slots: list[int]) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m vmferry.lab.guests.measure_throttle")
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--slots", type=int, nargs="*", default=[10, 20, 50])
     asked = parser.parse_args()
     asyncio.run(_measure(asked.turns, asked.seconds, asked.slots))
