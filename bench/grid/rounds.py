@@ -1,0 +1,133 @@
+"""Which moves are made in which order, what is left out and why, and the file from which a run goes on.
+
+The atom of a run is a block: one cell in one round with all its movers, in an order of its own. Figures are compared
+within a block only, so a run that ends early has fewer blocks and no half ones.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grid.cells import Cell
+from grid.figures import Figures
+
+#: A mover that never arrived in this many rounds of a cell is not tried there again: each try costs the whole limit.
+GIVE_UP_AFTER = 2
+#: Before anything was measured: boot, quiet window, move, oracle.
+FIRST_GUESS_S = 25.0
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One cell in one round."""
+
+    round: int
+    cell: Cell
+    movers: tuple[str, ...]  #: in the order in which they take their turns
+
+
+def schedule(cells: Sequence[Cell], movers: Sequence[str], rounds: int, seed: int) -> Iterator[Block]:
+    """Yield the blocks, rounds in order; cells and movers are shuffled anew in each. The same seed, the same order."""
+    for number in range(1, rounds + 1):
+        order = random.Random(f"{seed}/{number}")
+        for cell in order.sample(list(cells), len(cells)):
+            yield Block(number, cell, tuple(order.sample(list(movers), len(movers))))
+
+
+@dataclass
+class Record:
+    """All moves so far, and what was not run.
+
+    Attributes:
+        key: What must be alike for a run to go on with these figures.
+        file: Where each move is written at once; None: nowhere.
+    """
+
+    key: dict[str, Any]
+    file: Path | None = None
+    moves: list[Figures] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    measured_s: float = 0.0
+
+    @classmethod
+    def begin(cls, key: dict[str, Any], file: Path, *, resume: bool) -> Record:
+        """Begin a record, or go on with the one in the file.
+
+        Raises:
+            SystemExit: the file is of a run with other settings.
+        """
+        record = cls(key, file)
+        if resume and file.exists():
+            record._load()
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"key": key}) + "\n", "utf-8")
+        return record
+
+    def add(self, figures: Figures) -> None:
+        """Keep one move."""
+        self.moves.append(figures)
+        self.measured_s += figures.took_s
+        self._append({"move": figures.as_json()})
+
+    def add_failure(self, block: Block, mover: str, why: str, took_s: float) -> None:
+        """Keep a move that could not be measured."""
+        failure = {"cell": block.cell.id, "mover": mover, "round": block.round, "why": why, "took_s": round(took_s, 1)}
+        self.failed.append(failure)
+        self.measured_s += took_s
+        self._append({"failed": failure})
+
+    def missing(self, block: Block) -> list[str]:
+        """Return the movers of a block that are still to be run, in its order."""
+        done = {(move.mover, move.round) for move in self.moves if move.cell == block.cell.id}
+        done |= {(row["mover"], row["round"]) for row in self.failed if row["cell"] == block.cell.id}
+        return [mover for mover in block.movers if (mover, block.round) not in done and not self.given_up(block, mover)]
+
+    def given_up(self, block: Block, mover: str) -> bool:
+        """Return whether a mover never arrived in enough earlier rounds of this cell."""
+        tries = [
+            move.arrived
+            for move in self.moves
+            if (move.cell, move.mover) == (block.cell.id, mover) and move.round < block.round
+        ]
+        return len(tries) >= GIVE_UP_AFTER and not any(tries)
+
+    def expected_s(self, block: Block) -> float:
+        """Return how long the rest of a block will take, as far as earlier moves tell."""
+        return sum(self._expected_s(block.cell.id, mover) for mover in self.missing(block))
+
+    def _expected_s(self, cell: str, mover: str) -> float:
+        same = [move.took_s for move in self.moves if (move.cell, move.mover) == (cell, mover)]
+        alike = same or [move.took_s for move in self.moves if move.cell == cell] or [FIRST_GUESS_S]
+        return max(same) if same else sum(alike) / len(alike)
+
+    def _load(self) -> None:
+        assert self.file is not None  # noqa: S101  (begin gave it)
+        head, *lines = [json.loads(line) for line in self.file.read_text("utf-8").splitlines() if line]
+        if head["key"] != self.key:
+            raise SystemExit(f"{self.file} is of another run: {head['key']}, asked: {self.key}; run without --resume")
+        self.moves = [Figures(**line["move"]) for line in lines if "move" in line]
+        self.failed = [line["failed"] for line in lines if "failed" in line]
+        self.measured_s = sum(move.took_s for move in self.moves) + sum(row["took_s"] for row in self.failed)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self.file is not None:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+class Budget:
+    """The time that a run may take; None: as long as it needs."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._ends = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def allows(self, seconds: float) -> bool:
+        """Return whether so much time is left."""
+        return self._ends is None or time.monotonic() + seconds <= self._ends

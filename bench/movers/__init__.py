@@ -1,0 +1,1 @@
+"""The movers of `./run bench migrate`: ours, libvirt's, and plain QEMU."""
