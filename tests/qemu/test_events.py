@@ -114,6 +114,7 @@ async def test_forgotten_subscriptions_cost_nothing() -> None:
 
 
 def stamped(seconds: object, microseconds: object) -> dict[str, object]:
+    """Return an event with a stamp."""
     return {"event": "RESUME", "timestamp": {"seconds": seconds, "microseconds": microseconds}}
 
 

@@ -39,15 +39,22 @@ class Api:
             Unreachable: no agent answers.
             VmferryError: what the agent raised.
         """
-        return await self._ask("GET", path, None)
+        return _read(self._host, *await self._ask("GET", path, None))
+
+    async def follow(self, path: str, timeout_s: float = 300.0) -> list[Any]:
+        """Return the JSON lines of a stream when it has ended: one connection, and nothing to do meanwhile."""
+        status, content = await self._ask("GET", path, None, timeout_s)
+        if status >= 400:
+            _read(self._host, status, content)
+        return [json.loads(line) for line in content.splitlines()]
 
     async def post(self, path: str, body: object = None) -> Any:
         """Return the JSON answer to a POST; raises as `get` does."""
-        return await self._ask("POST", path, {} if body is None else body)
+        return _read(self._host, *await self._ask("POST", path, {} if body is None else body))
 
     async def delete(self, path: str) -> None:
         """Send a DELETE; raises as `get` does."""
-        await self._ask("DELETE", path, None)
+        _read(self._host, *await self._ask("DELETE", path, None))
 
     async def wait_answer(self, timeout_s: float = 30.0) -> None:
         """Wait until the agent answers.
@@ -66,14 +73,14 @@ class Api:
             else:
                 return
 
-    async def _ask(self, method: str, path: str, body: object) -> Any:
+    async def _ask(self, method: str, path: str, body: object, timeout_s: float = 60.0) -> tuple[int, bytes]:
         member = self._identity.membership().host(self._host)
         url = f"https://{member.address}:{member.port}{path}"
         factory = self._socket if self._namespace else None
         connector = aiohttp.TCPConnector(socket_factory=factory, force_close=True)
         try:
             async with (
-                aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as session,
+                aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
                 session.request(
                     method,
                     url,
@@ -82,7 +89,7 @@ class Api:
                     server_hostname=member.identity.server_name,
                 ) as answer,
             ):
-                return _read(self._host, answer.status, await answer.read())
+                return answer.status, await answer.read()
         except (aiohttp.ClientConnectionError, TimeoutError) as error:
             raise Unreachable(f"Agent of {self._host} does not answer at {url}: {error!r}", retry=True) from error
 

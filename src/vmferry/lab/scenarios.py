@@ -88,7 +88,8 @@ async def wait_handover(
 
 
 async def wait_finished(lab: Lab, source: str, handover: str) -> HandoverView:
-    """Wait until a hand-over is over."""
+    """Wait until a hand-over is over, without asking again and again: that would take the CPU from what is measured."""
+    await lab.hosts[source].api.follow(f"/v1/handovers/{handover}/watch")
     return await wait_handover(lab, source, handover, lambda view: view.finished and view.report is not None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sqlite3
 from typing import TypeVar
@@ -46,7 +47,7 @@ def load_guest_row(row: sqlite3.Row) -> GuestRow:
     """
     process = row["process"]
     return GuestRow(
-        guest=_load(_GUEST, row["guest"], f"guest {row['name']}"),
+        guest=_load_guest(row["guest"], row["name"]),
         token=Token(Epoch(row["epoch"]), HostName(row["owner"]), bool(row["running"]), bool(row["cont_intent"])),
         desired=Desired(row["desired"]),
         process=None if process is None else _load(_PROCESS, process, f"process of guest {row['name']}"),
@@ -54,6 +55,12 @@ def load_guest_row(row: sqlite3.Row) -> GuestRow:
         uid=row["uid"],
         note=row["note"],
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _load_guest(text: str, name: str) -> FrozenGuest:
+    """Return a guest; read once for each text, since tokens are asked for while a guest stands still."""
+    return _load(_GUEST, text, f"guest {name}")
 
 
 def load_handover_row(row: sqlite3.Row) -> HandoverRow:
