@@ -189,9 +189,9 @@ def main() -> None:
         + conditions_text(found)
         + "\nMicro guest, 64 MiB, 8 MiB/s written; all figures in ms. Bar: commit at most 10 ms (median).\n\n"
         + table(("figure", "runs", "min", "median", "p90", "max"), rows)
-        + "\n*commit* is `pause_to_continue` (QEMU says pre-switchover -> our `migrate-continue` was answered) plus"
-        " `completed_to_resume` (QEMU at the source says completed -> `cont` was answered at the destination, moved to"
-        " the source's clock). Plain QMP has neither: QEMU at the destination starts the guest by itself, often before"
+        + "\n*commit* is `pause_to_continue` (pre-switchover -> device at the source) plus"
+        " `completed_to_resume` (completed at the source -> RESUME at the destination, moved to the source's clock),"
+        " all by QEMU's own stamps. Plain QMP has neither: QEMU at the destination starts the guest by itself, often before"
         " the source says completed, and nobody could take it back.\n"
     )
     write("commit", {"conditions": found, "series_ms": series}, page)
