@@ -103,7 +103,7 @@ def test_a_softer_brake_is_tried_first() -> None:
     """A guest a little over the link gets a soft brake; when it does not do, the strongest that is allowed."""
     played = play(make_policy("vmferry", Goal()), proportional(1.05, 10), BRAKE)
     braked = [(index, order.level) for index, order in played.of(SetThrottle)]
-    assert braked == [(-1, 1), (1, 15), (4, 92)]
+    assert braked == [(-1, 1), (1, 55), (4, 92)]
 
 
 @pytest.mark.parametrize(("percent", "stall"), [(0, 0), (50, 10), (90, 90), (99, 990), (100, 990)])

@@ -37,6 +37,8 @@ MARGIN = 0.9
 #: moment may cost as much more than the goal's gap, so it is little.
 RAISE = 1.25
 FIRST_VERDICT = 2
+#: A brake shall make each round at most half of the one before: a softer one costs rounds, seen with a real QEMU.
+HALVES = 0.5
 #: After the brake, so many rounds before it is pulled harder: QEMU applies it at the second bad round.
 PATIENCE = 3
 #: The article's slot allows this many writes.
@@ -164,7 +166,7 @@ class Vmferry(Policy):
         """Tell whether this brake would let the rounds end, by the curve."""
         window_ms = self._budget_ms - throttle.stall_ms(percent)
         dirtied = view.curve.bytes_after(window_ms * (100 - percent) / 100)
-        converges = view.share * (100 - percent) / 100 <= MARGIN
+        converges = view.share * (100 - percent) / 100 <= HALVES
         return converges and dirtied <= MARGIN * speed * window_ms
 
     def _brake_by(self, percent: int, ended: Round) -> Orders:
