@@ -14,6 +14,7 @@ from vmferry.agent.checking import Checking
 from vmferry.agent.claims import Claims
 from vmferry.agent.console import QemuConsole
 from vmferry.agent.host_facts import HostView
+from vmferry.agent.log_keeper import LogKeeper
 from vmferry.agent.measuring import Measuring
 from vmferry.agent.peer_client import check_protocol
 from vmferry.agent.recovery import Recovery
@@ -51,6 +52,7 @@ class Service:
         stalls: asks guests for their stalls.
         measuring: what this host measures of its guests' moves.
         claims: whether another host owns a guest by now.
+        log_keeper: bounds what guests print.
     """
 
     guests: Guests
@@ -63,9 +65,11 @@ class Service:
     stalls: Stalls
     measuring: Measuring
     claims: Claims
+    log_keeper: LogKeeper
 
     async def start(self) -> None:
         """Re-adopt guests and take up unfinished hand-overs."""
+        self.log_keeper.start()
         await self.recovery.start()
         try:
             await self.host_view.facts()
@@ -81,6 +85,7 @@ class Service:
 
     async def close(self) -> None:
         """Let go of everything: guests live on."""
+        await self.log_keeper.close()
         await self.handovers.close()
         await self.measuring.close()
         await self.guests.close()

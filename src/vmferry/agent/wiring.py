@@ -11,6 +11,7 @@ from vmferry.agent.checking import Checking
 from vmferry.agent.claims import Claims
 from vmferry.agent.config import AgentConfig
 from vmferry.agent.host_facts import HostView, Offer, port_is_free
+from vmferry.agent.log_keeper import LogKeeper
 from vmferry.agent.measuring import Measuring
 from vmferry.agent.peer_client import PeerClient
 from vmferry.agent.peers import RemotePeer
@@ -110,7 +111,10 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     handovers = Handovers(guests, around)
     recovery = Recovery(guests, handovers)
     claims = Claims(fleet.name, journal, fleet.client)
-    return Service(guests, handovers, host_view, checking, recovery, beats, fleet.hosts, stalls, measuring, claims)
+    log_keeper = LogKeeper(config.run_dir / "guests")
+    return Service(
+        guests, handovers, host_view, checking, recovery, beats, fleet.hosts, stalls, measuring, claims, log_keeper
+    )
 
 
 def _check(

@@ -62,7 +62,8 @@ def spawn(
         Broken: the program cannot be run.
     """
     try:
-        with log.open("wb") as output:
+        log.write_bytes(b"")
+        with log.open("ab") as output:  # appending: a log that is cut meanwhile goes on at its new end
             log.chmod(0o600)
             child = subprocess.Popen(
                 [*binary.argv, *argv],

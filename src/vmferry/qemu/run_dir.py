@@ -21,6 +21,7 @@ QMP_SOCKET = "qmp.sock"
 CONSOLE_SOCKET = "console.sock"
 CONSOLE_LOG = "console.log"
 CONTROL_SOCKET = "control.sock"
+QEMU_LOG = "qemu.log"
 TLS_DIR = "tls"
 
 
@@ -53,7 +54,7 @@ class RunDir:
     @property
     def log(self) -> Path:
         """What QEMU itself wrote."""
-        return self.path / "qemu.log"
+        return self.path / QEMU_LOG
 
     @property
     def tls(self) -> Path:
