@@ -13,7 +13,7 @@ from tests.cli.conftest import FakeFleet, Ran, guest_view, handover_view
 from tests.cli.events import MOVE, state
 
 from vmferry.cli import following
-from vmferry.cli.fleet import open_fleet
+from vmferry.cli.fleet import Fleet, open_fleet
 from vmferry.core.errors import Unreachable
 from vmferry.core.progress import Finished, Outcome, ProgressEvent, Step
 from vmferry.core.units import Milliseconds
@@ -218,6 +218,58 @@ def test_an_agent_that_stays_away_is_told_with_what_to_do(
     assert ran.exit_code == Unreachable.exit_code
     assert "the migration may go on" in ran.err
     assert "vmferry watch h-1" in ran.err
+
+
+def test_a_source_that_stays_away_does_not_hide_the_arrival(
+    moving: FakeFleet, vmferry: Vmferry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the source does not come back the destination is asked: the guest runs there, and that is no failure."""
+    monkeypatch.setattr(following, "RECONNECT_S", -1.0)
+    moving.answer("host-a", "GET", WATCH, lines()[:4])
+    there = handover_view(side="destination", state="running", owner="host-b", finished=True)
+    moving.answer("host-b", "GET", "/v1/handovers/h-1", there)
+    ran = vmferry("watch", "h-1")
+    assert ran.exit_code == 0
+    assert "guest web-7 runs on host-b" in ran.err
+    moving.answer("host-b", "GET", "/v1/handovers/h-1", {**there, "state": "preparing", "owner": "host-a"})
+    ran = vmferry("watch", "h-1")
+    assert ran.exit_code == Unreachable.exit_code
+    assert "on host-b the hand-over is in state preparing, owner host-a" in ran.err
+
+
+def test_only_the_destination_answers(moving: FakeFleet, vmferry: Vmferry) -> None:
+    """A hand-over that only its destination can tell of is watched at its source all the same, then told by it."""
+    there = handover_view(side="destination", state="running", owner="host-b", finished=True)
+    moving.has_handovers(host_b=[there])
+    moving.answer("host-b", "GET", "/v1/handovers/h-1", there)
+    moving.agents["host-a"].stop()
+    ran = vmferry("watch", "web-7")
+    assert ran.exit_code == 0
+    assert "guest web-7 runs on host-b" in ran.err
+    assert ("GET", WATCH, None) not in moving.agents["host-b"].requests
+
+
+def test_a_source_that_is_back_elsewhere_is_found(
+    moving: FakeFleet, vmferry: Vmferry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that comes back at another address, as the fleet document says, goes on telling from there."""
+    back = moving.agents["host-b"].port  # the stand-in for host-a's agent at its new address
+    monkeypatch.setattr(following, "RETRY_EVERY_S", 0.0)
+    asked: list[int] = []
+
+    def stream(fleet: Fleet, host: str, path: str) -> Iterator[dict[str, Any]]:
+        asked.append(fleet.endpoint(host).port)
+        if len(asked) == 1:
+            moving.moved_to("host-a", back)
+            signed = moving.authority.signed_membership()
+            body = {"document": signed.document, "signature": signed.signature}
+            moving.answer("host-b", "GET", "/v1/membership", body)
+            return iter(lines()[:4])
+        return iter(lines())
+
+    monkeypatch.setattr("vmferry.cli.fleet.Fleet.stream", stream)
+    assert vmferry("watch", "h-1").exit_code == 0
+    assert asked == [moving.agents["host-a"].port, back]
 
 
 def test_handover_show_tells_states_and_measures(moving: FakeFleet, vmferry: Vmferry) -> None:

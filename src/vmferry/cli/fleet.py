@@ -75,9 +75,8 @@ class Fleet:
         Raises:
             NotFound: no such host, also not in the newest fleet document that can be had.
         """
-        if host not in self._endpoints and self._refresh is not None:
-            with contextlib.suppress(VmferryError):  # nobody answers: the document of last time decides
-                self._endpoints = dict(self._refresh(self))
+        if host not in self._endpoints:
+            self.refresh()
         if host not in self._endpoints:
             known = ", ".join(self.hosts) or "none"
             raise NotFound(
@@ -85,6 +84,12 @@ class Fleet:
                 fix="see `vmferry host list` for the hosts there are",
             )
         return self._endpoints[host]
+
+    def refresh(self) -> None:
+        """Look where the hosts are by the newest fleet document that can be had; without one nothing changes."""
+        if self._refresh is not None:
+            with contextlib.suppress(VmferryError):  # nobody answers: the document of last time decides
+                self._endpoints = dict(self._refresh(self))
 
     def client(self, host: str) -> Client:
         """Return a client of one host's agent; raises as `endpoint` does."""

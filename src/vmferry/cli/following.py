@@ -39,18 +39,20 @@ def follow(fleet: Fleet, view: dict[str, Any], *, as_json: bool) -> int:
 
     Args:
         fleet: whom to ask.
-        view: `handover`, `guest`, `source`, `destination` and `asked`, the host that streams it.
+        view: `handover`, `guest`, `source` (which streams it) and `destination`.
         as_json: print the agent's lines as they are.
 
     Raises:
         VmferryError: what the agent raised.
-        Unreachable: the agent has not answered for half a minute; the hand-over may go on.
+        Unreachable: the source's agent has not answered for half a minute, and the destination's knows of no end; the
+            hand-over may go on.
     """
     show, screen = _json_output() if as_json else _text_output(view)
     last: dict[str, Any] = {}
+    lines = _Lines(fleet, view)
     try:
         with screen:
-            for line in _Lines(fleet, view):
+            for line in lines:
                 last = line
                 show(line)
     except KeyboardInterrupt:
@@ -60,13 +62,25 @@ def follow(fleet: Fleet, view: dict[str, Any], *, as_json: bool) -> int:
             f" `vmferry watch {handover}` shows it again, `vmferry cancel {handover}` ends it"
         )
         return INTERRUPTED
+    if lines.arrived is not None:
+        return _tell_arrived(lines.arrived, as_json=as_json)
     return EXIT_CODES[Outcome(last["outcome"])]
+
+
+def _tell_arrived(view: dict[str, Any], *, as_json: bool) -> int:
+    """Tell what the destination knows of a move whose source does not answer any more."""
+    if as_json:
+        print_json({"event": "arrived", **view})
+    guest, source, destination = view["guest"], view["source"], view["destination"]
+    say(f"guest {guest} runs on {destination}, which says so; {source}, which has the measures, does not answer")
+    return EXIT_CODES[Outcome.MOVED]
 
 
 class _Lines:
     """Yields each line of a hand-over's stream once, over as many connections as it takes.
 
-    A stream begins anew on each connection, so lines up to the last one seen are left out.
+    A stream begins anew on each connection, so lines up to the last one seen are left out. The source has it; when that
+    stays away, the destination is asked whether the guest has arrived.
     """
 
     def __init__(self, fleet: Fleet, view: dict[str, Any]) -> None:
@@ -75,12 +89,13 @@ class _Lines:
         self._seen_ms: float | None = None  #: of the newest line; None: no line yet
         self._finished = False
         self._told_lost = False  #: once per loss is enough
+        self.arrived: dict[str, Any] | None = None  #: the destination's view, when only that tells the end
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield lines until the end of the hand-over; raises as `follow` says."""
         patience = time.monotonic() + RECONNECT_S
         while not self._finished:
-            fault: VmferryError = Unreachable(f"agent of {self._view['asked']} ended the stream early", retry=True)
+            fault: VmferryError = Unreachable(f"agent of {self._view['source']} ended the stream early", retry=True)
             try:
                 for line in self._one_connection():
                     patience, self._told_lost = time.monotonic() + RECONNECT_S, False
@@ -92,7 +107,7 @@ class _Lines:
 
     def _one_connection(self) -> Iterator[dict[str, Any]]:
         known_ms = self._seen_ms
-        for line in self._fleet.stream(self._view["asked"], f"/v1/handovers/{self._view['handover']}/watch"):
+        for line in self._fleet.stream(self._view["source"], f"/v1/handovers/{self._view['handover']}/watch"):
             at_ms = float(line.get("at_ms", 0))
             self._finished = line.get("event") == "finished"
             if self._finished or known_ms is None or at_ms > known_ms:
@@ -104,12 +119,26 @@ class _Lines:
     def _wait_before_retry(self, fault: VmferryError, patience: float) -> None:
         """Wait a moment; gives up when nothing ever came, or for too long."""
         if self._seen_ms is None or time.monotonic() > patience:
-            fault.fix = f"the migration may go on; show it again with `vmferry watch {self._view['handover']}`"
-            raise fault
+            self._ask_destination(fault)
+            return
         if not self._told_lost:
-            say(f"connection to the agent of {self._view['asked']} lost, trying again; the migration does not need it")
+            say(f"connection to the agent of {self._view['source']} lost, trying again; the migration does not need it")
             self._told_lost = True
         time.sleep(RETRY_EVERY_S)
+        self._fleet.refresh()  # its agent may be back at another address
+
+    def _ask_destination(self, fault: VmferryError) -> None:
+        """End with what the destination knows of the guest's arrival, else with why the source cannot be asked."""
+        fault.fix = f"the migration may go on; show it again with `vmferry watch {self._view['handover']}`"
+        destination = self._view["destination"]
+        try:
+            found = self._fleet.ask(destination, "GET", f"/v1/handovers/{self._view['handover']}")
+        except VmferryError:
+            raise fault from None
+        if not (found["finished"] and found["owner"] == destination and found["state"] == "running"):
+            fault.what += f"; on {destination} the hand-over is in state {found['state']}, owner {found['owner']}"
+            raise fault
+        self.arrived, self._finished = found, True
 
 
 def _json_output() -> tuple[Callable[[dict[str, Any]], None], AbstractContextManager[object]]:
