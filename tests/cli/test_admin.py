@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import FakeFleet, Ran
 
+from vmferry.core.errors import Denied
+from vmferry.pki import certificates as certs
 from vmferry.pki.authority import Authority
 from vmferry.pki.identity import IdentityDirectory
 
@@ -113,3 +116,44 @@ def test_host_remove_needs_no_answer_from_the_host(fleet: FakeFleet, vmferry: Vm
     assert "warning: host-b could not be told" in ran.err
     assert [member.name for member in fleet.authority.membership().hosts] == ["host-a"]
     assert [path for _, path, _ in fleet.agents["host-a"].orders()] == ["/v1/membership"]
+
+
+def make_old(ca_dir: Path, identity: Path, days_left: int) -> None:
+    """Let a fleet's CA certificate have so many days left, here and in an identity."""
+    authority = Authority.open(ca_dir)
+    begin = dt.datetime.now(dt.UTC) - dt.timedelta(days=3650 - days_left, seconds=-60)
+    pem = certs.dump_certificate(certs.make_ca(authority.key, begin, renewed=authority.certificate))
+    for path in (ca_dir / "ca.pem", identity / "ca.pem"):
+        path.write_bytes(pem)
+
+
+@pytest.mark.parametrize(("days_left", "told"), [(366, ""), (364, "the fleet's CA certificate ends on")])
+def test_the_end_of_the_ca_is_told_a_year_before(own: Path, vmferry: Vmferry, days_left: int, told: str) -> None:
+    """The CA's end is shown; within its last year whoever looks is warned, and told what to do."""
+    vmferry("ca", "init", "--ca-dir", str(own / "ca"))
+    make_old(own / "ca", own / "me", days_left)
+    ran = vmferry("ca", "show")
+    assert ran.exit_code == 0
+    assert f"{dt.datetime.now(dt.UTC) + dt.timedelta(days=days_left):%F}" in ran.out
+    assert told in ran.err
+    assert ("vmferry ca renew" in ran.err) is (ran.err != "") is bool(told)
+    assert (json.loads(vmferry("ca", "show", "--json").out)["warning"] is None) is not bool(told)
+
+
+def test_a_renewed_ca_and_the_old_one_believe_the_same(own: Path, vmferry: Vmferry) -> None:
+    """After a renewal members with either certificate talk to each other, also those who join later."""
+    ca_dir = own / "ca"
+    vmferry("ca", "init", "--ca-dir", str(ca_dir))
+    make_old(ca_dir, own / "me", 30)
+    vmferry("operator", "add", "before", "--out", str(own / "before"), "--ca-dir", str(ca_dir))
+    assert vmferry("ca", "renew", "--ca-dir", str(ca_dir)).exit_code == 0
+    assert vmferry("ca", "show").err == ""
+    vmferry("operator", "add", "after", "--out", str(own / "after"), "--ca-dir", str(ca_dir))
+    before, after = IdentityDirectory(own / "before"), IdentityDirectory(own / "after")
+    assert after.ca().not_valid_after_utc - before.ca().not_valid_after_utc > dt.timedelta(days=3600)
+    for one, other in ((before, after), (after, before)):
+        one.certificate().verify_directly_issued_by(other.ca())
+        one.client_context()
+        assert other.accept_membership(Authority.open(ca_dir).signed_membership()) in {True, False}
+    with pytest.raises(Denied, match="not of this fleet"):
+        before.replace_ca(certs.make_ca(certs.make_key(), dt.datetime.now(dt.UTC)))

@@ -19,6 +19,7 @@ from vmferry.pki import certificates as certs
 from vmferry.pki.authority import utc_now
 
 PERIOD_S = 60.0
+_TELL_EVERY = dt.timedelta(days=1)
 
 
 class Upkeep:
@@ -46,6 +47,7 @@ class Upkeep:
         self._peers = peers
         self._server_context = server_context
         self._now = now
+        self._told_at: dt.datetime | None = None
         self._log = structlog.get_logger("vmferry.upkeep")
 
     async def run(self, period_s: float = PERIOD_S) -> None:
@@ -56,11 +58,20 @@ class Upkeep:
 
     async def run_once(self) -> None:
         """Do it once; never raises for what a peer or a file did."""
+        self._tell_ca_end()
         for step in (self._fetch, self._renew):
             try:
                 await step()
             except VmferryError as error:
                 self._log.warning("upkeep failed", step=step.__name__, code=error.code, what=error.what, fix=error.fix)
+
+    def _tell_ca_end(self) -> None:
+        """Warn once a day when the CA's certificate ends soon."""
+        now = self._now()
+        warning = certs.ends_soon(self._gate.directory.ca(), now)
+        if warning is not None and (self._told_at is None or now - self._told_at >= _TELL_EVERY):
+            self._told_at = now
+            self._log.warning(warning)
 
     @property
     def _authority(self) -> HostName | None:

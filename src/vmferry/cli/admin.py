@@ -52,6 +52,44 @@ def ca_init(
     print("next: start `vmferry agent` on each host, then `vmferry host add NAME ADDRESS CODE` with the code it prints")
 
 
+@ca.command("show")
+def ca_show(*, as_json: AsJson = False) -> None:
+    """Show the CA that this operator believes, and when its certificate ends."""
+    import datetime as dt
+
+    from vmferry.pki.certificates import ends_soon
+    from vmferry.pki.identity import IdentityDirectory
+
+    certificate = IdentityDirectory(identity_directory()).ca()
+    name, end = certificate.subject.rfc4514_string().removeprefix("CN="), certificate.not_valid_after_utc
+    if as_json:
+        warning = ends_soon(certificate, dt.datetime.now(dt.UTC))
+        print_json({"name": name, "valid_until": end.isoformat(), "warning": warning})
+        return
+    print(f"{name}, valid until {end:%F %R} UTC")
+    _warn_ca()
+
+
+@ca.command("renew")
+def ca_renew(*, ca_dir: CaDir = Path(DEFAULT_CA_DIR), as_json: AsJson = False) -> None:
+    """Give the CA ten more years with the same key: members go on, and get the new certificate from you."""
+    from vmferry.pki.authority import CERTIFICATE_FILE, Authority
+    from vmferry.pki.identity import IdentityDirectory
+
+    certificate = Authority.open(ca_dir).renew()
+    own = IdentityDirectory(identity_directory())
+    if own.exists():
+        own.replace_ca(certificate)
+    if as_json:
+        print_json({"ca_dir": str(ca_dir), "valid_until": certificate.not_valid_after_utc.isoformat()})
+        return
+    print(f"CA in {ca_dir} is valid until {certificate.not_valid_after_utc:%F %R} UTC; members go on with the old one")
+    print(
+        f"next: copy {ca_dir / CERTIFICATE_FILE} to identity/ca.pem in each host's state directory and restart its"
+        " agent (guests run on), and to ca.pem of each operator's identity"
+    )
+
+
 @hosts.command("add")
 def add_host(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The host's name in the fleet.")],
@@ -94,6 +132,7 @@ def list_hosts(*, as_json: AsJson = False) -> None:
         return
     rows = [[host, fleet.endpoint(host).address, *_columns(answers.answers.get(host))] for host in fleet.hosts]
     print_table(["HOST", "ADDRESS", "AGENT", "QEMU", "ACCELERATION", "MEMORY FREE", "BRIDGES"], rows)
+    _warn_ca()
     if answers.silent:
         say(f"warning: {answers.silent_text()}")
 
@@ -226,6 +265,17 @@ def run_agent(
 
 def _told(told: Told) -> dict[str, Any]:
     return {"version": told.version, "told": list(told.hosts), "untold": dict(told.untold)}
+
+
+def _warn_ca() -> None:
+    """Tell in time that the CA's certificate ends."""
+    import datetime as dt
+
+    from vmferry.pki.certificates import ends_soon
+    from vmferry.pki.identity import IdentityDirectory
+
+    if (warning := ends_soon(IdentityDirectory(identity_directory()).ca(), dt.datetime.now(dt.UTC))) is not None:
+        say(f"warning: {warning}")
 
 
 def _warn_untold(told: Told) -> None:

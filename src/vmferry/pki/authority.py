@@ -75,6 +75,16 @@ class Authority:
         certificate = certs.load_certificate(read_private(certificate_file, "CA certificate"), str(certificate_file))
         return cls(directory, certificate, key, now)
 
+    def renew(self) -> x509.Certificate:
+        """Make a certificate of ten more years for the same key and name, keep it as the CA's, and return it.
+
+        Members go on with the one that they have until its end, and have to get the new one before it.
+        """
+        with self.lock():
+            certificate = certs.make_ca(self.key, self.now(), renewed=self.certificate)
+            write_private(self.directory / CERTIFICATE_FILE, certs.dump_certificate(certificate))
+        return certificate
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other commands from changing the fleet meanwhile."""

@@ -21,6 +21,8 @@ from vmferry.pki.names import Identity, Kind, parse_identity
 #: Certificates begin this much before they are made, for hosts whose clocks are a little behind.
 BACKDATE = dt.timedelta(minutes=5)
 _CA_LIFETIME = dt.timedelta(days=3650)
+#: So long before its end people are told, every time they look.
+CA_WARNING = dt.timedelta(days=365)
 _FINGERPRINT_BYTES = 15
 
 
@@ -118,9 +120,17 @@ def read_request(pem: str) -> ec.EllipticCurvePublicKey:
     return key
 
 
-def make_ca(key: ec.EllipticCurvePrivateKey, now: dt.datetime) -> x509.Certificate:
-    """Return the fleet's CA certificate, valid for ten years; its name is unique, so that fleets are told apart."""
-    name = _name(f"vmferry fleet {secrets.token_hex(8)}")
+def make_ca(
+    key: ec.EllipticCurvePrivateKey, now: dt.datetime, *, renewed: x509.Certificate | None = None
+) -> x509.Certificate:
+    """Return the fleet's CA certificate, valid for ten years; its name is unique, so that fleets are told apart.
+
+    Args:
+        key: the CA's.
+        now: when it begins.
+        renewed: the one before. With its key and name kept, what either of them signed is good under both.
+    """
+    name = _name(f"vmferry fleet {secrets.token_hex(8)}") if renewed is None else renewed.subject
     builder = _builder(name, name, key.public_key(), now, _CA_LIFETIME)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(sign=False, authority=True), critical=True)
@@ -178,6 +188,15 @@ def needs_renewal(certificate: x509.Certificate, now: dt.datetime) -> bool:
     """Tell whether two thirds of a certificate's lifetime are over."""
     begin, end = certificate.not_valid_before_utc + BACKDATE, certificate.not_valid_after_utc
     return now >= begin + (end - begin) * 2 / 3
+
+
+def ends_soon(ca: x509.Certificate, now: dt.datetime) -> str | None:
+    """Return what to say of a CA certificate that ends within a year, None of one that does not."""
+    end = ca.not_valid_after_utc
+    if end - now > CA_WARNING:
+        return None
+    ended = "has ended" if now > end else "ends"
+    return f"the fleet's CA certificate {ended} on {end:%F}; nobody believes anybody from then on: `vmferry ca renew`"
 
 
 def encode_code(print_bytes: bytes, secret: bytes) -> str:

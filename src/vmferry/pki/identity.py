@@ -51,6 +51,17 @@ class IdentityDirectory:
         file = self.path / CA_FILE
         return certs.load_certificate(read_private(file, "CA certificate"), str(file))
 
+    def replace_ca(self, renewed: x509.Certificate) -> None:
+        """Take the renewed certificate of the same CA.
+
+        Raises:
+            Denied: it is another CA's.
+        """
+        current = self.ca()
+        if (renewed.subject, renewed.public_key()) != (current.subject, current.public_key()):
+            raise Denied("The new CA certificate is not of this fleet's CA")
+        write_private(self.path / CA_FILE, certs.dump_certificate(renewed))
+
     def signed_membership(self) -> SignedMembership:
         """Return the newest fleet document that was stored here."""
         file = self.path / MEMBERSHIP_FILE
