@@ -42,9 +42,9 @@ _log = structlog.get_logger(__name__)
 CAPABILITIES = {"events": True, "return-path": True, "pause-before-switchover": True, "late-block-activate": True}
 #: `max-bandwidth` when the link does not say how fast it is: QEMU's own default of 128 MiB/s would be a silent cap.
 UNLIMITED = BytesPerSecond(16 * 1024**3)
-#: About a quarter of QEMU's own default: loading, the commit and the first packets come on top of it, and the guest's
+#: A small part of QEMU's own default: loading, the commit and the first packets come on top of it, and the guest's
 #: whole pause should stay under 150 ms.
-DEFAULT_DOWNTIME = Milliseconds(80.0)
+DEFAULT_DOWNTIME = Milliseconds(40.0)
 _KEY_BYTES = 32
 _ARRIVAL_OVER_S = 5.0
 #: The guest stands still, or is between two owners: whoever stops an agent waits for the end of these.
