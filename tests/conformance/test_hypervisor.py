@@ -14,6 +14,7 @@ from vmferry.core.guest import Acceleration, Disk
 from vmferry.lab.toolchain import find_qemu
 from vmferry.qemu import QemuBinaryConfig, QemuHypervisor
 from vmferry.testing.conformance_hypervisor import ADDRESS, Bench, HypervisorConformance
+from vmferry.testing.conformance_postcopy import PostcopyConformance
 from vmferry.testing.fake_hypervisor import FakeHypervisor, FakeLink
 
 
@@ -23,7 +24,7 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("state")
 
 
-class TestFake(HypervisorConformance):
+class TestFake(HypervisorConformance, PostcopyConformance):
     @pytest.fixture
     async def bench(self) -> AsyncIterator[Bench]:
         """Two fake hosts on one link."""
@@ -40,7 +41,7 @@ class TestFake(HypervisorConformance):
         bench.destination.link.taken_ports.add((ADDRESS, port))
 
 
-class RealConformance(HypervisorConformance):
+class RealConformance(HypervisorConformance, PostcopyConformance):
     version: tuple[int, int]
 
     @pytest.fixture

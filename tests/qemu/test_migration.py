@@ -83,7 +83,7 @@ def test_capabilities_of_an_earlier_migration_go_off() -> None:
 
 def test_parameters_in_qemus_units() -> None:
     """Bandwidth goes out in bytes/s, the limit in whole ms, the key as its object's name."""
-    setup = replace(SETUP, downtime_limit_ms=Milliseconds(299.6), psk_key="00", multifd_channels=4)
+    setup = replace(SETUP, downtime_limit_ms=Milliseconds(299.6), psk_key="00", parameters={"multifd-channels": 4})
     assert parameters(setup, KNOWN) == {
         "max-bandwidth": 100 * MIB,
         "downtime-limit": 300,
@@ -101,7 +101,7 @@ def test_no_silent_bandwidth_limit() -> None:
 def test_unknown_parameter() -> None:
     """A parameter that this QEMU lacks is bad input."""
     with pytest.raises(BadInput, match="multifd-channels"):
-        parameters(replace(SETUP, multifd_channels=2), KNOWN - {"multifd-channels"})
+        parameters(replace(SETUP, parameters={"multifd-channels": 2}), KNOWN - {"multifd-channels"})
 
 
 def test_sample_units() -> None:

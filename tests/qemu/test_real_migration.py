@@ -202,7 +202,9 @@ async def test_setup_is_read_back(start: Start, probes_dir: Path) -> None:
     """Limits arrive in QEMU's units, and a second setup switches off what the first had on."""
     hypervisor = QemuHypervisor(binary_of(VERSIONS[0]), Acceleration.TCG, state_dir=probes_dir)
     process = await start(hypervisor, await hypervisor.freeze(SPEC))
-    first = replace(make_setup(auto_converge=True), downtime_limit_ms=Milliseconds(123), multifd_channels=3)
+    first = replace(
+        make_setup(auto_converge=True), downtime_limit_ms=Milliseconds(123), parameters={"multifd-channels": 3}
+    )
     await process.prepare_migration(first, incoming=False)
     await process.prepare_migration(make_setup(None), incoming=False)
     rows = await process._session.execute("query-migrate-capabilities")

@@ -43,10 +43,29 @@ class MigrationStatus(enum.StrEnum):
     FAILED = "failed"
     CANCELLING = "cancelling"
     CANCELLED = "cancelled"
-    POSTCOPY_ACTIVE = "postcopy-active"
-    POSTCOPY_PAUSED = "postcopy-paused"
+    POSTCOPY_DEVICE = (
+        "postcopy-device"  #: QEMU 10.2: device state is sent, the destination has not said yet that it loaded
+    )
+    POSTCOPY_ACTIVE = "postcopy-active"  #: source stopped for good, destination loaded; pages follow
+    POSTCOPY_PAUSED = "postcopy-paused"  #: the stream broke; both wait until it is recovered
+    POSTCOPY_RECOVER_SETUP = "postcopy-recover-setup"  #: source, 9.1 and later: connecting anew
+    POSTCOPY_RECOVER = "postcopy-recover"  #: connected anew; they compare what has arrived
     WAIT_UNPLUG = "wait-unplug"
     OTHER = "other"
+
+
+#: Both QEMUs hold a part of the guest: the loss of either loses it, and the source can never run it again.
+POSTCOPY = frozenset(
+    {
+        MigrationStatus.POSTCOPY_ACTIVE,
+        MigrationStatus.POSTCOPY_PAUSED,
+        MigrationStatus.POSTCOPY_RECOVER_SETUP,
+        MigrationStatus.POSTCOPY_RECOVER,
+    }
+)
+
+#: The stream of a post-copy is broken: the destination's vCPUs wait for pages that cannot come.
+POSTCOPY_BROKEN = POSTCOPY - {MigrationStatus.POSTCOPY_ACTIVE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,5 +87,11 @@ class MigrationSample:
     setup_ms: Milliseconds | None = None
     downtime_ms: Milliseconds | None = None
     expected_downtime_ms: Milliseconds | None = None
-    throttle_percent: int | None = None
+    throttle_percent: int | None = None  #: auto-converge's, as it is now
+    dirty_limit_throttle_us: int | None = None  #: dirty-limit: the longest that a vCPU was held in the last round
+    precopy_bytes: Bytes = _NO_BYTES  #: sent while the guest ran at the source
+    downtime_bytes: Bytes = _NO_BYTES  #: sent while it stood
+    postcopy_bytes: Bytes = _NO_BYTES  #: sent since post-copy began
+    postcopy_requests: int = 0  #: pages that the destination asked for because a vCPU waited for them
+    postcopy_blocktime_ms: Milliseconds | None = None  #: destination: all vCPUs waited at once (`postcopy-blocktime`)
     blocked_reasons: tuple[str, ...] = ()

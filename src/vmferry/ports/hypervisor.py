@@ -68,13 +68,14 @@ class GuestEvent:
 class MigrationSetup:
     """How a stream is set up; both sides get the same, before the destination listens.
 
-    `capabilities` are QAPI names -> on/off. `psk_key` (hex) switches TLS-PSK on.
+    `capabilities` are QAPI names -> on/off, `parameters` QAPI names -> values in QAPI's units (levels, percents,
+    bytes). `psk_key` (hex) switches TLS-PSK on.
     """
 
     capabilities: Mapping[str, bool]
     max_bandwidth: BytesPerSecond | None
     downtime_limit_ms: Milliseconds
-    multifd_channels: int | None = None
+    parameters: Mapping[str, bool | int | str] = field(default_factory=dict)
     psk_key: str | None = field(default=None, repr=False)  #: never printed, not even in a traceback
 
 
@@ -114,7 +115,7 @@ class GuestProcess(Protocol):
         """
 
     async def stop(self) -> None:
-        """Stop the vCPUs; refuses (Broken) while they wait for pages of a broken post-copy: QEMU would answer nobody."""
+        """Stop the vCPUs; refuses (Broken) while they wait for pages of a broken post-copy: QEMU would hang."""
 
     async def power_down(self) -> None:
         """Press the guest's power button (ACPI); the guest may take its time, or not listen."""
@@ -132,7 +133,34 @@ class GuestProcess(Protocol):
         """Leave pre-switchover: send the last pages and the device state."""
 
     async def migrate_cancel(self) -> None:
-        """Ask QEMU to give the migration up; the status tells when it has."""
+        """Ask QEMU to give the migration up; the status tells when it has. Refuses (Broken) once post-copy began."""
+
+    async def start_postcopy(self) -> None:
+        """End the rounds and go to pre-switchover now; `migrate_continue` then begins post-copy (source). Idempotent.
+
+        Needs `migrate` before it. With pause-before-switchover nothing is lost yet: cancel still gives the guest back.
+        """
+
+    async def pause_postcopy(self) -> None:
+        """Break the stream of a post-copy here, so that it can be recovered (either side).
+
+        QEMU does not notice a silent cut by itself. The status then is postcopy-paused.
+        """
+
+    async def recover_listen(self, address: str, port: int) -> None:
+        """Listen for the recovered stream (destination, in postcopy-paused); a further call replaces the address.
+
+        The key and the capabilities are those of `prepare_migration`.
+        """
+
+    async def resume_stream(self, address: str, port: int) -> None:
+        """Connect anew (source, in postcopy-paused); returns when QEMU accepted the order.
+
+        The status leads to postcopy-active, or back to postcopy-paused with the reason in `error`.
+        """
+
+    async def set_parameters(self, parameters: Mapping[str, bool | int | str]) -> None:
+        """Change parameters of a running migration (throttles, cache, post-copy bandwidth); QAPI names and units."""
 
     async def set_bandwidth(self, bandwidth: BytesPerSecond) -> None:
         """Change the limit of a running migration."""

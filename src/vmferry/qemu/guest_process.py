@@ -10,6 +10,7 @@ from typing import Any
 
 from vmferry.core.errors import Broken, VmferryError
 from vmferry.core.guest import GuestSpec
+from vmferry.core.migration import POSTCOPY, POSTCOPY_BROKEN
 from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import (
     GuestEvent,
@@ -25,6 +26,7 @@ from vmferry.qemu.migration import (
     NO_BANDWIDTH_LIMIT,
     TLS_OBJECT,
     changed_capabilities,
+    check_parameters,
     check_setup,
     parameters,
     sample,
@@ -202,8 +204,57 @@ class QemuGuestProcess:
         await self._session.execute("migrate-continue", {"state": "pre-switchover"})
 
     async def migrate_cancel(self) -> None:
-        """Ask QEMU to give the migration up."""
+        """Ask QEMU to give the migration up.
+
+        Raises:
+            Broken: post-copy began. 10.0 refuses by itself; 7.2 would let the source start a second copy.
+        """
+        status = (await self.query_migration()).status
+        if status in POSTCOPY:
+            raise Broken(f"migration of guest {self._name} cannot be cancelled any more: it is {status}")
         await self._session.execute("migrate_cancel")
+
+    async def start_postcopy(self) -> None:
+        """End the rounds; the guest stops and waits in pre-switchover for `migrate_continue`.
+
+        Raises:
+            Broken: there is no migration yet, or postcopy-ram was not set.
+        """
+        await self._session.execute("migrate-start-postcopy")
+
+    async def pause_postcopy(self) -> None:
+        """Break the stream here; out of band, since the main loop may wait for a page.
+
+        Raises:
+            Broken: the status is neither postcopy-active nor postcopy-recover.
+        """
+        await self._session.execute("migrate-pause", oob=True)
+
+    async def recover_listen(self, address: str, port: int) -> None:
+        """Listen for the recovered stream; out of band, since the main loop may wait for a page.
+
+        Raises:
+            Broken: the status is not postcopy-paused, or the port is taken.
+        """
+        await self._session.execute("migrate-recover", {"uri": uri(address, port)}, oob=True)
+
+    async def resume_stream(self, address: str, port: int) -> None:
+        """Connect anew.
+
+        Raises:
+            Broken: the status is not postcopy-paused.
+        """
+        await self._session.execute("migrate", {"uri": uri(address, port), "resume": True})
+
+    async def set_parameters(self, parameters: Mapping[str, bool | int | str]) -> None:
+        """Change parameters of a running migration.
+
+        Raises:
+            BadInput: one is unknown, or fixed when a migration starts.
+            Broken: QEMU does not take a value; in its own words.
+        """
+        known = frozenset(await self._session.execute("query-migrate-parameters"))
+        await self._session.execute("migrate-set-parameters", check_parameters(parameters, known, live=True))
 
     async def set_bandwidth(self, bandwidth: BytesPerSecond) -> None:
         """Change the limit of a running migration; 0 = none."""

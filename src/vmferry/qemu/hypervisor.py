@@ -25,6 +25,7 @@ from vmferry.qemu.probe import ProbeCache, Prober
 from vmferry.qemu.process import Process, kvm_groups, spawn
 from vmferry.qemu.run_dir import RunDir
 from vmferry.qemu.start_fault import fix_of, told_by_qemu
+from vmferry.qemu.userfault import userfault_groups
 
 #: Run states before the first `cont` of a process that was started paused.
 NEVER_RAN = frozenset({RunState.PRELAUNCH, RunState.INMIGRATE})
@@ -207,7 +208,7 @@ class QemuHypervisor:
                 log=run_dir.log,
                 fds=(*fds, lock),
                 uid=resources.uid,
-                groups=kvm_groups() if guest.acceleration is Acceleration.KVM else (),
+                groups=[*(kvm_groups() if guest.acceleration is Acceleration.KVM else ()), *userfault_groups()],
             )
 
     def _resolve(self, spec: GuestSpec) -> Acceleration:

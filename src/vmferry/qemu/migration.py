@@ -21,6 +21,34 @@ TLS_OBJECT = "migration-psk"
 
 Version = tuple[int, int, int]
 
+#: What a policy may set. A peer's setup comes over the network: nothing that says who may read or send the stream.
+TUNABLE = frozenset(
+    {
+        "multifd-channels",
+        "multifd-compression",
+        "multifd-zlib-level",
+        "multifd-zstd-level",
+        "multifd-qatzip-level",
+        "xbzrle-cache-size",
+        "zero-page-detection",
+        "direct-io",
+        "cpu-throttle-initial",
+        "cpu-throttle-increment",
+        "cpu-throttle-tailslow",
+        "max-cpu-throttle",
+        "throttle-trigger-threshold",
+        "vcpu-dirty-limit",
+        "x-vcpu-dirty-limit-period",
+        "max-postcopy-bandwidth",
+        "avail-switchover-bandwidth",
+        "announce-initial",
+        "announce-max",
+        "announce-rounds",
+        "announce-step",
+    }
+)
+_FIXED = ("multifd-", "direct-io")
+
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
@@ -85,22 +113,49 @@ def changed_capabilities(wanted: Mapping[str, bool], current: Mapping[str, bool]
     return [{"capability": name, "state": on} for name, on in sorted(goal.items()) if current[name] != on]
 
 
-def parameters(setup: MigrationSetup, known: frozenset[str]) -> dict[str, object]:
+def parameters(setup: MigrationSetup, known: frozenset[str]) -> dict[str, bool | int | str]:
     """Return the parameters in QEMU's units (bytes/s, ms); TLS is off unless there is a key.
 
     Raises:
-        BadInput: a parameter that was asked for is unknown here.
+        BadInput: a parameter that was asked for is unknown here, or not free to choose.
     """
-    chosen: dict[str, object] = {
+    chosen: dict[str, bool | int | str] = {
         "max-bandwidth": setup.max_bandwidth or NO_BANDWIDTH_LIMIT,
         "downtime-limit": round(setup.downtime_limit_ms),
         "tls-creds": TLS_OBJECT if setup.psk_key is not None else "",
     }
-    if setup.multifd_channels is not None:
-        chosen["multifd-channels"] = setup.multifd_channels
+    return {**check_parameters(setup.parameters, known), **_known(chosen, known)}
+
+
+def check_parameters(
+    wanted: Mapping[str, bool | int | str], known: frozenset[str], *, live: bool = False
+) -> dict[str, bool | int | str]:
+    """Return parameters as QEMU takes them; QEMU itself checks their values.
+
+    Args:
+        wanted: QAPI names and units.
+        known: parameters of this QEMU.
+        live: whether the migration runs already.
+
+    Raises:
+        BadInput: one is unknown here, fixed when a migration starts, or set otherwise (limits, encryption).
+    """
+    if wrong := sorted(set(wanted) - TUNABLE):
+        raise BadInput(
+            f"migration parameter {', '.join(wrong)} cannot be chosen freely",
+            fix=f"take one of {', '.join(sorted(TUNABLE))}",
+        )
+    if live and (fixed := sorted(name for name in wanted if name.startswith(_FIXED))):
+        raise BadInput(
+            f"migration parameter {', '.join(fixed)} is fixed when a migration starts", fix="cancel it and start again"
+        )
+    return _known(wanted, known)
+
+
+def _known(chosen: Mapping[str, bool | int | str], known: frozenset[str]) -> dict[str, bool | int | str]:
     if unknown := sorted(set(chosen) - known):
-        raise BadInput(f"this host's QEMU has no migration parameter {', '.join(unknown)}")
-    return chosen
+        raise BadInput(f"this host's QEMU has no migration parameter {', '.join(unknown)}", fix="leave it out")
+    return dict(chosen)
 
 
 def uri(address: str, port: int) -> str:
@@ -131,6 +186,12 @@ def sample(info: Mapping[str, Any]) -> MigrationSample:
         downtime_ms=_ms(info, "downtime"),
         expected_downtime_ms=_ms(info, "expected-downtime"),
         throttle_percent=info.get("cpu-throttle-percentage"),
+        dirty_limit_throttle_us=info.get("dirty-limit-throttle-time-per-round"),
+        precopy_bytes=Bytes(ram.get("precopy-bytes", 0)),
+        downtime_bytes=Bytes(ram.get("downtime-bytes", 0)),
+        postcopy_bytes=Bytes(ram.get("postcopy-bytes", 0)),
+        postcopy_requests=int(ram.get("postcopy-requests", 0)),
+        postcopy_blocktime_ms=_ms(info, "postcopy-blocktime"),
         blocked_reasons=tuple(info.get("blocked-reasons") or ()),
     )
 

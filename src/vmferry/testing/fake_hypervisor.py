@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vmferry.core.errors import BadInput, Broken, VmferryError
 from vmferry.core.guest import Acceleration, FrozenGuest, GuestSpec
 from vmferry.core.host import QemuFacts
 from vmferry.core.ids import GuestUuid
+from vmferry.core.migration import POSTCOPY, POSTCOPY_BROKEN
 from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import (
     GuestEvent,
@@ -30,7 +32,7 @@ from vmferry.ports.hypervisor import (
 from vmferry.qemu.cpu import freeze_cpu, parse_cpu
 from vmferry.qemu.freeze import Drawn, check_machine, freeze
 from vmferry.qemu.guest_process import STARTABLE
-from vmferry.qemu.migration import check_setup
+from vmferry.qemu.migration import check_parameters, check_setup
 from vmferry.testing.fake_qemu import ENDED, FakeLink, FakeQemu, Fault, FaultAction
 
 __all__ = ["Call", "FakeGuestProcess", "FakeHypervisor", "FakeLink", "FakeQemu", "Fault", "FaultAction"]
@@ -51,7 +53,16 @@ FAKE_FACTS = QemuFacts(
             "xbzrle",
         }
     ),
-    parameters=frozenset({"max-bandwidth", "downtime-limit", "multifd-channels", "tls-creds"}),
+    parameters=frozenset(
+        {
+            "cpu-throttle-initial",
+            "downtime-limit",
+            "max-bandwidth",
+            "max-postcopy-bandwidth",
+            "multifd-channels",
+            "tls-creds",
+        }
+    ),
     devices=frozenset({"virtio-net-pci", "virtio-blk-pci", "e1000", "isa-serial", "pcie-root-port", "ide-hd"}),
 )
 
@@ -239,6 +250,7 @@ class FakeGuestProcess:
         self._require(self.qemu.listening is None, "prepare_migration", "it listens already")
         self._require(not self._is_migrating(), "prepare_migration", "there is a migration in progress")
         check_setup(setup, self._hypervisor.facts.capabilities, self._hypervisor.facts.version)
+        self.qemu.parameters |= check_parameters(setup.parameters, self._hypervisor.facts.parameters)
         self.qemu.setup = dataclasses.replace(setup, capabilities=dict(setup.capabilities))
         self.qemu.bandwidth = setup.max_bandwidth
         self.qemu.downtime_limit_ms = setup.downtime_limit_ms
@@ -275,10 +287,52 @@ class FakeGuestProcess:
         self._link.order_continue(stream)
 
     async def migrate_cancel(self) -> None:
-        """Give the migration up; nothing happens when there is none."""
+        """Give the migration up; nothing happens when there is none, and it is refused once post-copy began."""
         self._call("migrate_cancel")
+        self._require(self._status() not in POSTCOPY, "migrate_cancel", f"it is {self._status()}")
         if self.qemu.stream is not None:
             self._link.order_cancel(self.qemu.stream)
+
+    async def start_postcopy(self) -> None:
+        """Order post-copy; before `device`, and set up for it."""
+        self._call("start_postcopy")
+        stream = self.qemu.stream
+        self._require(stream and self._is_migrating(), "start_postcopy", "a migration must have been started")
+        self._require(self._has("postcopy-ram"), "start_postcopy", "Enable postcopy with migrate_set_capability")
+        if stream is not None and stream.status not in {*POSTCOPY, MigrationStatus.DEVICE}:
+            self._link.order_postcopy(stream)
+
+    async def pause_postcopy(self) -> None:
+        """Break the stream on this side."""
+        self._call("pause_postcopy")
+        active = self._status() in {MigrationStatus.POSTCOPY_ACTIVE, MigrationStatus.POSTCOPY_RECOVER}
+        self._require(active, "migrate-pause", f"only in postcopy-active or postcopy-recover, not {self._status()}")
+        if self.qemu.stream is not None:
+            self._link.break_postcopy(self.qemu.stream)
+        else:
+            self._link.pause_arrival(self.qemu)
+
+    async def recover_listen(self, address: str, port: int) -> None:
+        """Listen for the recovered stream, while it is paused here."""
+        self._call("recover_listen")
+        paused = self.qemu.stream is None and self._status() is MigrationStatus.POSTCOPY_PAUSED
+        self._require(paused, "migrate-recover", "it can only be run when postcopy is paused")
+        self._link.listen_again(self.qemu, (address, port))
+
+    async def resume_stream(self, address: str, port: int) -> None:
+        """Connect anew, while it is paused here."""
+        self._call("resume_stream")
+        stream = self.qemu.stream
+        paused = stream is not None and stream.status is MigrationStatus.POSTCOPY_PAUSED
+        self._require(paused, "migrate", "Cannot resume if there is no paused migration")
+        if stream is not None:
+            self._link.resume(stream, (address, port))
+
+    async def set_parameters(self, parameters: Mapping[str, bool | int | str]) -> None:
+        """Keep the values."""
+        self._call("set_parameters")
+        self.qemu.parameters |= check_parameters(parameters, self._hypervisor.facts.parameters, live=True)
+        self._link.nudge()
 
     async def set_bandwidth(self, bandwidth: BytesPerSecond) -> None:
         """Keep the limit."""
@@ -337,6 +391,12 @@ class FakeGuestProcess:
     def _require(self, holds: object, name: str, why: str) -> None:
         if not holds:
             raise Broken(f"QEMU of guest {self.qemu.guest.spec.name} refused {name}: {why}")
+
+    def _status(self) -> MigrationStatus:
+        return self.qemu.incoming_status if self.qemu.stream is None else self.qemu.stream.status
+
+    def _has(self, capability: str) -> bool:
+        return self.qemu.setup is not None and bool(self.qemu.setup.capabilities.get(capability))
 
     def _is_migrating(self) -> bool:
         return self.qemu.stream is not None and self.qemu.stream.status not in ENDED

@@ -3,6 +3,9 @@
 Nothing here waits or tells the time. `FakeLink.step` moves every stream by one status; with `auto` the link does that
 by itself whenever the event loop is free. Faults are scripted: a side dies, hangs or fails when the stream enters a
 status. A cut link keeps streams where they are, as TCP does until somebody gives up.
+
+A post-copy lasts as long as `max-postcopy-bandwidth` is not 0. Where post-copy began and the stream breaks, nobody gets
+the guest back: the fake's QEMU is 10.0 at its worst, stuck in `device` or in `postcopy-paused`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from dataclasses import dataclass, field
 
 from vmferry.core.errors import Broken
 from vmferry.core.guest import FrozenGuest
+from vmferry.core.migration import POSTCOPY
 from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import (
     GuestEvent,
@@ -70,6 +74,8 @@ class FakeQemu:
     obeys_power_button: bool = True
     bandwidth: BytesPerSecond | None = None  #: last limit that was set
     downtime_limit_ms: Milliseconds | None = None  #: last limit that was set
+    parameters: dict[str, bool | int | str] = field(default_factory=dict)  #: last values that were set
+    arrival: FakeStream | None = None  #: the stream that it receives
 
     def emit(self, kind: GuestEventKind, *, round_: int | None = None, detail: str | None = None) -> None:
         """Tell every reader."""
@@ -100,6 +106,7 @@ class FakeStream:
     loaded: bool = False
     error: str | None = None
     broken: bool = False  #: the stream is cut, and QEMU has not acted on it yet
+    postcopy: bool = False  #: post-copy was ordered
 
     def is_over(self) -> bool:
         """Tell whether nothing will happen any more."""
@@ -165,6 +172,10 @@ class FakeLink:
             stream.hung = False
         self._kick()
 
+    def nudge(self) -> None:
+        """Let streams go on whose limits were changed."""
+        self._kick()
+
     def step(self) -> None:
         """Move every stream by one status."""
         for stream in list(self._streams):
@@ -212,7 +223,8 @@ class FakeLink:
         for stream in list(self._streams):
             if stream.source is qemu:
                 self._streams.remove(stream)
-                self._abandon_destination(stream)
+                stream.broken = True
+                self._pause_destination(stream)
         self._kick()
 
     def listen(self, qemu: FakeQemu, address: tuple[str, int]) -> None:
@@ -239,6 +251,44 @@ class FakeLink:
         stream.continued = True
         self._kick()
 
+    def order_postcopy(self, stream: FakeStream) -> None:
+        """End the rounds of a stream and begin post-copy after pre-switchover."""
+        stream.postcopy = True
+        self._kick()
+
+    def break_postcopy(self, stream: FakeStream) -> None:
+        """Cut the stream of a post-copy for both sides; over a cut link only the source's side notices."""
+        stream.broken = True
+        self._pause_source(stream, "Channel error: Input/output error")
+        if not self.is_cut:
+            self._pause_destination(stream)
+
+    def pause_arrival(self, qemu: FakeQemu) -> None:
+        """Cut the stream of a post-copy at its destination; over a cut link the source does not notice."""
+        if qemu.arrival is not None:
+            qemu.arrival.broken = True
+            self._pause_destination(qemu.arrival)
+            if not self.is_cut:
+                self._pause_source(qemu.arrival, "Unable to read from socket: Connection reset by peer")
+
+    def listen_again(self, qemu: FakeQemu, address: tuple[str, int]) -> None:
+        """Occupy a port for a recovered stream; gives up the one before.
+
+        Raises:
+            Broken: it is taken.
+        """
+        qemu.listening = None
+        if address in self.taken_ports or any(q.listening == address for q in self.processes.values()):
+            raise Broken(f"Failed to find an available port: {address[0]}:{address[1]} Address already in use")
+        qemu.listening = address
+
+    def resume(self, stream: FakeStream, address: tuple[str, int]) -> None:
+        """Connect a paused post-copy anew; whether anybody listens shows later, as with QEMU."""
+        stream.address = address
+        stream.error = None
+        self._enter(stream, MigrationStatus.POSTCOPY_RECOVER_SETUP)
+        self._kick()
+
     def order_cancel(self, stream: FakeStream) -> None:
         """Give a stream up; in `device` it is too late and the stream goes on."""
         if stream.status in ENDED or stream.status is MigrationStatus.DEVICE:
@@ -258,7 +308,10 @@ class FakeLink:
             self._kick()
 
     def _progress(self) -> list[tuple[object, ...]]:
-        return [(s.status, s.rounds, s.loaded, s.source.state) for s in self._streams]
+        return [
+            (s.status, s.rounds, s.loaded, s.source.state, s.destination and (s.destination.incoming_status, s.broken))
+            for s in self._streams
+        ]
 
     def _step(self, stream: FakeStream) -> None:
         if stream.status is MigrationStatus.CANCELLING:
@@ -267,14 +320,20 @@ class FakeLink:
         if stream.status in {MigrationStatus.FAILED, MigrationStatus.CANCELLED}:
             self._restart(stream)
             return
+        if stream.status is MigrationStatus.POSTCOPY_RECOVER_SETUP:
+            self._reconnect(stream)
+            return
         if stream.hung or (self.is_cut and stream.destination is not None and stream.status not in ENDED):
+            return
+        if stream.status in POSTCOPY and stream.destination is not None:
+            self._advance_postcopy(stream, stream.destination)
             return
         if self._waits_for_order(stream):
             return  # QEMU does not look at the stream here: a dead destination goes unseen
         if stream.status is MigrationStatus.SETUP:
             self._connect(stream)
         elif stream.status is not MigrationStatus.COMPLETED and not self._is_heard(stream):
-            self._fail(stream, "Unable to write to socket: Broken pipe")
+            self._lose(stream, "Unable to write to socket: Broken pipe")
         elif stream.destination is not None:
             self._advance(stream, stream.destination)
 
@@ -292,6 +351,7 @@ class FakeLink:
             self._fail(stream, f"Failed to connect to '{stream.address[0]}:{stream.address[1]}': Connection refused")
             return
         stream.destination = found[0]
+        stream.destination.arrival = stream
         if stream.destination.setup != stream.source.setup:
             self._fail(stream, "the two sides are set up differently")
             return
@@ -300,7 +360,7 @@ class FakeLink:
 
     def _advance(self, stream: FakeStream, destination: FakeQemu) -> None:
         setup = stream.source.setup
-        if stream.status is MigrationStatus.ACTIVE and stream.rounds < self.rounds:
+        if stream.status is MigrationStatus.ACTIVE and stream.rounds < self.rounds and not stream.postcopy:
             stream.rounds += 1
             stream.source.emit(GuestEventKind.ROUND_ENDED, round_=stream.rounds)
         elif stream.status is MigrationStatus.ACTIVE:
@@ -309,6 +369,8 @@ class FakeLink:
             self._enter(stream, MigrationStatus.PRE_SWITCHOVER if pauses else MigrationStatus.DEVICE)
         elif stream.status is MigrationStatus.PRE_SWITCHOVER:
             self._enter(stream, MigrationStatus.DEVICE)
+        elif stream.postcopy and stream.status is MigrationStatus.DEVICE:
+            self._enter(stream, MigrationStatus.POSTCOPY_ACTIVE)
         elif not stream.loaded:
             # The destination is done first; the source still waits for its word.
             stream.loaded = True
@@ -320,6 +382,60 @@ class FakeLink:
         else:
             # As with QEMU 7.2: the status is there before the run state.
             stream.source.state = RunState.POSTMIGRATE
+
+    def _advance_postcopy(self, stream: FakeStream, destination: FakeQemu) -> None:
+        if stream.status is MigrationStatus.POSTCOPY_PAUSED:
+            return
+        if not self._is_heard(stream):
+            self._pause_source(stream, "Unable to read from socket: Connection reset by peer")
+            self._pause_destination(stream)
+        elif stream.status is MigrationStatus.POSTCOPY_RECOVER:
+            self._set_incoming(destination, MigrationStatus.POSTCOPY_ACTIVE)
+            self._enter(stream, MigrationStatus.POSTCOPY_ACTIVE)
+        elif destination.state is RunState.INMIGRATE:
+            # The source is there first; the destination still loads what was sent.
+            destination.state = RunState.PAUSED if stream.before is RunState.RUNNING else stream.before
+            destination.listening = None
+            self._set_incoming(destination, MigrationStatus.POSTCOPY_ACTIVE)
+        elif stream.source.parameters.get("max-postcopy-bandwidth"):
+            return
+        elif destination.incoming_status is not MigrationStatus.COMPLETED:
+            self._set_incoming(destination, MigrationStatus.COMPLETED)
+        else:
+            stream.loaded = True
+            self._enter(stream, MigrationStatus.COMPLETED)
+
+    def _reconnect(self, stream: FakeStream) -> None:
+        destination = stream.destination
+        heard = destination is not None and destination.alive and destination.listening == stream.address
+        if destination is None or self.is_cut or not heard:
+            self._pause_source(stream, f"Failed to connect to '{stream.address[0]}:{stream.address[1]}'")
+            return
+        destination.listening = None
+        stream.broken = False
+        self._set_incoming(destination, MigrationStatus.POSTCOPY_RECOVER)
+        self._enter(stream, MigrationStatus.POSTCOPY_RECOVER)
+
+    def _lose(self, stream: FakeStream, why: str) -> None:
+        """Meet a stream that broke unseen: before post-copy the source goes on, with it nobody does."""
+        if stream.postcopy and stream.status is MigrationStatus.DEVICE:
+            stream.error = why  # as with QEMU 10.0: `device` for ever, whatever one orders
+        else:
+            self._fail(stream, why)
+
+    def _pause_source(self, stream: FakeStream, why: str) -> None:
+        if stream.source.alive and stream.status in POSTCOPY - {MigrationStatus.POSTCOPY_PAUSED}:
+            stream.error = why
+            self._enter(stream, MigrationStatus.POSTCOPY_PAUSED)
+
+    def _pause_destination(self, stream: FakeStream) -> None:
+        destination = stream.destination
+        if destination is None or not destination.alive:
+            return
+        if destination.incoming_status in {MigrationStatus.POSTCOPY_ACTIVE, MigrationStatus.POSTCOPY_RECOVER}:
+            self._set_incoming(destination, MigrationStatus.POSTCOPY_PAUSED)
+        else:
+            self._abandon_destination(stream)
 
     def _enter(self, stream: FakeStream, status: MigrationStatus) -> None:
         stream.status = status
@@ -351,6 +467,8 @@ class FakeLink:
         if stream.status is MigrationStatus.PRE_SWITCHOVER:
             stream.error, stream.broken = why, True
             self._abandon_destination(stream)
+        elif stream.status in POSTCOPY:
+            stream.broken = True  # both sides notice with the next step
         else:
             self._fail(stream, why)
 

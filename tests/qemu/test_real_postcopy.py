@@ -1,0 +1,189 @@
+"""Post-copy of a guest that writes, between two real QEMUs: its memory is whole, also when the stream is cut."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.qemu.conftest import VERSIONS, Start, binary_of
+
+from vmferry.core.errors import Broken, TimedOut
+from vmferry.core.guest import Acceleration, KernelBoot
+from vmferry.core.units import MIB, Bytes, BytesPerSecond
+from vmferry.lab.channel import ask
+from vmferry.lab.guests import build
+from vmferry.lab.toolchain import cache_dir
+from vmferry.ports.hypervisor import MigrationSetup, MigrationStatus, RunState
+from vmferry.qemu import QemuGuestProcess, QemuHypervisor
+from vmferry.qemu.userfault import why_no_userfault
+from vmferry.testing.conformance_hypervisor import ADDRESS, SPEC, UNLIMITED, Move, find_free_port, make_setup
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(
+        why_no_userfault(None, VERSIONS[0]) is not None, reason=str(why_no_userfault(None, VERSIONS[0]))
+    ),
+]
+
+S = MigrationStatus
+
+
+class Wire:
+    """A TCP relay that can be cut: both ends then get a reset."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self._writers: list[asyncio.StreamWriter] = []
+
+    @contextlib.asynccontextmanager
+    async def to(self, port: int) -> AsyncIterator[int]:
+        """Relay to a port as long as the block lasts; yields the port to connect to."""
+
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.connections += 1
+            onward, back = await asyncio.open_connection(ADDRESS, port)
+            self._writers += [writer, back]
+            await asyncio.gather(self._pump(reader, back), self._pump(onward, writer))
+
+        server = await asyncio.start_server(relay, ADDRESS, 0)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            self.cut()
+            server.close()
+            await server.wait_closed()
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        for writer in self._writers:
+            if (found := writer.get_extra_info("socket")) is not None and found.fileno() >= 0:
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+        self._writers.clear()
+
+    @staticmethod
+    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+async def make_move(start: Start, state_dir: Path) -> tuple[Move, QemuGuestProcess]:
+    """Start the micro guest, writing 4 MiB/s over 16 MiB, and its destination."""
+    image = await asyncio.to_thread(build, "micro", cache_dir())
+    boot = KernelBoot(str(image.kernel), cmdline=image.append(mb=16, rate=4))
+    hypervisor = QemuHypervisor(binary_of(VERSIONS[0]), Acceleration.TCG, state_dir=state_dir)
+    guest = await hypervisor.freeze(replace(SPEC, nics=(), memory_bytes=Bytes(64 * MIB), boot=boot))
+    source = await start(hypervisor, guest)
+    await source.cont()
+    await oracle(source)
+    destination = await start(hypervisor, guest, incoming=True)
+    return Move(source, destination, source.events(), destination.events()), destination
+
+
+async def oracle(process: QemuGuestProcess) -> str:
+    """Return the guest's word about its memory, as soon as it says anything."""
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(Broken, TimedOut):
+                return await ask(process.run_dir.console, "o", "oracle", 2.0)
+
+
+def setup_of(*, preempt: bool) -> MigrationSetup:
+    """Return an encrypted post-copy that is slow enough to be cut."""
+    setup = make_setup(postcopy_ram=True, postcopy_preempt=preempt)
+    slow = 2 * MIB
+    return replace(setup, max_bandwidth=BytesPerSecond(slow), parameters={"max-postcopy-bandwidth": slow})
+
+
+async def begin(move: Move, wire: Wire, setup: MigrationSetup, stack: contextlib.AsyncExitStack) -> None:
+    """Begin post-copy over the wire and start the guest at the destination."""
+    port = find_free_port()
+    await move.source.prepare_migration(setup, incoming=False)
+    await move.destination.prepare_migration(setup, incoming=True)
+    await move.destination.listen(ADDRESS, port)
+    await move.source.migrate(ADDRESS, await stack.enter_async_context(wire.to(port)))
+    await reach(move.source, S.ACTIVE)
+    await move.source.start_postcopy()
+    await reach(move.source, S.PRE_SWITCHOVER)
+    await reach(move.destination, S.ACTIVE)
+    await move.source.migrate_continue()
+    await move.both_in(S.POSTCOPY_ACTIVE)
+    async with asyncio.timeout(20):
+        while await move.destination.query_run_state() is RunState.INMIGRATE:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.002)
+    assert await move.states() == (RunState.FINISH_MIGRATE, RunState.PAUSED)
+    await move.destination.cont()
+
+
+async def reach(process: object, status: MigrationStatus) -> None:
+    """Wait until a side says so."""
+    assert isinstance(process, QemuGuestProcess)
+    async with asyncio.timeout(20):
+        while (await process.query_migration()).status is not status:  # noqa: ASYNC110 - no event is sure
+            await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize("cuts", [0, 1, 3])
+@pytest.mark.parametrize("preempt", [False, True], ids=["plain", "preempt"])
+async def test_memory_is_whole_after_postcopy(cuts: int, start: Start, probes_dir: Path, *, preempt: bool) -> None:
+    """A writing guest moves by encrypted post-copy, its stream cut and recovered on new ports; no page is lost."""
+    move, destination = await make_move(start, probes_dir)
+    async with contextlib.AsyncExitStack() as stack:
+        wire = Wire()
+        await begin(move, wire, setup_of(preempt=preempt), stack)
+        for _ in range(cuts):
+            wire.cut()
+            await move.both_in(S.POSTCOPY_PAUSED)
+            assert await move.states() == (RunState.FINISH_MIGRATE, RunState.RUNNING)
+            port = find_free_port()
+            await destination.recover_listen(ADDRESS, port)
+            wire = Wire()
+            await move.source.resume_stream(ADDRESS, await stack.enter_async_context(wire.to(port)))
+            await move.both_in(S.POSTCOPY_ACTIVE)
+        assert wire.connections == (2 if preempt else 1)
+        await move.source.set_parameters(UNLIMITED)
+        await move.both_in(S.COMPLETED)
+        assert await move.settle() is RunState.POSTMIGRATE
+    sample = await move.source.query_migration()
+    assert sample.postcopy_bytes > 0
+    assert (await oracle(destination)).startswith("oracle clean")
+
+
+async def hang(process: QemuGuestProcess) -> asyncio.Task[object]:
+    """Order what the driver refuses: `stop`, which hangs because the vCPU waits for a page."""
+    with pytest.raises(TimedOut):  # the oracle reads all pages, so the vCPU comes to a missing one
+        await ask(process.run_dir.console, "o", "oracle", 1.0)
+    stopping = asyncio.create_task(process._session.execute("stop", timeout_s=60.0))
+    await asyncio.wait({stopping}, timeout=1.0)
+    assert not stopping.done()
+    with pytest.raises(TimedOut):
+        await process._session.execute("query-status", timeout_s=1.0)
+    return stopping
+
+
+async def test_recovers_while_the_main_loop_hangs(start: Start, probes_dir: Path) -> None:
+    """A destination that answers no question, because its main loop waits for a page, is recovered out of band."""
+    move, destination = await make_move(start, probes_dir)
+    async with contextlib.AsyncExitStack() as stack:
+        wire = Wire()
+        await begin(move, wire, setup_of(preempt=False), stack)
+        wire.cut()
+        await move.both_in(S.POSTCOPY_PAUSED)
+        stopping = await hang(destination)
+        port = find_free_port()
+        await destination.recover_listen(ADDRESS, port)
+        await move.source.resume_stream(ADDRESS, port)
+        await stopping
+        await destination.cont()
+        await move.source.set_parameters(UNLIMITED)
+        await move.both_in(S.COMPLETED)
+    assert (await oracle(destination)).startswith("oracle clean")
