@@ -127,7 +127,7 @@ class QemuGuestProcess:
         Raises:
             Broken: they run already, something is not loaded, or QEMU said no (an image is locked elsewhere).
         """
-        state = seen or await self.query_run_state()
+        state = await self.query_run_state() if seen is None else seen
         if state not in STARTABLE:
             raise Broken(
                 f"vCPUs of guest {self._name} must not be started: "

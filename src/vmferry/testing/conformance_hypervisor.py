@@ -92,7 +92,7 @@ async def wait_reading(process: GuestProcess, status: MigrationStatus) -> Migrat
     return sample
 
 
-#: So slow that a post-copy does not end by itself while a test looks at it; 1 does not do that (docs/design/postcopy.md).
+#: So slow that a post-copy does not end while a test looks at it; 1 does not do that (docs/design/postcopy.md).
 CRAWL = {"max-postcopy-bandwidth": 1000}
 UNLIMITED = {"max-postcopy-bandwidth": 0}
 
