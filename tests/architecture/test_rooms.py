@@ -17,8 +17,10 @@ PURE = {
     "functools",
     "ipaddress",
     "itertools",
+    "json",
     "math",
     "re",
+    "types",
     "typing",
 }
 #: rooms that do things; none knows another, agent/ joins them

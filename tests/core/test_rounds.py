@@ -298,7 +298,7 @@ def test_nothing_is_told_before_the_first_round_nor_of_a_failure() -> None:
         MigrationStatus.POSTCOPY_ACTIVE,
         MigrationStatus.POSTCOPY_PAUSED,
     }
-    assert len(others) == 7
+    assert len(others) == 10
     assert play([(MigrationSample(status), 0.0) for status in others]).events == []
     told = play([(_active(1, MIB, 9 * MIB), 0.0), (MigrationSample(MigrationStatus.FAILED), 300.0)])
     assert told.rounds == []

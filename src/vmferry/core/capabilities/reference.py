@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 
 from vmferry.core.capabilities.features import FEATURES, Feature, version_text
@@ -101,4 +100,4 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(render())
+    print(render(), end="")  # noqa: T201 - what it is for
