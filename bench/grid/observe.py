@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from grid import compiling
 from grid.sniff import BeatTap
 from grid.wire import Wire, WireMeter
 from vmferry.core.errors import Broken, TimedOut
@@ -26,6 +27,8 @@ NS_PER_MS = 1e6
 SOURCE, DESTINATION = HOSTS
 #: Answers of the guest while it is throttled or its link is full.
 ASK_TIMEOUT_S = 30.0
+#: From the guest's being ready to the login at its console and the first compiled file.
+COMPILER_TIMEOUT_S = 120.0
 _STATUS = re.compile(r"writes=(\d+) beats=(\d+)")
 _STALL = re.compile(r"max_us=(\d+)")
 
@@ -105,23 +108,41 @@ class GuestMeter:
 
     Args:
         control: returns the control socket's path on the host where the guest is now.
+        console: the same for the console's socket.
+        compiles: whether its work is what a compiler has done, and not what the workload has written.
     """
 
-    def __init__(self, control: Callable[[], Path]) -> None:
+    def __init__(self, control: Callable[[], Path], console: Callable[[], Path], *, compiles: bool) -> None:
         self._control = control
+        self._console = console
+        self._compiles = compiles
 
     async def progress(self) -> Progress:
-        """Return how many pages the workload has written.
+        """Return how many pages the workload has written, or how many files the compiler has compiled.
 
         Raises:
             Broken: nobody answers.
             TimedOut: nobody answers in time.
         """
+        if self._compiles:
+            return Progress(time.monotonic_ns(), int(await self._typed(compiling.PROGRESS)))
         text = await self._ask("status", "ready", ASK_TIMEOUT_S)
         found = _STATUS.search(text)
         if found is None:
             raise Broken(f"The guest's status has no writes in it: {text!r}")
         return Progress(time.monotonic_ns(), int(found[1]))
+
+    async def start_compiler(self) -> None:
+        """Set the compiler to work; returns when its first file is compiled.
+
+        Raises:
+            TimedOut: nobody is logged in at the console, or nothing is compiled.
+        """
+        for order in compiling.START:
+            await self._typed(order)
+        async with asyncio.timeout(COMPILER_TIMEOUT_S):
+            while not (await self.progress()).work:  # noqa: ASYNC110  (the guest does not call)
+                await asyncio.sleep(0.2)
 
     async def reset_stalls(self) -> None:
         """Begin a window of the stall meter."""
@@ -155,6 +176,20 @@ class GuestMeter:
                 await asyncio.sleep(0.05)
             else:
                 return
+
+    async def _typed(self, command: str) -> str:
+        """Return the first line that a command typed at the console prints.
+
+        The terminal echoes what is typed: the mark is whole, and at the start of a line, only in the answer.
+        """
+        line = f"printf '\\nmar''ked %s\\n' \"$({command} | head -n 1)\"\n"
+        deadline = time.monotonic() + COMPILER_TIMEOUT_S
+        while True:
+            try:
+                return (await ask(self._console(), line, "marked", 5.0)).removeprefix("marked").strip()
+            except TimedOut:  # what is typed before the login is lost
+                if time.monotonic() > deadline:
+                    raise
 
     async def _ask(self, question: str, prefix: str, timeout_s: float) -> str:
         return await ask(self._control(), f"{question}\n", prefix, timeout_s)

@@ -21,6 +21,8 @@ from vmferry.lab.probe import Window
 
 #: The quiet window before a move: the workload's rate and the largest gaps without a migration.
 QUIET_S = 2.5
+#: A compiled file takes a second or so under TCG, and whole files are counted.
+COMPILER_QUIET_S = 15.0
 #: Watched after the end, for what arrives late.
 AFTER_S = 1.0
 READY_S = {"linux": 60.0, "debian": 240.0}
@@ -68,12 +70,14 @@ class Mover(ABC):
         self.host = SOURCE
         if self.lab.network:
             self.lab.network.limit(cell.link.limit)
-        meter = GuestMeter(lambda: self.control(self.host))
+        meter = GuestMeter(lambda: self.control(self.host), lambda: self.console(self.host), compiles=cell.compiles)
         try:
             async with observers.watching():
                 await self.boot(cell)
                 await meter.wait_ready(READY_S[cell.kind])
-                seen = await self._watched(meter, observers, limit_s)
+                if cell.compiles:
+                    await meter.start_compiler()
+                seen = await self._watched(meter, observers, limit_s, COMPILER_QUIET_S if cell.compiles else QUIET_S)
                 oracle = await meter.oracle()
                 return self._figures(cell, round_number, seen, oracle, observers, (began, load))
         finally:
@@ -92,14 +96,18 @@ class Mover(ABC):
         """Return the guest's control socket on a host."""
 
     @abstractmethod
+    def console(self, host: str) -> Path:
+        """Return the guest's console socket on a host."""
+
+    @abstractmethod
     async def end(self) -> None:
         """Remove the guest from both hosts, whatever state it is in; idempotent."""
 
-    async def _watched(self, meter: GuestMeter, observers: Observers, limit_s: float) -> _Seen:
+    async def _watched(self, meter: GuestMeter, observers: Observers, limit_s: float, quiet_s: float) -> _Seen:
         async with observers.probing() as probe:
             probe.begin("quiet")
             quiet = await meter.progress()
-            await asyncio.sleep(QUIET_S)
+            await asyncio.sleep(quiet_s)
             await meter.reset_stalls()
             start = await meter.progress()
             probe.begin("move")

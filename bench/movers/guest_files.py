@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vmferry.lab.guest_plans import GuestPlan
+from grid.cells import Cell
+from grid.compiling import compiler_disk
+
+from vmferry.lab.guest_plans import DiskPlan, GuestPlan
 from vmferry.lab.guests import GuestImage, build
 from vmferry.lab.guests.debian import personal_disk
 from vmferry.lab.hosts import Lab
@@ -19,6 +22,13 @@ CPU = "qemu64"
 #: Where plain QEMUs and libvirt's send the beats; the agents choose a port of their own.
 BEAT_PORT = 5507
 MAC = "52:54:00:9d:5d:60"
+
+
+async def guest_plan(cell: Cell) -> GuestPlan:
+    """Return a cell's guest; one that compiles gets the disk with the compiler."""
+    if not cell.compiles:
+        return cell.plan()
+    return replace(cell.plan(), disks=(DiskPlan(await asyncio.to_thread(compiler_disk, cache_dir())),))
 
 
 async def guest_image(lab: Lab, plan: GuestPlan, owner: str) -> GuestImage:

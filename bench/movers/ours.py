@@ -13,6 +13,7 @@ from grid.figures import Word
 from grid.observe import DESTINATION, NS_PER_MS, SOURCE
 
 from movers.base import Mover
+from movers.guest_files import guest_plan
 from vmferry.api.models import HandoverView, MigrateOptions
 from vmferry.core.errors import Broken, VmferryError
 from vmferry.core.progress import Outcome, Report
@@ -46,7 +47,7 @@ class OurMover(Mover):
 
     async def boot(self, cell: Cell) -> None:
         """Run the guest on host-a."""
-        await GuestRun.start(self.lab, cell.plan(), SOURCE)
+        await GuestRun.start(self.lab, await guest_plan(cell), SOURCE)
 
     async def order(self, limit_s: float) -> Word:
         """Ask host-a's agent to move the guest, and wait for the report; a late one is cancelled."""
@@ -71,9 +72,16 @@ class OurMover(Mover):
 
     def control(self, host: str) -> Path:
         """Return the guest's control socket on a host."""
-        found = list(self.lab.hosts[host].run_dir.rglob(f"{GUEST}/control.sock"))
+        return self._socket(host, "control.sock")
+
+    def console(self, host: str) -> Path:
+        """Return the guest's console socket on a host."""
+        return self._socket(host, "console.sock")
+
+    def _socket(self, host: str, name: str) -> Path:
+        found = list(self.lab.hosts[host].run_dir.rglob(f"{GUEST}/{name}"))
         if not found:
-            raise Broken(f"Guest {GUEST} has no control socket on {host}")
+            raise Broken(f"Guest {GUEST} has no {name} on {host}")
         return found[0]
 
     async def end(self) -> None:

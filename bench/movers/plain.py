@@ -17,7 +17,7 @@ from grid.observe import DESTINATION, SOURCE
 from qemu.qmp import ConnectError, QMPClient
 
 from movers.base import Mover
-from movers.guest_files import BEAT_PORT, guest_image, plain_argv
+from movers.guest_files import BEAT_PORT, guest_image, guest_plan, plain_argv
 from vmferry.core.errors import Broken
 from vmferry.lab.hosts import Lab
 from vmferry.lab.inside import socket_in
@@ -47,7 +47,7 @@ class PlainMover(Mover):
 
     async def boot(self, cell: Cell) -> None:
         """Start QEMU on host-a."""
-        plan = cell.plan()
+        plan = await guest_plan(cell)
         image = await guest_image(self.lab, plan, "plain")
         for host in (SOURCE, DESTINATION):
             self._folder(host).mkdir(exist_ok=True)
@@ -73,6 +73,10 @@ class PlainMover(Mover):
     def control(self, host: str) -> Path:
         """Return the guest's control socket on a host."""
         return self._folder(host) / "control.sock"
+
+    def console(self, host: str) -> Path:
+        """Return the guest's console socket on a host."""
+        return self._folder(host) / "console.sock"
 
     async def end(self) -> None:
         """End both QEMUs; the taps and sinks go too."""

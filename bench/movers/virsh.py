@@ -15,7 +15,7 @@ from grid.figures import Word
 from grid.observe import DESTINATION, SOURCE
 
 from movers.base import Mover
-from movers.guest_files import BEAT_PORT, CPU, guest_image
+from movers.guest_files import BEAT_PORT, CPU, guest_image, guest_plan
 from movers.plain import beat_sink
 from vmferry.core.errors import Broken
 from vmferry.lab.hosts import HOSTS, Lab
@@ -38,14 +38,17 @@ class VirshMover(Mover):
         super().__init__(lab)
         self._daemons = daemons
         self._sinks: list[socket.socket] = []
+        self._unsafe: tuple[str, ...] = ()
 
     async def boot(self, cell: Cell) -> None:
         """Create the domain on host-a."""
-        plan = cell.plan()
+        plan = await guest_plan(cell)
         image = await guest_image(self.lab, plan, "virsh")
         for host in HOSTS:
             if self.lab.network:
                 self._sinks.append(beat_sink(self.lab.network.namespace(host)))
+        # libvirt cannot know that both hosts see the same files, and refuses to move a guest with disks.
+        self._unsafe = ("--unsafe",) if image.disks else ()
         emulator = self.lab.hosts[SOURCE].qemu.argv[0]
         text = domain_xml(plan, image, emulator=emulator, cpu=CPU, beat_port=BEAT_PORT)
         file = self.lab.directory / "domain.xml"
@@ -55,7 +58,7 @@ class VirshMover(Mover):
     async def order(self, limit_s: float) -> Word:
         """Run the command; a late one is called back with `domjobabort`."""
         to = self._daemons[DESTINATION].uri, f"tcp://{self.lab.hosts[DESTINATION].address}"
-        command = self._daemons[SOURCE].virsh_argv("migrate", "--live", *self.options, GUEST, *to)
+        command = self._daemons[SOURCE].virsh_argv("migrate", "--live", *self.options, *self._unsafe, GUEST, *to)
         running = asyncio.create_task(self.lab.run(command, limit_s + GRACE_S))
         done, _ = await asyncio.wait([running], timeout=limit_s)
         info: dict[str, float] = {}
@@ -72,6 +75,10 @@ class VirshMover(Mover):
     def control(self, host: str) -> Path:
         """Return the guest's control socket on a host."""
         return self._daemons[host].control
+
+    def console(self, host: str) -> Path:
+        """Return the guest's console socket on a host."""
+        return self._daemons[host].console
 
     async def end(self) -> None:
         """Destroy the domain on both hosts."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from vmferry.core.errors import Broken, TimedOut
 from vmferry.lab.commands import Ran
-from vmferry.lab.libvirt.domain import CONSOLE_LOG, CONTROL_SOCKET
+from vmferry.lab.libvirt.domain import CONSOLE_SOCKET, CONTROL_SOCKET
 from vmferry.lab.libvirt.settings import ACCOUNT, ACCOUNTS, LIBVIRTD_CONF, QEMU_CONF
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class LibvirtDaemon:
 
     @property
     def console(self) -> Path:
-        """The console's log of the guest on this host, as the lab sees it."""
-        return self.directory / "log" / Path(CONSOLE_LOG).name
+        """The console's socket of the guest on this host, as the lab sees it."""
+        return self.directory / "run" / Path(CONSOLE_SOCKET).name
 
     async def start(self) -> None:
         """Start the daemon and wait until it answers.

@@ -16,6 +16,7 @@ CONTROL = "org.vmferry.control"
 
 #: Private to each daemon (daemon.py mounts them), so one text is good for both hosts.
 CONTROL_SOCKET = "/run/libvirt/control.sock"
+CONSOLE_SOCKET = "/run/libvirt/console.sock"
 CONSOLE_LOG = "/var/log/libvirt/console.log"
 
 
@@ -79,11 +80,11 @@ def _disk(devices: ET.Element, index: int, path: Path, kind: str) -> None:
     ET.SubElement(disk, "driver", name="qemu", type=kind, cache="none", discard="unmap")
     ET.SubElement(disk, "source", file=str(path))
     ET.SubElement(disk, "target", dev=f"vd{chr(ord('a') + index)}", bus="virtio")
-    ET.SubElement(disk, "shareable")
 
 
 def _console(devices: ET.Element) -> None:
-    serial = ET.SubElement(devices, "serial", type="pty")
+    serial = ET.SubElement(devices, "serial", type="unix")
+    ET.SubElement(serial, "source", mode="bind", path=CONSOLE_SOCKET)
     ET.SubElement(serial, "log", file=CONSOLE_LOG, append="on")
     ET.SubElement(ET.SubElement(serial, "target", type="isa-serial", port="0"), "model", name="isa-serial")
 
