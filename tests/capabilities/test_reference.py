@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from vmferry.core.capabilities import EXCLUSIONS, FEATURES, REQUIREMENTS
-from vmferry.core.capabilities.reference import render
+from vmferry.qemu.reference import render
 
 PAGE = Path(__file__).parents[2] / "docs" / "capabilities.md"
 
 
 def test_the_page_is_current() -> None:
-    """Writing it anew changes nothing: python -m vmferry.core.capabilities.reference > docs/capabilities.md."""
+    """Writing it anew changes nothing: python -m vmferry.qemu.reference > docs/capabilities.md."""
     assert PAGE.read_text(encoding="utf-8") == render()
 
 

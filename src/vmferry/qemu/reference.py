@@ -1,4 +1,4 @@
-"""Writes docs/capabilities.md: `python -m vmferry.core.capabilities.reference > docs/capabilities.md`."""
+"""Writes docs/capabilities.md: `python -m vmferry.qemu.reference > docs/capabilities.md`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vmferry.core.capabilities.rules import EXCLUSIONS, HOST_NEEDS, REQUIREMENTS
 _INTRODUCTION = """\
 # What a migration is set to
 
-<!-- Written by `python -m vmferry.core.capabilities.reference`; a test keeps it current. -->
+<!-- Written by `python -m vmferry.qemu.reference`; a test keeps it current. -->
 
 QEMU fixes the capabilities of a migration when it starts, and both sides must have the same. So they are chosen before
 the start (`core/capabilities/`), for both QEMUs at once, from the tables on this page. QEMU's own checks are not
