@@ -179,9 +179,12 @@ class Move:
                 await asyncio.sleep(0.001)
 
     async def both_in(self, status: MigrationStatus) -> None:
-        """Wait until both sides say so."""
+        """Wait until both sides say so.
+
+        The destination by its event: a vCPU that waits for a page may keep QEMU's main loop from answering.
+        """
         await wait_reading(self.source, status)
-        await wait_reading(self.destination, status)
+        await wait_status(self.destination_events, status)
 
     async def recover(self) -> None:
         """Bring a paused post-copy together again."""

@@ -115,13 +115,15 @@ class PostcopyConformance:
         """While a post-copy is broken stop is refused, QEMU would wait with its vCPUs; questions are answered."""
         move = await make_move(bench)
         await move.begin_postcopy()
-        await move.destination.cont()
         await move.destination.pause_postcopy()
         await move.both_in(MigrationStatus.POSTCOPY_PAUSED)
         with pytest.raises(Broken, match="wait for pages"):
             await move.destination.stop()
-        assert await move.destination.query_run_state() is RunState.RUNNING
+        assert await move.destination.query_run_state() is RunState.PAUSED
         await move.recover()
+        await move.destination.cont()
+        await move.source.set_parameters(UNLIMITED)
+        await move.both_in(MigrationStatus.COMPLETED)
         await move.destination.stop()
         assert await move.destination.query_run_state() is RunState.PAUSED
 
@@ -139,7 +141,7 @@ class PostcopyConformance:
         move = await make_move(bench)
         await move.begin_postcopy()
         await move.source.kill()
-        await wait_reading(move.destination, MigrationStatus.POSTCOPY_PAUSED)
+        await wait_status(move.destination_events, MigrationStatus.POSTCOPY_PAUSED)
         assert move.destination.is_alive()
 
     async def test_a_paused_postcopy_is_adopted(self, bench: Bench) -> None:
@@ -150,7 +152,6 @@ class PostcopyConformance:
         destination = await bench.start(guest, incoming=True)
         move = Move(source, destination, source.events(), destination.events())
         await move.begin_postcopy()
-        await move.destination.cont()
         await move.source.pause_postcopy()
         await move.both_in(MigrationStatus.POSTCOPY_PAUSED)
         for process in (source, destination):
@@ -161,8 +162,9 @@ class PostcopyConformance:
         assert into is not None
         bench.started = [out, into]
         again = Move(out, into, out.events(), into.events())
-        await again.both_in(MigrationStatus.POSTCOPY_PAUSED)
-        assert await again.states() == (RunState.FINISH_MIGRATE, RunState.RUNNING)
+        for process in (out, into):
+            assert (await process.query_migration()).status is MigrationStatus.POSTCOPY_PAUSED
+        assert await again.states() == (RunState.FINISH_MIGRATE, RunState.PAUSED)
         await again.recover()
 
     async def test_parameters_are_checked(self, bench: Bench) -> None:
