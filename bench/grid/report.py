@@ -92,7 +92,7 @@ def _how(found: Mapping[str, Any], asked: argparse.Namespace, record: Record) ->
         "- **outage**: the longest run of lost datagrams of a prober in the guests' network, one every 2 ms.\n"
         "- **wire**: the veth's counter, source to destination; **QEMU**: its own count.\n"
         "- **work lost**: what the workload wrote less than in the same time without a migration, as ms of undisturbed"
-        " work and as a share of the window. A compiler's work is counted in whole files, of a second or so each.\n\n"
+        " work and as a share of the window; not measured for a compiler, whose files take seconds each.\n\n"
         f"Medians; in brackets the 95 % interval of the median (bootstrap), which says nothing below {MIN_ROUNDS} runs."
         f" A mover that did not arrive in its first {GIVE_UP_AFTER} rounds of a cell is not tried there again.\n"
     )

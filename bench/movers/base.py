@@ -21,8 +21,6 @@ from vmferry.lab.probe import Window
 
 #: The quiet window before a move: the workload's rate and the largest gaps without a migration.
 QUIET_S = 2.5
-#: A compiled file takes a second or so under TCG, and whole files are counted.
-COMPILER_QUIET_S = 15.0
 #: Watched after the end, for what arrives late.
 AFTER_S = 1.0
 READY_S = {"linux": 60.0, "debian": 240.0}
@@ -77,7 +75,7 @@ class Mover(ABC):
                 await meter.wait_ready(READY_S[cell.kind])
                 if cell.compiles:
                     await meter.start_compiler()
-                seen = await self._watched(meter, observers, limit_s, COMPILER_QUIET_S if cell.compiles else QUIET_S)
+                seen = await self._watched(meter, observers, limit_s)
                 oracle = await meter.oracle()
                 return self._figures(cell, round_number, seen, oracle, observers, (began, load))
         finally:
@@ -103,11 +101,11 @@ class Mover(ABC):
     async def end(self) -> None:
         """Remove the guest from both hosts, whatever state it is in; idempotent."""
 
-    async def _watched(self, meter: GuestMeter, observers: Observers, limit_s: float, quiet_s: float) -> _Seen:
+    async def _watched(self, meter: GuestMeter, observers: Observers, limit_s: float) -> _Seen:
         async with observers.probing() as probe:
             probe.begin("quiet")
             quiet = await meter.progress()
-            await asyncio.sleep(quiet_s)
+            await asyncio.sleep(QUIET_S)
             await meter.reset_stalls()
             start = await meter.progress()
             probe.begin("move")
@@ -146,7 +144,8 @@ class Mover(ABC):
         silence = observers.silence(seen.order_ns, seen.end_ns)
         before = observers.silence(seen.quiet.at_ns, seen.order_ns)
         wire = observers.wire(seen.order_ns, seen.end_ns)
-        lost = lost_work(seen.quiet, seen.start, seen.end)
+        # Whole files are counted, of up to ten seconds each under TCG: too coarse to say what a move of seconds cost.
+        lost = None if cell.compiles else lost_work(seen.quiet, seen.start, seen.end)
         return Figures(
             cell=cell.id,
             mover=self.name,
