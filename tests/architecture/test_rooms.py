@@ -24,7 +24,10 @@ PURE = {
     "typing",
 }
 #: rooms that do things; none knows another, agent/ joins them
-SIBLINGS = ("qemu", "store", "pki", "measure", "links", "disks", "hostdev", "vhost", "libvirt", "sim", "guestfile")
+SIBLINGS = (
+    *("qemu", "store", "pki", "measure", "links", "disks", "hostdev", "vhost", "libvirt", "sim"),
+    *("guestfile", "guest_throttle"),
+)
 LONGEST = 600
 
 

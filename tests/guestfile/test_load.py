@@ -33,6 +33,7 @@ machine = "pc-q35-10.0"
 acceleration = "tcg"
 beat = true
 control = true
+throttle = true
 tpm = "/var/lib/swtpm/web-7"
 echo = "10.0.0.7:7007"
 
@@ -96,6 +97,7 @@ def test_a_full_file_gives_every_key() -> None:
         ),
         beat=True,
         control=True,
+        throttle=True,
         tpm="/var/lib/swtpm/web-7",
         echo="10.0.0.7:7007",
     )

@@ -65,10 +65,15 @@ MICRO = replace(
     beat=True,
 )
 
+THROTTLED = replace(LINUX, throttle=True)
+THROTTLE_ALONE = replace(BIOS, throttle=True)
+
 CASES = {
     "bios": (BIOS, Descriptors(), False),
     "linux": (LINUX, Descriptors((7, 8, 6), (9, None), kernel=10, initrd=11), False),
     "linux-incoming": (LINUX, Descriptors((7, 8, 6), (9, None), kernel=10, initrd=11), True),
+    "throttle": (THROTTLED, Descriptors((7, 8, 6), (9, None), kernel=10, initrd=11), False),
+    "throttle-alone": (THROTTLE_ALONE, Descriptors(), False),
     "uefi-kvm": (UEFI, Descriptors((7,), uefi_code=8, uefi_nvram=9), False),
     "micro-i440fx": (MICRO, Descriptors((7, 8, 9), kernel=10), False),
 }
@@ -143,6 +148,18 @@ def test_beat_without_a_port_keeps_the_device() -> None:
     with_port, without = make_argv("linux"), make_argv("linux", None)
     assert values_of(with_port, "-device") == values_of(without, "-device")
     assert "null,id=beat" in without
+
+
+def test_the_throttle_adds_its_port_and_nothing_else() -> None:
+    """A guest with the throttle has one chardev and one device more, on the bus that the control channel is on."""
+    without, with_port = make_argv("linux"), make_argv("throttle")
+    added = [value for value in with_port if value not in without]
+    chardev, device = added
+    assert chardev == "socket,id=throttle,path=throttle.sock,server=on,wait=off"
+    assert json.loads(device)["name"] == "org.vmferry.throttle.0"
+    assert [value for value in with_port if value not in added and value not in {"-chardev", "-device"}] == [
+        value for value in without if value not in {"-chardev", "-device"}
+    ]
 
 
 def test_host_paths_stay_out() -> None:

@@ -131,7 +131,7 @@ def test_a_key_is_not_written_through_a_link(tmp_path: Path) -> None:
 def test_old_sockets_go_and_logs_stay(tmp_path: Path) -> None:
     """A new process finds no socket of the last one, but its console's log."""
     run_dir = RunDir(tmp_path)
-    for path in (run_dir.qmp, run_dir.console, run_dir.console_log):
+    for path in (*run_dir.sockets, run_dir.console_log):
         path.touch()
     with run_dir.taken(None):
         pass

@@ -10,9 +10,13 @@ from __future__ import annotations
 import enum
 import ipaddress
 from dataclasses import dataclass, field
+from typing import Final
 
 from vmferry.core.ids import GuestName, GuestUuid
 from vmferry.core.units import Bytes
+
+#: Name of the virtio-serial port through which the guest's own throttle helper is reached (docs/write-throttle.md).
+THROTTLE_PORT: Final = "org.vmferry.throttle.0"
 
 
 class Acceleration(enum.StrEnum):
@@ -117,6 +121,7 @@ class GuestSpec:
     control: bool = False  #: the built-in linux guest's control channel (org.vmferry.control)
     tpm: str | None = None  #: directory of swtpm state; a blocker for now
     echo: str | None = None  #: "ADDRESS:PORT" of a UDP echo in the guest, for network_outage (`echo_address`)
+    throttle: bool = False  #: the port of the write throttle (`THROTTLE_PORT`)
 
 
 def echo_address(text: str) -> tuple[str, int]:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from vmferry.core.errors import BadInput, Broken, Refused
+from vmferry.core.guest import THROTTLE_PORT
 from vmferry.core.units import BytesPerSecond, Milliseconds
 
 #: Of the virtio-serial port, in guest files, on QEMU's command line and in the helper.
-PORT_NAME: Final = "org.vmferry.throttle.0"
+PORT_NAME: Final = THROTTLE_PORT
 VERSION: Final = 1
 #: The helper's largest answer has 300 bytes.
 LINE_LIMIT: Final = 512
@@ -33,6 +34,8 @@ _SLOT_RANGE: Final = (1, 1000)
 _LEAST_SLOT_MS: Final = 5
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ERROR: Final = re.compile(r"1 error ([a-z]{1,16}) ([ -~]{0,200})")
+#: Another order is in force: its host is gone perhaps, and then it ends with its lease.
+_BUSY: Final = "busy"
 _ANSWER: Final = re.compile(r"1 (begun|kept|ended|expired|status) (\S{1,64})((?: [a-z_]{1,24}=\d{1,19})+)")
 
 
@@ -169,12 +172,12 @@ def parse_answer(line: bytes) -> Answer:
     """Return what a line of the helper says; keys that this version does not know are passed over.
 
     Raises:
-        Refused: it is an error of the helper's.
+        Refused: it is an error of the helper's; `retry` says that it passes with the other order's lease.
         Broken: it is no line of this protocol.
     """
     text = line.removesuffix(b"\n").removesuffix(b"\r").decode("ascii", "replace")
     if error := _ERROR.fullmatch(text):
-        raise Refused(f"The guest's throttle helper refused: {error[1]}: {error[2]}")
+        raise Refused(f"The guest's throttle helper refused: {error[1]}: {error[2]}", retry=error[1] == _BUSY)
     found = _ANSWER.fullmatch(text)
     if found is None or len(line) > LINE_LIMIT:
         raise _garbage(text)

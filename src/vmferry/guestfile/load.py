@@ -172,6 +172,7 @@ def _spec(table: GuestTable) -> GuestSpec:
         control=table.control,
         tpm=table.tpm,
         echo=table.echo,
+        throttle=table.throttle,
     )
 
 

@@ -127,6 +127,12 @@ class GuestTable(BaseModel):
         description='`"ADDRESS:PORT"` of a UDP echo in the guest (the built-in linux guest has one on port 7007): while'
         " it moves, its host sends it numbered datagrams and measures the network's outage",
     )
+    throttle: bool = Field(
+        default=False,
+        description="whether it has the virtio-serial port `org.vmferry.throttle.0`, through which `vmferry migrate"
+        " --throttle 40-writes` slows the writes of programs that run under `vmferry-throttle` in the guest"
+        " (docs/write-throttle.md); nothing changes as long as nobody asks for it",
+    )
     tpm: FilePath | None = Field(None, description="directory of a TPM's state; such a guest cannot be moved yet")
     boot: BootTable = Field(description="what it boots from")
     disk: list[DiskTable] = Field([], description="its disks, in this order")

@@ -17,7 +17,7 @@ from vmferry.core.guest import Acceleration, Disk, FrozenDevice, FrozenGuest, Ke
 from vmferry.core.guest import NetworkKind as Network
 from vmferry.core.ids import GuestName
 from vmferry.ports.hypervisor import HostResources
-from vmferry.qemu.run_dir import CONSOLE_LOG, CONSOLE_SOCKET, CONTROL_SOCKET, QMP_SOCKET
+from vmferry.qemu.run_dir import CONSOLE_LOG, CONSOLE_SOCKET, CONTROL_SOCKET, QMP_SOCKET, THROTTLE_SOCKET
 
 #: QEMU never needs to start a program, to regain privileges or to change its limits.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -160,6 +160,8 @@ def _monitors(guest: FrozenGuest, resources: HostResources) -> list[str]:
         argv += ["-chardev", beat]
     if guest.spec.control:
         argv += ["-chardev", f"socket,id=control,path={CONTROL_SOCKET},server=on,wait=off"]
+    if guest.spec.throttle:
+        argv += ["-chardev", f"socket,id=throttle,path={THROTTLE_SOCKET},server=on,wait=off"]
     return argv
 
 

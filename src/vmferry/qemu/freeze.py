@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vmferry.core.errors import BadInput
-from vmferry.core.guest import Acceleration, FrozenDevice, FrozenGuest, GuestSpec, IoPath, NetworkKind
+from vmferry.core.guest import (
+    THROTTLE_PORT,
+    Acceleration,
+    FrozenDevice,
+    FrozenGuest,
+    GuestSpec,
+    IoPath,
+    NetworkKind,
+)
 from vmferry.core.ids import GuestUuid
 
 ROOT_PORTS = 4
@@ -165,14 +173,20 @@ def _root_ports() -> list[FrozenDevice]:
 
 def _channels(spec: GuestSpec, bus: str) -> list[FrozenDevice]:
     devices = []
-    if spec.control:
-        properties = (("nr", 1), ("name", "org.vmferry.control"))
+    if spec.control or spec.throttle:
         devices.append(FrozenDevice("vser0", "virtio-serial-pci", bus, f"{SERIAL_SLOT:#x}", (("max_ports", 4),)))
-        devices.append(FrozenDevice("control0", "virtserialport", "vser0.0", "", properties, "control"))
+    if spec.control:
+        devices.append(_port("control0", 1, "org.vmferry.control", "control"))
+    if spec.throttle:
+        devices.append(_port("throttle0", 2, THROTTLE_PORT, "throttle"))
     if spec.beat:
         # Never a virtio-serial port: on a UDP chardev it does not open, and QEMU drops every beat.
         devices.append(FrozenDevice("beat0", "isa-debugcon", "isa.0", "", (("iobase", 0xE9),), "beat"))
     return devices
+
+
+def _port(device_id: str, number: int, name: str, backend: str) -> FrozenDevice:
+    return FrozenDevice(device_id, "virtserialport", "vser0.0", "", (("nr", number), ("name", name)), backend)
 
 
 def _disk_devices(spec: GuestSpec, bus: str, *, q35: bool) -> list[FrozenDevice]:

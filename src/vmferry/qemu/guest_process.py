@@ -285,6 +285,14 @@ class QemuGuestProcess:
         """
         return await self._open(self._run_dir.control, "control port")
 
+    async def open_throttle(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open the port of the write throttle (spec.throttle).
+
+        Raises:
+            Broken: the process is gone, or the guest has no such port.
+        """
+        return await self._open(self._run_dir.throttle, "write throttle's port")
+
     async def quit(self) -> None:
         """End the process politely; kills it when it does not go in time. Idempotent."""
         if self.is_alive():

@@ -21,6 +21,7 @@ QMP_SOCKET = "qmp.sock"
 CONSOLE_SOCKET = "console.sock"
 CONSOLE_LOG = "console.log"
 CONTROL_SOCKET = "control.sock"
+THROTTLE_SOCKET = "throttle.sock"
 QEMU_LOG = "qemu.log"
 TLS_DIR = "tls"
 
@@ -52,6 +53,16 @@ class RunDir:
         return self.path / CONTROL_SOCKET
 
     @property
+    def throttle(self) -> Path:
+        """The socket of the virtio-serial port of the write throttle."""
+        return self.path / THROTTLE_SOCKET
+
+    @property
+    def sockets(self) -> tuple[Path, ...]:
+        """Every socket that a process may have here."""
+        return self.qmp, self.console, self.control, self.throttle
+
+    @property
     def log(self) -> Path:
         """What QEMU itself wrote."""
         return self.path / QEMU_LOG
@@ -67,7 +78,7 @@ class RunDir:
         Raises:
             BadInput: the path is too long for a unix socket.
         """
-        longest = max(len(os.fsencode(path)) for path in (self.qmp, self.console, self.control))
+        longest = max(len(os.fsencode(path)) for path in self.sockets)
         if longest > SOCKET_PATH_MAX:
             raise BadInput(
                 f"sockets below run directory {self.path} need {longest} bytes, limit {SOCKET_PATH_MAX}",
@@ -151,7 +162,7 @@ class RunDir:
 
     def remove_sockets(self) -> None:
         """Remove sockets and keys; logs stay, they say how it ended."""
-        for path in (self.qmp, self.console, self.control):
+        for path in self.sockets:
             path.unlink(missing_ok=True)
         self.remove_key()
 
