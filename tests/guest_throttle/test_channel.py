@@ -133,3 +133,121 @@ async def test_a_lost_order_is_noticed_between_questions(tmp_path: Path) -> None
         while channel.lost is None:  # noqa: ASYNC110  a property, read when it is needed
             await asyncio.sleep(0)
         assert isinstance(channel.lost, Refused)
+
+
+async def test_a_helper_that_is_still_busy_is_asked_again(tmp_path: Path) -> None:
+    """Who comes right after another host waits for that host's lease, and says so to nobody."""
+    asked: list[bytes] = []
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            asked.append(line)
+            busy = len(asked) < 4
+            writer.write(b"1 error busy another order is in force\n" if busy else _answer("begun"))
+
+    async with _talking_to(peer, tmp_path) as channel:
+        assert (await channel.begin(ORDER)).order_id == "move-1"
+        assert channel.order == ORDER
+    assert asked[:4] == [ORDER.begin_line()] * 4
+
+
+async def test_a_helper_that_stays_busy_is_left_alone_after_a_lease(tmp_path: Path) -> None:
+    """Another host that keeps its order is not fought: after one lease the refusal is told, and can be tried again."""
+    asked: list[bytes] = []
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            asked.append(line)
+            writer.write(b"1 error busy another order is in force\n")
+
+    async with _talking_to(peer, tmp_path) as channel:
+        with pytest.raises(Refused, match="busy") as caught:
+            await channel.begin(ORDER)
+        assert caught.value.retry
+        assert channel.order is None
+    assert 2 < len(asked) < 50
+
+
+async def test_any_other_refusal_is_told_at_once(tmp_path: Path) -> None:
+    """What does not pass with a lease is not asked again."""
+    asked: list[bytes] = []
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            asked.append(line)
+            writer.write(b"1 error range writes is out of its range\n")
+
+    async with _talking_to(peer, tmp_path) as channel:
+        with pytest.raises(Refused, match="range") as caught:
+            await channel.begin(ORDER)
+        assert not caught.value.retry
+    assert asked == [ORDER.begin_line()]
+
+
+async def test_an_order_whose_lease_ran_out_is_begun_again(tmp_path: Path) -> None:
+    """A host that was held up for longer than a lease throttles again as soon as it can."""
+    seen: list[bytes] = []
+    kept = asyncio.Event()
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            seen.append(line)
+            if line == ORDER.begin_line():
+                writer.write(_answer("begun"))
+            elif seen.count(ORDER.keep_line()) == 1:
+                writer.write(_answer("expired") + b"1 error unknown no order of this id is in force\n")
+            else:
+                writer.write(_answer("kept"))
+                kept.set()
+
+    async with _talking_to(peer, tmp_path) as channel:
+        await channel.begin(ORDER)
+        await kept.wait()
+        assert seen[:4] == [ORDER.begin_line(), ORDER.keep_line(), ORDER.begin_line(), ORDER.keep_line()]
+        assert channel.order == ORDER
+
+
+async def test_a_hushed_channel_says_nothing_until_it_begins_or_ends(tmp_path: Path) -> None:
+    """Nothing reaches a guest that stands still; the order can still be ended, and a repeated begin renews again."""
+    seen: list[bytes] = []
+    kept = asyncio.Event()
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        words = {b"begin": "begun", b"keep": "kept", b"end": "ended", b"status": "status"}
+        while line := await reader.readline():
+            seen.append(line)
+            writer.write(_answer(words[line.split()[1]]))
+            if line == ORDER.keep_line():
+                kept.set()
+
+    async with _talking_to(peer, tmp_path) as channel:
+        await channel.begin(ORDER)
+        await kept.wait()
+        channel.hush()
+        before = seen.count(ORDER.keep_line())
+        for _ in range(6):  # six renewals' worth
+            await asyncio.sleep(ORDER.lease_ms / 4000)
+        assert seen.count(ORDER.keep_line()) == before
+        kept.clear()
+        await channel.begin(ORDER)
+        await kept.wait()
+        channel.hush()
+        await channel.end()
+        assert seen[-1] == ORDER.end_line()
+
+
+async def test_an_order_of_another_host_can_be_ended(tmp_path: Path) -> None:
+    """The destination frees a guest that carried its source's order over; where there is none it is told so."""
+    in_force = ["move-1"]
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            name = line.split()[2].decode()
+            known = name in in_force
+            in_force.clear()
+            writer.write(_answer("ended", name) if known else b"1 error unknown no order of this id is in force\n")
+
+    async with _talking_to(peer, tmp_path) as channel:
+        assert (await channel.end_carried("move-1")).order_id == "move-1"
+        with pytest.raises(Refused, match="unknown"):
+            await channel.end_carried("move-1")

@@ -21,6 +21,8 @@ from vmferry.guest_throttle.protocol import (
 #: Protecting a big process for the first time takes a moment in the guest.
 ANSWER_TIMEOUT_S = 5.0
 _RENEWALS_PER_LEASE = 4
+#: How often a helper that is busy with another order is asked again within one lease.
+_TRIES_PER_LEASE = 20
 
 _Opened: TypeAlias = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
@@ -50,6 +52,7 @@ class ThrottleChannel:
         self._order: ThrottleOrder | None = None
         self._renewal: asyncio.Task[None] | None = None
         self._lost: VmferryError | None = None
+        self._last: ThrottleFigures | None = None
 
     @classmethod
     async def open(cls, path: Path, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Self:
@@ -91,22 +94,55 @@ class ThrottleChannel:
         """Why the order is not renewed any more: the guest is free, or will be when its lease has run out."""
         return self._lost
 
+    @property
+    def last(self) -> ThrottleFigures | None:
+        """What the helper said last about the order."""
+        return self._last
+
     async def begin(self, order: ThrottleOrder) -> ThrottleFigures:
         """Put an order into force and keep it there until `end` or `close`; with the same id it is changed.
 
-        When it returns, every process of the helper's that can be is under protection.
+        When it returns, every process of the helper's that can be is under protection. A helper that is busy with
+        another order is asked again for one lease: that of a host that has just gone has run out by then.
 
         Raises:
-            Refused: another order is in force, or the helper does not take this one; the old state stays.
+            Refused: another order is in force and is kept so, or the helper does not take this one; nothing changed.
             TimedOut: the guest does not answer: it has no helper, or stands still. It may be throttled for one lease.
             Broken: the port has closed, or what came is garbage.
         """
-        figures = await self._ask(order.begin_line(), "begun", order.id)
+        figures = await self._begin(order)
         self._order = order
         self._lost = None
-        if self._renewal is None:
+        if self._renewal is None or self._renewal.done():
             self._renewal = asyncio.create_task(self._renew())
         return figures
+
+    async def _begin(self, order: ThrottleOrder) -> ThrottleFigures:
+        lease_s = order.lease_ms / 1000
+        until = asyncio.get_running_loop().time() + lease_s
+        while True:
+            late = asyncio.get_running_loop().time() > until
+            try:
+                return await self._ask(order.begin_line(), "begun", order.id)
+            except Refused as error:
+                if late or not error.retry:
+                    raise
+            await asyncio.sleep(lease_s / _TRIES_PER_LEASE)
+
+    def hush(self) -> None:
+        """Renew the order no more: the guest stands still and would hear it when nobody knows where it runs."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+
+    async def end_carried(self, order_id: str) -> ThrottleFigures:
+        """End an order that another host put into force in this guest.
+
+        Raises:
+            Refused: it is not in force here.
+            TimedOut: the guest does not answer.
+            Broken: the port has closed, or what came is garbage.
+        """
+        return await self._ask(ThrottleOrder(order_id).end_line(), "ended", order_id)
 
     async def end(self) -> ThrottleFigures:
         """End the order: everybody in the guest runs free when this returns.
@@ -141,6 +177,7 @@ class ThrottleChannel:
             await self._writer.wait_closed()
 
     async def _renew(self) -> None:
+        """Keep the order in force; one whose lease ran out because this host was held up is begun again."""
         while (order := self._order) is not None:
             await asyncio.sleep(order.lease_ms / 1000 / _RENEWALS_PER_LEASE)
             try:
@@ -148,9 +185,22 @@ class ThrottleChannel:
                 self._lost = None
             except TimedOut as error:  # a guest that stood still will hear the next one
                 self._lost = error
+            except Refused as error:
+                self._lost = error
+                if not await self._begun_again(order):
+                    return
             except VmferryError as error:
                 self._lost = error
                 return
+
+    async def _begun_again(self, order: ThrottleOrder) -> bool:
+        try:
+            await self._ask(order.begin_line(), "begun", order.id)
+        except VmferryError as error:
+            self._lost = error
+            return isinstance(error, TimedOut)
+        self._lost = None
+        return True
 
     async def _stop_renewal(self) -> None:
         task, self._renewal = self._renewal, None
@@ -178,6 +228,7 @@ class ThrottleChannel:
         while True:
             answer = await self._next()
             if answer.word == word and order_id in {None, answer.figures.order_id}:
+                self._last = answer.figures
                 return answer.figures
 
     async def _next(self) -> Answer:
