@@ -18,7 +18,7 @@ from vmferry.core.handover.replay import to_json
 from vmferry.core.handover.states import Side, SourceState
 from vmferry.core.ids import Epoch, GuestName, GuestUuid, HandoverId, HostName
 from vmferry.core.migration import MigrationSample, MigrationStatus
-from vmferry.core.progress import Finished, Gap
+from vmferry.core.progress import Finished, Gap, Throttled
 from vmferry.core.units import MIB, Bytes, Milliseconds, Nanoseconds
 from vmferry.ports.peer import ClockSample, CommitReply, Seen
 from vmferry.ports.store import EventRow, Journal
@@ -207,6 +207,7 @@ class FakeSource:
     last_sample: MigrationSample | None = SENT
     commit_reply: CommitReply | None = None
     timeline_ms: dict[str, float] = field(default_factory=dict)
+    throttled: Throttled | None = None
     beats_before: Sequence[int] = ()
     beats_here: Sequence[int] = ()
 

@@ -68,6 +68,17 @@ def test_check_exits_with_3_and_every_blocker(moving: FakeFleet, vmferry: Vmferr
     assert (ran.exit_code, json.loads(ran.out)) == (3, reply)
 
 
+def test_migrate_asks_for_the_write_throttle(moving: FakeFleet, vmferry: Vmferry) -> None:
+    """The throttle travels by its name; another name is refused before anybody is asked, and told what there is."""
+    assert vmferry("migrate", "web-7", "host-b", "--throttle", "40-writes").exit_code == 0
+    body = {"destination": "host-b", "options": {"plain": False, "throttle": "40-writes"}}
+    assert moving.agents["host-a"].orders() == [("POST", "/v1/guests/web-7/migrate", body)]
+    ran = vmferry("migrate", "web-7", "host-b", "--throttle", "auto-converge")
+    assert ran.exit_code == 2
+    assert "write --throttle 40-writes" in ran.err
+    assert len(moving.agents["host-a"].orders()) == 1
+
+
 def test_migrate_sends_what_was_asked_and_shows_the_move(moving: FakeFleet, vmferry: Vmferry) -> None:
     """Options travel in bytes per second, milliseconds and seconds; the lines end with the measures."""
     ran = vmferry(

@@ -22,7 +22,7 @@ from vmferry.cli.render.measures import measures
 from vmferry.cli.render.plain import plain_lines
 from vmferry.cli.render.scene import Scene, fold
 from vmferry.core.errors import Blocker, Broken
-from vmferry.core.progress import Finished, Outcome, Progress, ProgressEvent, RoundEnded, StateEntered, Step
+from vmferry.core.progress import Finished, Outcome, Progress, ProgressEvent, RoundEnded, StateEntered, Step, Throttled
 from vmferry.core.units import Milliseconds
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -110,6 +110,16 @@ def test_many_rounds_are_shortened_in_the_middle() -> None:
     text = drawn(dataclasses.replace(START, rounds=rounds))
     assert len(text.splitlines()) < 35
     assert "..." in text
+
+
+def test_a_throttle_that_was_in_force_is_told() -> None:
+    """A row says what the guest was held to and what could not be held; a move without it has no such row."""
+    slowed = Throttled(40, 14, 3, 1, 5120, Milliseconds(13.5))
+    rows = dict(measures(dataclasses.replace(REPORT, write_throttle=slowed)))
+    assert rows["write throttle"].startswith(
+        "40 writes per 14 ms, processes slowed: 3 (1 more could not be); held 5120"
+    )
+    assert "write throttle" not in dict(measures(REPORT))
 
 
 def test_what_nobody_measured_says_so() -> None:

@@ -12,6 +12,7 @@ from typing import TypeVar
 from vmferry.conductor.guests import Guests, HostSettings
 from vmferry.conductor.handovers import Handovers, Surroundings
 from vmferry.conductor.source import Source
+from vmferry.core.convergence.facts import Throttle
 from vmferry.core.errors import Blocker, Unreachable
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.states import FACTS, AnyState, Owner, SourceState
@@ -22,6 +23,7 @@ from vmferry.core.units import GIB, Bytes, Milliseconds, Nanoseconds
 from vmferry.ports.hypervisor import Hypervisor
 from vmferry.ports.peer import ClockSample, CommitReply, PeerStatus, ReserveReply, ReserveRequest, Seen, Verdict
 from vmferry.ports.store import Journal
+from vmferry.testing.fake_throttle import FakeThrottle
 
 T = TypeVar("T")
 
@@ -80,6 +82,7 @@ class Host:
     uids: range | None = None
     free_memory: Bytes = _FREE
     blockers: tuple[Blocker, ...] = ()
+    throttle: FakeThrottle = field(default_factory=FakeThrottle)
     reports: list[tuple[HandoverId, AnyState]] = field(default_factory=list)
     guests: Guests = field(init=False)
     handovers: Handovers = field(init=False)
@@ -104,6 +107,7 @@ class Host:
             ports=self.ports,
             port_is_free=lambda address, port: True,
             hold=self.hold,
+            throttle=self.throttle,
         )
         self.handovers = Handovers(self.guests, around)
 
@@ -124,7 +128,14 @@ class Host:
         self.build()
         await self.start()
 
-    async def migrate(self, destination: Host, *, encrypted: bool = False, time_limit_s: float | None = None) -> Source:
+    async def migrate(
+        self,
+        destination: Host,
+        *,
+        encrypted: bool = False,
+        time_limit_s: float | None = None,
+        throttle: Throttle | None = None,
+    ) -> Source:
         """Open a hand-over of the one guest."""
         handover = await self.handovers.open(
             GUEST,
@@ -133,6 +144,7 @@ class Host:
             bandwidth=None,
             time_limit_s=time_limit_s,
             encrypted=encrypted,
+            throttle=throttle,
         )
         source = self.handovers.source(handover)
         assert source is not None

@@ -115,6 +115,7 @@ def make_report(source: Source, ending: Ending, observed: Observed, here: HostNa
         first_byte_ms=marks.between_ms("opened", "active"),
         timeline_ms=dict(source.timeline_ms),
         ran_twice_ms=observed.ran_twice_ms,
+        write_throttle=source.throttled,
     )
 
 

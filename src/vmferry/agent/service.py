@@ -23,6 +23,7 @@ from vmferry.agent.views import guest_view, handover_view, past_events
 from vmferry.api import models as m
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.handovers import Handovers
+from vmferry.core.convergence.facts import Throttle
 from vmferry.core.errors import BadInput, Blocked, Denied, NotFound, VmferryError
 from vmferry.core.handover.states import Side
 from vmferry.core.host import GuestProbe, HostFacts
@@ -161,6 +162,7 @@ class Service:
             bandwidth=options.max_bandwidth,
             time_limit_s=options.time_limit_s,
             encrypted=not options.plain,
+            throttle=None if options.throttle is None else Throttle(options.throttle),
         )
         return m.MigrateReply(handover=handover)
 

@@ -18,6 +18,7 @@ from vmferry.agent.peers import RemotePeer
 from vmferry.agent.recovery import Recovery
 from vmferry.agent.service import Service
 from vmferry.agent.stalls import Stalls
+from vmferry.agent.write_throttle import GuestThrottle
 from vmferry.api.models import PROTOCOL
 from vmferry.conductor.guests import Guests, HostSettings
 from vmferry.conductor.handovers import Handovers, Surroundings
@@ -93,6 +94,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
 
     checking = Checking(guests, host_view, hypervisor, peer, images.why_not)
     stalls = Stalls(guests)
+    throttle = GuestThrottle(guests)
     measuring = Measuring(fleet.name, journal, beats, stalls, verdict.tag)
     around = Surroundings(
         peer=peer,
@@ -107,6 +109,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         ports=offer.ports,
         port_is_free=port_is_free,
         hold=_hold(),
+        throttle=throttle,
     )
     handovers = Handovers(guests, around)
     recovery = Recovery(guests, handovers)

@@ -122,6 +122,7 @@ class MigrateOptions(Request):
         None  #: bytes/s; None: what the link gives
     )
     time_limit_s: Annotated[float | None, Field(gt=0, le=10**7)] = None  #: give up and stay when pre-copy takes longer
+    throttle: Literal["40-writes"] | None = None  #: slow the writes of the guest's programs (docs/write-throttle.md)
 
 
 class MigrateRequest(Request):

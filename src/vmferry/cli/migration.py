@@ -9,8 +9,11 @@ import typer
 from vmferry.cli.fleet import Fleet, open_fleet
 from vmferry.cli.options import AsJson, GuestArgument
 from vmferry.cli.output import INTERRUPTED, print_json, say
+from vmferry.core.errors import BadInput
 
 BLOCKED = 3
+#: The one throttle that can be asked for by itself; the others are what policies use.
+FORTY_WRITES = "40-writes"
 
 DestinationArgument = Annotated[str, typer.Argument(metavar="HOST", help="The host to which the guest shall move.")]
 
@@ -33,7 +36,7 @@ def check(guest: GuestArgument, destination: DestinationArgument, *, as_json: As
         raise typer.Exit(BLOCKED)
 
 
-def migrate(
+def migrate(  # noqa: PLR0913 - one argument for each option
     guest: GuestArgument,
     destination: DestinationArgument,
     *,
@@ -47,11 +50,19 @@ def migrate(
     time_limit: Annotated[
         str | None, typer.Option(help="Give up and stay when it takes longer, e.g. 10min. Default: never.")
     ] = None,
+    throttle: Annotated[
+        str | None,
+        typer.Option(
+            metavar="40-writes", help="Slow the writes of the guest's programs while it moves (docs/write-throttle.md)."
+        ),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Only begin; print the hand-over's id.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Move a running guest to another host and show how it goes. Ctrl-C only stops showing it."""
     options = _options(plain, bandwidth, downtime_limit, time_limit)
+    if throttle is not None:
+        options["throttle"] = _throttle(throttle)
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     try:
@@ -85,6 +96,17 @@ def _options(
     if time_limit is not None:
         options["time_limit_s"] = parse_duration(time_limit, "--time-limit", most_ms=1e10) / 1000
     return options
+
+
+def _throttle(word: str) -> str:
+    """Return the throttle's name.
+
+    Raises:
+        BadInput: there is none of that name.
+    """
+    if word != FORTY_WRITES:
+        raise BadInput(f"--throttle {word!r} is not known", fix=f"write --throttle {FORTY_WRITES}")
+    return word
 
 
 def _view(handover: str, guest: str, source: str, destination: str) -> dict[str, Any]:

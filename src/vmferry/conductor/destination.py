@@ -58,6 +58,7 @@ class Destination:
         runner: lives the machine.
         marks: when what happened.
         release: gives the reservation back.
+        arrived: called when the guest runs here; must return at once.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Destination:
         runner: Runner,
         marks: Marks,
         release: Callable[[], None],
+        arrived: Callable[[], None],
     ) -> None:
         self.arrival = arrival
         self.claim = f"arrival {arrival.handover}"  #: what the guest is busy with
@@ -82,6 +84,7 @@ class Destination:
         self._guests = guests
         self._peer = peer
         self._release = release
+        self._arrived = arrived
         runner.obey(self._orders())
 
     def _orders(self) -> dict[AnyEffect, Order]:
@@ -284,6 +287,7 @@ class Destination:
         with contextlib.suppress(VmferryError):
             if await process.query_run_state() is RunState.RUNNING:
                 await process.announce()
+                self._arrived()
         await process.cleanup_migration()
 
     async def _clean_up(self) -> None:

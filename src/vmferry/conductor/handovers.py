@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from vmferry.conductor.brake import Brake
 from vmferry.conductor.destination import Arrival, Destination
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.guests import Guests
@@ -22,6 +23,7 @@ from vmferry.conductor.recorder import JournalRecorder, Parties
 from vmferry.conductor.runner import Runner, no_hold
 from vmferry.conductor.source import Calls, Request, Source
 from vmferry.core.checks import memory_needed
+from vmferry.core.convergence.facts import Throttle
 from vmferry.core.errors import Blocker, NotFound, Refused
 from vmferry.core.handover.events import DestinationEvent, Happened, SourceEvent
 from vmferry.core.handover.machine import Machine
@@ -34,6 +36,7 @@ from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import MigrationSetup
 from vmferry.ports.peer import CommitReply, Peer, PeerStatus, ReserveReply, ReserveRequest, Verdict
 from vmferry.ports.store import HandoverRow, Reservation
+from vmferry.ports.write_throttle import WriteThrottle
 
 _log = structlog.get_logger(__name__)
 
@@ -83,6 +86,7 @@ class Surroundings:
         free_memory: what this host has now, reservations not subtracted.
         listen_address: where this host's QEMUs listen for streams.
         ports: from which of them.
+        throttle: slows the writes of this host's guests.
         hold: fault injection in the lab.
     """
 
@@ -95,6 +99,7 @@ class Surroundings:
     listen_address: str
     ports: range
     port_is_free: Callable[[str, int], bool]
+    throttle: WriteThrottle
     default_downtime_ms: Milliseconds = DEFAULT_DOWNTIME
     hold: Callable[[AnyState], Awaitable[object] | None] = no_hold
     opened: Callable[[Source], None] = _measure_nothing
@@ -128,6 +133,7 @@ class Handovers:
         bandwidth: BytesPerSecond | None,
         time_limit_s: float | None,
         encrypted: bool,
+        throttle: Throttle | None = None,
     ) -> HandoverId:
         """Open a hand-over and let it live; returns at once, or when the guest's own arrival here is over.
 
@@ -145,6 +151,7 @@ class Handovers:
             bandwidth=bandwidth,
             time_limit_s=time_limit_s,
             encrypted=encrypted,
+            throttle=throttle,
         )
         claim = _claim_of(request.handover)
         self._guests.claim(guest, claim)
@@ -192,12 +199,13 @@ class Handovers:
             feed,
             marks,
             Calls(
-                lambda: self._around.check(request.guest, request.destination, request.handover),
+                lambda: self._check(request),
                 lambda: self._setup(request),
                 self._around.leaving,
                 lambda: self._over(request),
                 self._around.report,
                 self._around.passed,
+                Brake(self._around.throttle, request.guest, request.handover, lambda: self._link(request)),
             ),
         )
         source.timeline_ms = recorder.timeline_ms
@@ -206,19 +214,28 @@ class Handovers:
         feed.tell(StateEntered(Milliseconds(0.0), str(machine.state), machine.facts.step, owner, None))
         return source
 
+    async def _check(self, request: Request) -> tuple[tuple[Blocker, ...], Guarantee | None]:
+        blockers, guarantee = await self._around.check(request.guest, request.destination, request.handover)
+        if request.throttle == Throttle.FORTY_WRITES:
+            blockers += await self._around.throttle.blockers(request.guest)
+        return blockers, None if blockers else guarantee
+
     def _over(self, request: Request) -> None:
         """Free the guest's name here; a crash from now on costs the report and nothing else."""
         self._journal.finish(request.handover, str(Side.SOURCE))
         self._guests.unclaim(request.guest, _claim_of(request.handover))
 
     def _setup(self, request: Request) -> MigrationSetup:
-        bandwidth = request.bandwidth or self._around.link_bandwidth(request.destination) or UNLIMITED
         return MigrationSetup(
             capabilities=dict(CAPABILITIES),
-            max_bandwidth=bandwidth,
+            max_bandwidth=self._link(request),
             downtime_limit_ms=request.downtime_limit_ms,
             psk_key=secrets.token_hex(_KEY_BYTES) if request.encrypted else None,
         )
+
+    def _link(self, request: Request) -> BytesPerSecond:
+        """Return what the stream may take."""
+        return request.bandwidth or self._around.link_bandwidth(request.destination) or UNLIMITED
 
     async def _live_source(self, source: Source, claim: str, *, new: bool) -> None:
         handover = source.request.handover
@@ -234,6 +251,7 @@ class Handovers:
         finally:
             self._guests.unclaim(source.name, claim)
             source.feed.close()
+            await self._around.throttle.end(handover)  # of a guest that left or died: its port is closed
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
@@ -321,6 +339,7 @@ class Handovers:
             Runner(machine, recorder, self._around.hold),
             marks,
             lambda: self._journal.release(arrival.handover),
+            lambda: self._around.throttle.arrived(arrival.guest, arrival.handover),
         )
         self._destinations[arrival.handover] = destination
         return destination
@@ -526,6 +545,7 @@ class Handovers:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._around.throttle.close()
 
     def _spawn(self, handover: HandoverId, side: Side, life: Coroutine[Any, Any, None]) -> None:
         key = (handover, side)

@@ -13,10 +13,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
+from vmferry.conductor.brake import Brake
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.marks import Marks
 from vmferry.conductor.runner import Order, Runner, background
+from vmferry.core.convergence.facts import Throttle
 from vmferry.core.errors import Blocker, Broken, TimedOut, Unreachable, VmferryError
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.effects import AnyEffect, SourceEffect
@@ -24,7 +26,7 @@ from vmferry.core.handover.events import SourceEvent
 from vmferry.core.handover.states import DestinationState, SourceState
 from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.migration import MigrationSample, MigrationStatus, RunState
-from vmferry.core.progress import Guarantee
+from vmferry.core.progress import Guarantee, Throttled
 from vmferry.core.rounds import RoundTracker
 from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
@@ -78,6 +80,7 @@ class Request:
     bandwidth: BytesPerSecond | None  #: None = the link's
     encrypted: bool
     time_limit_s: float | None = None  #: pre-copy is given up after this
+    throttle: Throttle | None = None  #: 40-writes: in force from the first round on
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ class Calls:
         over: called when all is done but the report: the guest may be moved again at once, by anybody.
         report: measures and publishes the end.
         passed: called when the checks have passed: measures of the guest begin; must return at once.
+        brake: slows the guest's writes.
     """
 
     check: Callable[[], Awaitable[tuple[tuple[Blocker, ...], Guarantee | None]]]
@@ -99,6 +103,7 @@ class Calls:
     over: Callable[[], None]
     report: Callable[[Source], Awaitable[None]]
     passed: Callable[[Source], None]
+    brake: Brake
 
 
 class Source:
@@ -128,6 +133,7 @@ class Source:
         self.commit_reply: CommitReply | None = None
         self.setup: MigrationSetup | None = None
         self.timeline_ms: dict[str, float] = {}
+        self.throttled: Throttled | None = None
         self.cancelled = False
         #: beats at the source, taken before its receiver goes: of the time before the hand-over, and since
         self.beats_before: Sequence[int] = ()
@@ -279,9 +285,19 @@ class Source:
     async def _steer(self) -> None:
         """Read and publish until the state is left; the rule for the switchover is QEMU's own, within our limits."""
         process = self._process()
-        if await process.query_run_state() in _ENDED:
+        run_state = await process.query_run_state()
+        if run_state in _ENDED:
             self.runner.post(_E.GUEST_ENDED, f"guest {self.name} ended at the source during the hand-over")
             return
+        if self.request.throttle == Throttle.FORTY_WRITES and run_state is RunState.RUNNING:
+            await self._calls.brake.begin()
+        try:
+            await self._read_on(process)
+        finally:  # left: the guest stands still, or `_restore` lets it go
+            self._calls.brake.hush()
+            self.throttled = self._calls.brake.seen()
+
+    async def _read_on(self, process: GuestProcess) -> None:
         while True:
             sample = await process.query_migration()
             await self._read(sample)
@@ -446,6 +462,7 @@ class Source:
                 _log.warning("source not restored yet", guest=self.name, error=str(error))
                 await asyncio.sleep(_ASK_AGAIN_S)
                 continue
+            await self._calls.brake.end()  # not before: a guest that stands still does not answer
             self.marks.mark("restored")
             self.runner.post(_E.SOURCE_RESUMED)
             return
@@ -484,6 +501,7 @@ class Source:
             self.runner.post(_E.SOURCE_QEMU_DIED, f"QEMU of guest {self.name} at the source is gone")
             return
         await self._go_on(process)
+        await self._calls.brake.end()
         with contextlib.suppress(VmferryError):
             await process.cleanup_migration()
         self.runner.post(_E.SOURCE_RESUMED)

@@ -98,6 +98,18 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
+class Throttled:
+    """What the write throttle did until the guest stopped, as the guest's helper said last (docs/write-throttle.md)."""
+
+    writes: int  #: pages that each process might write per slot
+    slot_ms: int
+    processes: int  #: that were slowed
+    uncovered: int  #: that could not be
+    held: int  #: writes that had to wait for a slot
+    longest_hold_ms: Milliseconds
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What was measured; None is "not measured", never an estimate (docs/measures.md)."""
 
@@ -125,6 +137,7 @@ class Report:
     first_byte_ms: Milliseconds | None = None  #: opened -> the stream is set up and memory flows
     timeline_ms: dict[str, float] = field(default_factory=dict)  #: state -> at_ms
     ran_twice_ms: Milliseconds | None = None  #: for how long both hosts saw beats; above 0 the guest ran twice
+    write_throttle: Throttled | None = None  #: None: it was not in force
     event: str = "report"
 
 

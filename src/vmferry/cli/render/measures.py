@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vmferry.core.progress import Gap, Outcome, Report
+from vmferry.core.progress import Gap, Outcome, Report, Throttled
 from vmferry.core.units import format_bytes, format_ms, format_rate
 
 NOT_MEASURED = "not measured"
@@ -12,7 +12,10 @@ NOT_MEASURED = "not measured"
 
 def measures(report: Report) -> list[tuple[str, str]]:
     """Return every measure of a report, in the order in which people ask for them."""
-    return [(name, value(report)) for name, value in ROWS]
+    rows = [(name, value(report)) for name, value in ROWS]
+    if report.write_throttle is not None:
+        rows.append(("write throttle", _throttle(report.write_throttle)))
+    return rows
 
 
 def has_measures(report: Report) -> bool:
@@ -57,6 +60,14 @@ def _sent(report: Report) -> str:
 
 def _downtime(report: Report) -> str:
     return f"{_optional(report.downtime_ms)} (limit {format_ms(report.downtime_limit_ms)})"
+
+
+def _throttle(seen: Throttled) -> str:
+    uncovered = f" ({seen.uncovered} more could not be)" if seen.uncovered else ""
+    return (
+        f"{seen.writes} writes per {seen.slot_ms} ms, processes slowed: {seen.processes}{uncovered}; held {seen.held},"
+        f" longest {format_ms(seen.longest_hold_ms)}"
+    )
 
 
 def _commit(report: Report) -> str:
