@@ -32,6 +32,16 @@ def test_the_linux_plan_is_a_valid_guest_file() -> None:
     assert spec.nics[0].bridge == "br0"
 
 
+def test_a_linux_plan_can_be_throttled() -> None:
+    """With the throttle the guest has the port and its workload runs under the helper; otherwise neither."""
+    plan = linux_guest("web-7", memory_mib=256, rate=20, bridge=False)
+    for throttle in (True, False):
+        spec = parsed(replace(plan, throttle=throttle), LINUX)
+        assert isinstance(spec.boot, KernelBoot)
+        assert spec.throttle is throttle
+        assert ("throttle=on" in spec.boot.cmdline) is throttle
+
+
 def test_the_micro_plan_is_a_valid_guest_file() -> None:
     """The micro guest has no initrd and no control channel, and beats."""
     spec = parsed(micro_guest(), MICRO)

@@ -57,6 +57,7 @@ class GuestPlan:
     nics: tuple[NicPlan, ...] = ()
     disks: tuple[DiskPlan, ...] = ()
     echo: bool = False  #: the agents probe its UDP echo during moves, if it has an address (linux)
+    throttle: bool = False  #: it has the write throttle's port, and its workload runs under the helper (linux)
     extra: dict[str, object] = field(default_factory=dict)  #: more keys of the guest file
 
     @property
@@ -70,7 +71,8 @@ class GuestPlan:
         if self.kind == "micro":
             return common
         address = {"ip": f"{GUEST_ADDRESS}/24"} if self.has_address else {}
-        return {**common, "pattern": self.pattern, "data": self.data, **address}
+        helper = {"throttle": "on"} if self.throttle else {}
+        return {**common, "pattern": self.pattern, "data": self.data, **address, **helper}
 
     def toml(self, image: GuestImage) -> str:
         """Return the guest file; the debian guest's image is its personal one (`personal_disk`)."""
@@ -83,6 +85,7 @@ class GuestPlan:
                 "machine": self.machine,
                 "beat": True,
                 "control": self.kind != "micro",
+                **({"throttle": True} if self.throttle else {}),
                 **({"echo": f"{GUEST_ADDRESS}:{ECHO_PORT}"} if self.echo and self.has_address else {}),
                 **self.extra,
                 "boot": self._boot(image),
