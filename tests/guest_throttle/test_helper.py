@@ -152,6 +152,19 @@ async def test_everything_is_let_go_when_the_channel_breaks(programs: Path, shar
     await shared.wait_writes(FAR)
 
 
+async def test_who_orders_and_is_gone_at_once_throttles_nobody(
+    programs: Path, shared: Shared, start: StartHelper
+) -> None:
+    """An order whose host is gone when it is read: the helper looks again a moment later, not at the lease's end."""
+    helper = await start(programs / "victim", "write", shared.path)
+    await shared.wait_writes(FAR)
+    helper.process.send_signal(signal.SIGSTOP)
+    helper.far.send(b"1 begin 1 1000 1000 60000 move-1\n")
+    helper.far.close()
+    helper.process.send_signal(signal.SIGCONT)
+    await shared.wait_writes(FAR)
+
+
 async def test_everything_is_let_go_when_the_host_falls_silent(
     programs: Path, shared: Shared, start: StartHelper
 ) -> None:

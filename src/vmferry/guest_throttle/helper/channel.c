@@ -76,20 +76,20 @@ static void take(char c, void (*handle)(char *line))
 		channel_say("1 error line a line has at most 255 bytes of text\n");
 }
 
-/* Hands over each whole line. Returns false when nobody is at the other end (any more). */
-bool channel_read(void (*handle)(char *line))
+/* Hands over each whole line, and says whether anything came. Returns false when nobody is at the other end. */
+bool channel_read(void (*handle)(char *line), bool *heard)
 {
 	char bytes[512];
 
-	for (;;) {
+	for (*heard = false;; *heard = true) {
 		ssize_t n = read(channel_fd, bytes, sizeof bytes);
-		if (n < 0 && errno == EINTR)
-			continue;
+		while (n < 0 && errno == EINTR)
+			n = read(channel_fd, bytes, sizeof bytes);
 		if (n < 0 && errno == EAGAIN)
 			return true;
 		if (n <= 0) {
-			used = 0;
-			too_long = false;
+			used = *heard ? used : 0;
+			too_long = *heard && too_long;
 			if (n < 0 && errno != EPIPE) { /* unplugged */
 				close(channel_fd);
 				channel_fd = -1;

@@ -14,6 +14,8 @@
 #include <unistd.h>
 
 #define BEGUN_WITHIN_NS (1000 * NS_PER_MS)
+/* A port's first line may come before the kernel has heard that its host is there. */
+#define DOUBT_NS (100 * NS_PER_MS)
 /* Looking for new processes and mappings takes at most a twentieth of the time. */
 #define SCAN_SHARE 20
 
@@ -21,7 +23,7 @@ static int faults_epoll, outer_epoll, clock_fd, signals_fd;
 static pid_t command;
 static int command_status;
 static bool ticked, begun_owed;
-static uint64_t lease_until, begun_until, next_scan;
+static uint64_t lease_until, begun_until, next_scan, doubt_until;
 
 uint64_t now_ns(void)
 {
@@ -165,20 +167,27 @@ static bool reap(void)
 	}
 }
 
-/* What the terminal sends, it sends to the command too; what a service manager sends is passed on. */
+/* What the terminal sends, it sends to the command too; what a service manager sends is passed on. SIGPIPE is our own. */
 static bool on_signals(void)
 {
 	struct signalfd_siginfo info;
 
 	while (read(signals_fd, &info, sizeof info) == sizeof info)
-		if (info.ssi_signo != SIGCHLD && info.ssi_code <= 0)
+		if (info.ssi_signo != SIGCHLD && info.ssi_signo != SIGPIPE && info.ssi_code <= 0)
 			kill(command, info.ssi_signo);
 	return reap();
 }
 
+/* Who is not there but has just spoken has either gone already or not been announced yet: a second look tells. */
 static void on_channel(void)
 {
-	if (!channel_read(on_line) && running)
+	bool heard, there = channel_read(on_line, &heard);
+
+	if (there)
+		doubt_until = 0;
+	else if (heard)
+		doubt_until = now_ns() + DOUBT_NS;
+	else if (running && now_ns() >= doubt_until)
 		stop(NULL);
 }
 
@@ -186,6 +195,10 @@ static void look_around(void)
 {
 	uint64_t started = now_ns();
 
+	if (running && doubt_until && started >= doubt_until) {
+		doubt_until = 0;
+		on_channel();
+	}
 	if (!running || !ticked || started < next_scan)
 		return;
 	ticked = false;

@@ -75,7 +75,7 @@ void protocol_figures(char *line, size_t size, const char *word, const char *id,
 extern int channel_fd;
 void channel_use(int fd);
 bool channel_find(void);
-bool channel_read(void (*handle)(char *line));
+bool channel_read(void (*handle)(char *line), bool *heard);
 void channel_say(const char *line);
 
 /* proc.c: what /proc says; nothing here fails loudly, a process may be gone at any time */
