@@ -101,6 +101,21 @@ async def test_garbage_is_said_to_be_so(garbage: bytes, tmp_path: Path) -> None:
             await channel.begin(ORDER)
 
 
+async def test_a_lost_word_is_said_again(tmp_path: Path) -> None:
+    """What is said while the port changes hands may be lost: the guest is asked to begin once more."""
+    asked: list[bytes] = []
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            asked.append(line)
+            if len(asked) == 2:
+                writer.write(_answer("begun"))
+
+    async with _talking_to(peer, tmp_path, timeout_s=0.2) as channel:
+        assert (await channel.begin(ORDER)).order_id == "move-1"
+    assert asked[:2] == [ORDER.begin_line()] * 2
+
+
 async def test_a_port_that_closes_is_broken(tmp_path: Path) -> None:
     """QEMU that ends, or a socket that is not there, is told as what it is."""
 

@@ -20,6 +20,9 @@ _log = structlog.get_logger(__name__)
 
 #: For a question before the move, and for letting go: the port's closing frees the guest as well.
 _SHORT_S = 1.0
+_QUESTIONS = 3
+#: A helper says within a second what it has done; `begin` asks twice.
+_ANSWER_S = 2.0
 #: For the destination: the guest's first moments there are busy ones; its lease would have run out by then.
 _ARRIVED_S = 5.0
 
@@ -46,14 +49,16 @@ class GuestThrottle:
         if found or process is None or await process.query_run_state() is not RunState.RUNNING:
             return found
         await self._leave_arrival(guest)
-        try:
-            async with asyncio.timeout(self._short_s), await self._open(guest) as channel:
-                await channel.status()
-        except TimeoutError:
-            return (helper_silent(spec, f"no answer within {self._short_s:g} s"),)
-        except VmferryError as error:
-            return (helper_silent(spec, error.what),)
-        return ()
+        for _ in range(_QUESTIONS):
+            try:
+                async with asyncio.timeout(self._short_s), await self._open(guest) as channel:
+                    await channel.status()
+            except TimeoutError:  # what is said while a port changes hands may be lost
+                continue
+            except VmferryError as error:
+                return (helper_silent(spec, error.what),)
+            return ()
+        return (helper_silent(spec, f"no answer within {_QUESTIONS * self._short_s:g} s"),)
 
     async def begin(self, guest: GuestName, handover: HandoverId, budget: WriteBudget) -> None:
         """Slow a guest's writes until `end`; again for the same hand-over it changes the budget.
@@ -150,4 +155,4 @@ class GuestThrottle:
         opener = getattr(self._guests.process(guest), "open_throttle", None)
         if opener is None:
             raise Broken(f"Guest {guest} has no process here whose write throttle's port could be opened")
-        return await ThrottleChannel.over(opener, f"of guest {guest}")
+        return await ThrottleChannel.over(opener, f"of guest {guest}", _ANSWER_S)

@@ -23,6 +23,8 @@ ANSWER_TIMEOUT_S = 5.0
 _RENEWALS_PER_LEASE = 4
 #: How often a helper that is busy with another order is asked again within one lease.
 _TRIES_PER_LEASE = 20
+#: How often a guest that says nothing is asked to begin.
+_QUESTIONS = 2
 
 _Opened: TypeAlias = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
@@ -120,12 +122,17 @@ class ThrottleChannel:
     async def _begin(self, order: ThrottleOrder) -> ThrottleFigures:
         lease_s = order.lease_ms / 1000
         until = asyncio.get_running_loop().time() + lease_s
+        silences = 0
         while True:
             late = asyncio.get_running_loop().time() > until
             try:
                 return await self._ask(order.begin_line(), "begun", order.id)
             except Refused as error:
                 if late or not error.retry:
+                    raise
+            except TimedOut:  # what is said while a port changes hands may be lost
+                silences += 1
+                if silences == _QUESTIONS:
                     raise
             await asyncio.sleep(lease_s / _TRIES_PER_LEASE)
 
