@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import re
 from dataclasses import dataclass
 
 from vmferry.api.models import HandoverView
+from vmferry.core.errors import Broken, VmferryError
 from vmferry.core.progress import Outcome
 from vmferry.core.units import BytesPerSecond
 from vmferry.lab.guest_plans import GuestPlan
@@ -40,7 +42,7 @@ class Course:
         total_ms: of the hand-over.
         downtime_ms: QEMU's figure; None when the guest did not move.
         free_pages_per_s: that the guest wrote before, on its own clock.
-        moving_pages_per_s: that it wrote from the order to the end.
+        moving_pages_per_s: that it wrote while memory was copied.
         stall_ms: the longest that its own meter saw meanwhile.
         oracle: what it says of its memory afterwards.
     """
@@ -56,7 +58,7 @@ class Course:
 
     @property
     def lost_work(self) -> float:
-        """The part of its work that the guest did not do while it moved, 0 to 1."""
+        """The part of its work that the guest did not do while its memory was copied, 0 to 1."""
         return max(0.0, 1 - self.moving_pages_per_s / self.free_pages_per_s)
 
 
@@ -65,16 +67,14 @@ async def course(
 ) -> Course:
     """Move a guest, or cancel the move when it has taken so many rounds and goes on."""
     free = await _pages_per_s(guest, 2.0)
-    before = await _numbers(guest, "status")
     options: dict[str, object] = {"max_bandwidth": bandwidth, **({"throttle": "40-writes"} if throttle else {})}
     source = guest.host
     handover = await migrate(lab, guest, destination, options)
-    await _until_over(lab, source, handover, most_rounds)
+    first, last = await _until_over(lab, guest, handover, most_rounds)
     view = await wait_finished(lab, source, handover)
     report = view.report
     if report is not None and report.outcome is Outcome.MOVED:
         guest.moved_to(destination)
-    after = await _numbers(guest, "status")
     stall = await _numbers(guest, "stalls")
     return Course(
         outcome=Outcome.HELD if report is None else report.outcome,
@@ -82,23 +82,34 @@ async def course(
         total_ms=0.0 if report is None else report.total_ms or 0.0,
         downtime_ms=None if report is None else report.downtime_ms,
         free_pages_per_s=free,
-        moving_pages_per_s=_speed(before, after),
+        moving_pages_per_s=_speed(first, last),
         stall_ms=stall["max_us"] / 1000,
         oracle=await guest.oracle(),
     )
 
 
-async def _until_over(lab: Lab, source: str, handover: str, most_rounds: int) -> None:
-    """Look now and then until a hand-over is over, and cancel it when it takes more rounds than that."""
-    api = lab.hosts[source].api
+async def _until_over(
+    lab: Lab, guest: GuestRun, handover: str, most_rounds: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Look now and then until a hand-over is over, and cancel it when it takes more rounds than that.
+
+    Returns what the guest said first and last while its memory was copied: an order is in force by the first reading.
+    """
+    api = lab.hosts[guest.host].api
+    seen: list[dict[str, int]] = []
     while True:
         view = HandoverView.model_validate(await api.get(f"/v1/handovers/{handover}"))
-        if view.finished:
-            return
-        if view.progress is not None and view.progress.round > most_rounds:
-            await api.post(f"/v1/handovers/{handover}/cancel")
-            return
+        if view.progress is not None and view.state == "precopy":
+            with contextlib.suppress(VmferryError, OSError):  # it stops for its last pages meanwhile
+                seen.append(await _numbers(guest, "status", 1.0))
+        if view.finished or (view.progress is not None and view.progress.round > most_rounds):
+            break
         await asyncio.sleep(_LOOK_EVERY_S)
+    if not view.finished:
+        await api.post(f"/v1/handovers/{handover}/cancel")
+    if not seen:
+        raise Broken(f"Guest {guest.name} said nothing while its memory was copied")
+    return seen[0], seen[-1]
 
 
 async def _pages_per_s(guest: GuestRun, seconds: float) -> float:
@@ -112,8 +123,8 @@ def _speed(first: dict[str, int], last: dict[str, int]) -> float:
     return (last["writes"] - first["writes"]) * 1000 / max(1, last["uptime_ms"] - first["uptime_ms"])
 
 
-async def _numbers(guest: GuestRun, question: str) -> dict[str, int]:
-    answer = await guest.ask(question, "ready" if question == "status" else question)
+async def _numbers(guest: GuestRun, question: str, timeout_s: float = 60.0) -> dict[str, int]:
+    answer = await guest.ask(question, "ready" if question == "status" else question, timeout_s)
     return {key: int(value) for key, value in re.findall(r"\b([a-z_]+)=(\d+)\b", answer)}
 
 
