@@ -70,7 +70,7 @@ def find_references(schema: object) -> list[str]:
 
 def test_every_route_has_its_method() -> None:
     """Each route names a method of the service it belongs to, and no method is without a route."""
-    own = {"start", "close"}
+    own = {"start", "settle", "close"}
     for protocol, fleet in ((AgentService, False), (FleetService, True)):
         methods = {name for base in protocol.__mro__ for name in vars(base) if not name.startswith("_")} - own
         assert {route.handler for route in ROUTES if route.fleet == fleet} == methods
