@@ -172,13 +172,20 @@ class QemuGuestProcess:
         try:
             if setup.psk_key is not None:
                 await self._add_key(setup.psk_key, "server" if incoming else "client")
-            if changes := changed_capabilities(setup.capabilities, current):
-                await self._session.execute("migrate-set-capabilities", {"capabilities": changes})
+            # What is left of an earlier attempt goes first: QEMU refuses a capability beside a parameter that it
+            # excludes (zero-copy-send beside zstd), and a parameter beside such a capability.
+            changes = changed_capabilities(setup.capabilities, current)
+            await self._set_capabilities([change for change in changes if not change["state"]])
             await self._session.execute("migrate-set-parameters", chosen)
+            await self._set_capabilities([change for change in changes if change["state"]])
         except BaseException:
             with contextlib.suppress(VmferryError):
                 await self.cleanup_migration()
             raise
+
+    async def _set_capabilities(self, changes: list[dict[str, object]]) -> None:
+        if changes:
+            await self._session.execute("migrate-set-capabilities", {"capabilities": changes})
 
     async def cleanup_migration(self) -> None:
         """Remove the key of the last migration, here and in QEMU. Idempotent; call it when a migration has ended."""
