@@ -9,7 +9,9 @@ from typing import cast
 from vmferry.agent.beats import BeatBook
 from vmferry.agent.measuring import Measuring
 from vmferry.conductor.marks import Marks
+from vmferry.conductor.plan import Asked, Choice
 from vmferry.conductor.source import Request, Source
+from vmferry.conductor.trail import Trail
 from vmferry.core.errors import Unreachable, VmferryError
 from vmferry.core.guest import Acceleration, BiosBoot, FrozenGuest, GuestSpec
 from vmferry.core.handover.events import Happened, SourceEvent
@@ -188,6 +190,16 @@ class FakeRunner:
     failure: VmferryError | None = None
 
 
+ASKED = Asked(Choice(), Bytes(256 * MIB), None, Milliseconds(100.0), encrypted=True)
+
+
+@dataclass
+class FakeSteering:
+    """What steering knows at the end."""
+
+    trail: Trail = field(default_factory=lambda: Trail(ASKED))
+
+
 @dataclass
 class FakeSource:
     """A hand-over at its source; an attribute that the measures must not read is not there."""
@@ -205,6 +217,7 @@ class FakeSource:
     blockers: tuple[()] = ()
     guarantee: None = None
     last_sample: MigrationSample | None = SENT
+    steering: FakeSteering = field(default_factory=FakeSteering)
     commit_reply: CommitReply | None = None
     timeline_ms: dict[str, float] = field(default_factory=dict)
     throttled: Throttled | None = None

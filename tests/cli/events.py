@@ -6,6 +6,8 @@ from vmferry.core.progress import (
     Finished,
     Gap,
     Outcome,
+    PolicyBegan,
+    PolicyOrdered,
     Progress,
     ProgressEvent,
     Report,
@@ -13,7 +15,7 @@ from vmferry.core.progress import (
     StateEntered,
     Step,
 )
-from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds
+from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds, Pages
 
 RAM = Bytes(512 * MIB)
 BANDWIDTH = BytesPerSecond(112 * MIB)
@@ -84,7 +86,19 @@ REPORT = Report(
     commit_ms=Milliseconds(7.5),
     commit_parts_ms={"released": 0.4, "told": 1.9, "cont": 4.2},
     first_byte_ms=Milliseconds(210),
+    policy="vmferry",
+    switchover_rule="QEMU's own: the rest fits the limit of 300.0 ms",
+    pages_at_decision=Pages(1024),
+    pages_at_stop=Pages(1100),
 )
+
+
+def ordered(at: float, order: str, rule: str, number: int | None = None, left: int | None = None) -> PolicyOrdered:
+    """Return an order of the policy."""
+    pages = None if left is None else Pages(left)
+    elapsed = Milliseconds(at - 210 if number else 0.0)
+    return PolicyOrdered(Milliseconds(at), "vmferry", order, rule, elapsed, number, pages)
+
 
 MOVE: tuple[ProgressEvent, ...] = (
     state(1, "checking", Step.RESERVE),
@@ -103,4 +117,14 @@ MOVE: tuple[ProgressEvent, ...] = (
     state(5702, "committed", Step.HANDOVER, owner="host-b"),
     state(5710, "running", Step.HANDOVER, owner="host-b"),
     Finished(Milliseconds(5730), Outcome.MOVED, "host-b", None, None, (), REPORT),
+)
+
+#: The same, with what its policy said.
+STEERED: tuple[ProgressEvent, ...] = (
+    MOVE[0],
+    PolicyBegan(Milliseconds(35), "vmferry", ("xbzrle: QEMU 9.9 at the source has no capability xbzrle",)),
+    ordered(36, "downtime limit 300.0 ms", "goal: gap 350.0 ms less 50.0 ms of fixed cost"),
+    *MOVE[1:7],
+    ordered(4901, "auto-converge 50", "no end: round 1 dirtied 23040 pages", 1, 23_040),
+    *MOVE[7:],
 )

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from rich.console import Console
-from tests.cli.events import MOVE, REPORT, reading, state
+from tests.cli.events import MOVE, REPORT, STEERED, ordered, reading, state
 
 from vmferry.cli.render.check import check_text
 from vmferry.cli.render.events import parse_event
@@ -22,7 +22,17 @@ from vmferry.cli.render.measures import measures
 from vmferry.cli.render.plain import plain_lines
 from vmferry.cli.render.scene import Scene, fold
 from vmferry.core.errors import Blocker, Broken
-from vmferry.core.progress import Finished, Outcome, Progress, ProgressEvent, RoundEnded, StateEntered, Step, Throttled
+from vmferry.core.progress import (
+    Finished,
+    Outcome,
+    PolicyBegan,
+    Progress,
+    ProgressEvent,
+    RoundEnded,
+    StateEntered,
+    Step,
+    Throttled,
+)
 from vmferry.core.units import Milliseconds
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -84,6 +94,35 @@ def test_the_plain_lines_of_a_whole_move() -> None:
         for line in plain_lines(before, now, event)
     ]
     check_golden("plain.txt", "\n".join(lines))
+
+
+def test_what_the_policy_orders_is_in_the_log_and_in_the_live_view() -> None:
+    """A log has a line for the policy, for what it cannot have, and for each order; so has a screen."""
+    scenes = [*accumulate(STEERED, fold, initial=START)]
+    steps = zip(scenes, scenes[1:], STEERED, strict=False)
+    said = [line for before, now, event in steps for line in plain_lines(before, now, event) if "] policy " in line]
+    began, first, brake = (line.partition("] ")[2] for line in said)
+    assert began == (
+        "policy vmferry decides when to switch over; left out: xbzrle: QEMU 9.9 at the source has no capability xbzrle"
+    )
+    assert first == "policy vmferry: downtime limit 300.0 ms (goal: gap 350.0 ms less 50.0 ms of fixed cost)"
+    assert brake == (
+        "policy vmferry: auto-converge 50 (no end: round 1 dirtied 23040 pages);"
+        " 23040 pages left in round 1, 4.69 s into the stream"
+    )
+    screen = " ".join(drawn(scenes[-1]).split())
+    assert "auto-converge 50 (no end: round 1 dirtied 23040 pages); 23040 pages left in round 1" in screen
+    assert "at the decision 1024 pages, at the stop 1100 pages" in screen
+
+
+def test_a_refused_order_and_a_policy_that_begins_anew_say_so() -> None:
+    """What QEMU refused is marked, and a policy that forgot what it had seen tells why."""
+    refused = dataclasses.replace(ordered(36, "bandwidth 1.0 MiB/s", "a rule"), refused="QEMU refused it: no")
+    (line,) = plain_lines(START, START, refused)
+    assert line.endswith("; REFUSED: QEMU refused it: no")
+    began = PolicyBegan(Milliseconds(9.0), "nova", again="the source's agent was restarted")
+    (line,) = plain_lines(START, START, began)
+    assert line.endswith("policy nova decides when to switch over; it begins anew: the source's agent was restarted")
 
 
 def test_a_check_with_and_without_blockers() -> None:

@@ -11,7 +11,7 @@ import structlog
 from tests.conductor.fakes import HOST_A, HOST_B, SPEC, WatchedLink, make_pair
 from tests.conductor.pair import Host, running
 
-from vmferry.conductor import destination, guests, runner, source
+from vmferry.conductor import destination, guests, runner, source, steering
 from vmferry.core.handover.states import FACTS
 
 
@@ -31,7 +31,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "_WRITE_AGAIN_S", 0.01)
     monkeypatch.setattr(source, "_ASK_AGAIN_S", 0.01)
     monkeypatch.setattr(source, "_LONGEST_PAUSE_S", 0.05)
-    monkeypatch.setattr(source, "_READ_EVERY_S", 0.01)
+    monkeypatch.setattr(steering, "_READ_EVERY_S", 0.01)
     monkeypatch.setattr(destination, "_ASK_SOURCE_EVERY_S", 0.02)
     monkeypatch.setattr(guests, "_ADOPT_AGAIN_S", 0.01)
     monkeypatch.setattr(guests, "_ADOPT_FIRST_S", 0.05)

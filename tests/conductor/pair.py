@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+from vmferry.conductor.around import Checked, Surroundings
 from vmferry.conductor.guests import Guests, HostSettings
-from vmferry.conductor.handovers import Handovers, Surroundings
+from vmferry.conductor.handovers import DEFAULT_CHOICE, Handovers
+from vmferry.conductor.plan import Choice
 from vmferry.conductor.source import Source
 from vmferry.core.convergence.facts import Throttle
+from vmferry.core.convergence.trace import Trace
 from vmferry.core.errors import Blocker, Unreachable
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.states import FACTS, AnyState, Owner, SourceState
-from vmferry.core.host import GuestProbe, HostFacts
+from vmferry.core.host import GuestProbe, HostFacts, QemuFacts
 from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
 from vmferry.core.progress import Finished, Guarantee, Outcome
-from vmferry.core.units import GIB, Bytes, Milliseconds, Nanoseconds
+from vmferry.core.units import GIB, Bytes, BytesPerSecond, Milliseconds, Nanoseconds
 from vmferry.ports.hypervisor import Hypervisor
 from vmferry.ports.peer import ClockSample, CommitReply, PeerStatus, ReserveReply, ReserveRequest, Seen, Verdict
 from vmferry.ports.store import Journal
+from vmferry.testing.fake_hypervisor import FAKE_FACTS
 from vmferry.testing.fake_throttle import FakeThrottle
 
 T = TypeVar("T")
@@ -84,6 +88,9 @@ class Host:
     blockers: tuple[Blocker, ...] = ()
     throttle: FakeThrottle = field(default_factory=FakeThrottle)
     reports: list[tuple[HandoverId, AnyState]] = field(default_factory=list)
+    traces: dict[HandoverId, Trace] = field(default_factory=dict)
+    qemus: tuple[QemuFacts, QemuFacts] = (FAKE_FACTS, FAKE_FACTS)
+    link: BytesPerSecond | None = None
     guests: Guests = field(init=False)
     handovers: Handovers = field(init=False)
     gone: asyncio.Event = field(init=False)
@@ -101,13 +108,14 @@ class Host:
             check=self._check,
             leaving=lambda source: None,
             report=self._report,
-            link_bandwidth=lambda host: None,
+            link_bandwidth=lambda host: self.link,
             free_memory=lambda: self.free_memory,
             listen_address="127.0.0.1",
             ports=self.ports,
             port_is_free=lambda address, port: True,
             hold=self.hold,
             throttle=self.throttle,
+            keep_trace=self.traces.__setitem__,
         )
         self.handovers = Handovers(self.guests, around)
 
@@ -134,24 +142,26 @@ class Host:
         *,
         encrypted: bool = False,
         time_limit_s: float | None = None,
+        downtime_limit_ms: Milliseconds | None = None,
+        choice: Choice = DEFAULT_CHOICE,
         throttle: Throttle | None = None,
     ) -> Source:
         """Open a hand-over of the one guest."""
         handover = await self.handovers.open(
             GUEST,
             destination.name,
-            downtime_limit_ms=None,
+            downtime_limit_ms=downtime_limit_ms,
             bandwidth=None,
             time_limit_s=time_limit_s,
             encrypted=encrypted,
-            throttle=throttle,
+            choice=choice if throttle is None else replace(choice, throttle=str(throttle)),
         )
         source = self.handovers.source(handover)
         assert source is not None
         return source
 
-    async def _check(self, *_: object) -> tuple[tuple[Blocker, ...], Guarantee]:
-        return self.blockers, GUARANTEE
+    async def _check(self, *_: object) -> Checked:
+        return Checked(self.blockers, GUARANTEE, self.qemus)
 
     async def _report(self, source: Source) -> None:
         state = source.runner.machine.state

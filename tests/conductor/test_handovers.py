@@ -8,7 +8,7 @@ import pytest
 from tests.conductor.fakes import HOST_B, WatchedLink, qemu_of
 from tests.conductor.pair import GUEST, Host, follow, wait_finished, wait_until
 
-from vmferry.conductor.handovers import CAPABILITIES
+from vmferry.core.capabilities import HANDOVER
 from vmferry.core.errors import Broken, GuestBusy, Refused, TimedOut
 from vmferry.core.handover.states import AnyState, DestinationState, SourceState
 from vmferry.core.ids import Epoch, HandoverId
@@ -236,7 +236,7 @@ async def test_failed_preparation_can_be_tried_again_at_once(hosts: tuple[Host, 
 
 def _request(here: Host, handover: str) -> ReserveRequest:
     row = here.guests.row(GUEST)
-    setup = MigrationSetup(CAPABILITIES, None, Milliseconds(100.0))
+    setup = MigrationSetup({one.name: True for one in HANDOVER}, None, Milliseconds(100.0))
     return ReserveRequest(HandoverId(handover), row.guest, row.token.epoch, True, here.name, setup)
 
 

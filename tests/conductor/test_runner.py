@@ -192,6 +192,19 @@ async def test_deadline_ends_only_its_own_state(monkeypatch: pytest.MonkeyPatch)
         assert left.runner._deadline is None
 
 
+async def test_a_state_that_may_last_longer_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was allowed is added to the limit of that state, for the state alone."""
+    monkeypatch.setitem(FACTS, _S.RESERVED, replace(FACTS[_S.RESERVED], deadline_ms=5))
+    bench = Bench(_S.RESERVING)
+    bench.orders[_X.SEND] = background(asyncio.Event().wait, _S.RESERVED)  # type: ignore[arg-type]
+    bench.runner.allow(_S.SWITCHOVER, 1000.0)
+    bench.runner.allow(_S.RESERVED, 20.0)
+    async with bench.living():
+        bench.runner.post(_E.DESTINATION_RESERVED)
+        await bench.enter(_S.ABORTING)
+    assert bench.runner.why == "state reserved lasted longer than its limit of 25 ms"
+
+
 async def test_effect_is_cancelled_with_its_states() -> None:
     """An effect that waits ends when its states are left, and its failure by then says nothing."""
     bench = Bench(_S.RESERVED)

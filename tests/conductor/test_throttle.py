@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.conductor.fakes import WatchedLink
 from tests.conductor.pair import GUEST, Host, follow, wait_finished, wait_until
 
-from vmferry.conductor.handovers import UNLIMITED
+from vmferry.conductor.plan import UNLIMITED
 from vmferry.core.convergence.facts import MAX_GAP_MS, Throttle
 from vmferry.core.errors import Blocker, TimedOut
 from vmferry.core.handover.states import SourceState

@@ -12,7 +12,7 @@ from vmferry.conductor.guests import Guests
 from vmferry.core.checks import find_blockers, guarantee
 from vmferry.core.errors import BadInput, Blocker, VmferryError
 from vmferry.core.guest import FrozenGuest, GuestSpec, NetworkKind
-from vmferry.core.host import GuestProbe, GuestRuntime, HostFacts
+from vmferry.core.host import GuestProbe, GuestRuntime, HostFacts, QemuFacts
 from vmferry.core.ids import GuestName, HostName
 from vmferry.core.progress import Guarantee
 from vmferry.core.units import format_bytes
@@ -26,6 +26,7 @@ class Found:
 
     blockers: tuple[Blocker, ...]
     guarantee: Guarantee | None  #: None when the blockers leave nothing to promise
+    qemus: tuple[QemuFacts, QemuFacts]  #: what QEMU can do here and there
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,8 @@ class Checking:
             self._runtime(row.guest, own_operation), self.host_view.facts(), self._ask(destination, row.guest)
         )
         blockers = find_blockers(row.guest, runtime, here, there, probe)
-        return Found(blockers, None if blockers else guarantee(row.guest, runtime, probe))
+        promised = None if blockers else guarantee(row.guest, runtime, probe)
+        return Found(blockers, promised, (here.qemu, there.qemu))
 
     async def _ask(self, destination: HostName, guest: FrozenGuest) -> tuple[HostFacts, GuestProbe]:
         if destination == self.host_view.offer.name:

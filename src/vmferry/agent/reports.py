@@ -86,7 +86,7 @@ def _went_wrong(events: Sequence[EventRow]) -> Happened | None:
 
 def make_report(source: Source, ending: Ending, observed: Observed, here: HostName, acceleration_tag: str) -> Report:
     """Return the report; what each figure is and when it is None stands in docs/measures.md."""
-    request, marks = source.request, source.marks
+    request, marks, trail = source.request, source.marks, source.steering.trail
     moved = ending.outcome is Outcome.MOVED
     sent = _sent(source, moved=moved)
     commit_ms, parts = _commit(marks, source.commit_reply, observed.offset)
@@ -105,7 +105,7 @@ def make_report(source: Source, ending: Ending, observed: Observed, here: HostNa
         transferred_bytes=sent.transferred_bytes,
         ram_bytes=sent.ram_bytes,
         bandwidth=_bandwidth(sent.transferred_bytes, marks.between_ms("migrate", "source_completed")),
-        downtime_limit_ms=request.downtime_limit_ms,
+        downtime_limit_ms=trail.limit_ms,
         downtime_ms=sent.downtime_ms,
         guest_gap=observed.guest_gap,
         in_guest_stall_ms=observed.in_guest_stall_ms,
@@ -116,6 +116,12 @@ def make_report(source: Source, ending: Ending, observed: Observed, here: HostNa
         timeline_ms=dict(source.timeline_ms),
         ran_twice_ms=observed.ran_twice_ms,
         write_throttle=source.throttled,
+        policy=request.policy,
+        switchover_rule=None if trail.decision is None else trail.decision.rule,
+        pages_at_decision=None if trail.decision is None else trail.decision.pages,
+        pages_at_stop=trail.pages_at_stop() if moved else None,
+        left_out=trail.left_out,
+        restart_price=None if moved else trail.restart_price(),
     )
 
 

@@ -19,11 +19,13 @@ from vmferry.agent.measuring import Measuring
 from vmferry.agent.peer_client import check_protocol
 from vmferry.agent.recovery import Recovery
 from vmferry.agent.stalls import Stalls
+from vmferry.agent.traces import TraceStore
 from vmferry.agent.views import guest_view, handover_view, past_events
 from vmferry.api import models as m
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.handovers import Handovers
-from vmferry.core.convergence.facts import Throttle
+from vmferry.conductor.plan import Asked, Choice, left_out_text
+from vmferry.core.convergence import DEFAULT
 from vmferry.core.errors import BadInput, Blocked, Denied, NotFound, VmferryError
 from vmferry.core.handover.states import Side
 from vmferry.core.host import GuestProbe, HostFacts
@@ -53,6 +55,7 @@ class Service:
         stalls: asks guests for their stalls.
         measuring: what this host measures of its guests' moves.
         claims: whether another host owns a guest by now.
+        traces: what policies saw and ordered.
         log_keeper: bounds what guests print.
     """
 
@@ -66,6 +69,7 @@ class Service:
     stalls: Stalls
     measuring: Measuring
     claims: Claims
+    traces: TraceStore
     log_keeper: LogKeeper
 
     async def start(self) -> None:
@@ -147,8 +151,20 @@ class Service:
     async def check(self, name: GuestName, body: m.CheckRequest) -> m.CheckReply:
         """Return everything that keeps a guest from moving."""
         self._known_host(body.destination)
-        found = await self.checking.check(name, HostName(body.destination), None)
-        return m.CheckReply(blockers=found.blockers, guarantee=found.guarantee)
+        destination = HostName(body.destination)
+        found = await self.checking.check(name, destination, None)
+        options = body.options
+        asked = Asked(
+            _choice(options),
+            self.guests.row(name).guest.spec.memory_bytes,
+            options.max_bandwidth,
+            options.downtime_limit_ms,
+            encrypted=not options.plain,
+        )
+        chosen = await self.handovers.foresee(asked, found.qemus)
+        left_out = tuple(left_out_text(left) for left in chosen.left_out)
+        blockers = found.blockers or chosen.blockers
+        return m.CheckReply(blockers=blockers, guarantee=None if blockers else found.guarantee, left_out=left_out)
 
     async def migrate(self, name: GuestName, body: m.MigrateRequest) -> m.MigrateReply:
         """Open a hand-over; it goes on after the answer."""
@@ -162,7 +178,7 @@ class Service:
             bandwidth=options.max_bandwidth,
             time_limit_s=options.time_limit_s,
             encrypted=not options.plain,
-            throttle=None if options.throttle is None else Throttle(options.throttle),
+            choice=_choice(options),
         )
         return m.MigrateReply(handover=handover)
 
@@ -185,6 +201,17 @@ class Service:
         if source is not None:
             return source.feed.follow()
         return past_events(row, self.guests.journal, self.guests.settings.name)
+
+    async def trace_handover(self, handover: HandoverId) -> AsyncIterator[dict[str, object]]:
+        """Return the lines of a hand-over's trace, as they were stored at its end."""
+        row = self._row(handover)
+        if row.side != str(Side.SOURCE):
+            raise BadInput(
+                f"The trace of hand-over {handover} is at its source",
+                fix=f"ask the agent of {row.peer}",
+                side="destination",
+            )
+        return await self.traces.read(row.id)
 
     async def cancel_handover(self, handover: HandoverId, body: m.Nothing) -> m.HandoverView:
         """Give a hand-over up before its commit."""
@@ -329,3 +356,8 @@ class Service:
         if row is not None and row.peer != peer:
             raise Denied(f"Hand-over {handover} is not one with host {peer}")
         return row
+
+
+def _choice(options: m.MigrateOptions) -> Choice:
+    """Return which policy is asked for, and what it shall reach."""
+    return Choice(options.policy or DEFAULT, options.max_gap_ms, options.deadline_ms, options.throttle)

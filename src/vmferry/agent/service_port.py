@@ -78,6 +78,9 @@ class OperatorService(Protocol):
     async def watch_handover(self, handover: HandoverId) -> AsyncIterator[m.ProgressEvent]:
         """Return a hand-over's events from its start; the iterator ends after Finished."""
 
+    async def trace_handover(self, handover: HandoverId) -> AsyncIterator[dict[str, object]]:
+        """Return the lines of a hand-over's trace."""
+
     async def cancel_handover(self, handover: HandoverId, body: m.Nothing) -> m.HandoverView:
         """Give a hand-over up before its commit."""
 

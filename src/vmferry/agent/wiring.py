@@ -18,17 +18,17 @@ from vmferry.agent.peers import RemotePeer
 from vmferry.agent.recovery import Recovery
 from vmferry.agent.service import Service
 from vmferry.agent.stalls import Stalls
+from vmferry.agent.traces import TraceStore
 from vmferry.agent.write_throttle import GuestThrottle
 from vmferry.api.models import PROTOCOL
+from vmferry.conductor.around import Checked, Surroundings
 from vmferry.conductor.guests import Guests, HostSettings
-from vmferry.conductor.handovers import Handovers, Surroundings
+from vmferry.conductor.handovers import Handovers
 from vmferry.conductor.hold import holder
 from vmferry.conductor.link import link_bandwidth
 from vmferry.conductor.runner import no_hold
-from vmferry.core.errors import Blocker
 from vmferry.core.handover.states import AnyState
 from vmferry.core.ids import GuestName, HandoverId, HostName
-from vmferry.core.progress import Guarantee
 from vmferry.core.units import BytesPerSecond
 from vmferry.ports.peer import Peer
 from vmferry.qemu.acceleration import decide
@@ -96,6 +96,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     stalls = Stalls(guests)
     throttle = GuestThrottle(guests)
     measuring = Measuring(fleet.name, journal, beats, stalls, verdict.tag)
+    traces = TraceStore(config.state_dir / "traces")
     around = Surroundings(
         peer=peer,
         check=_check(checking),
@@ -110,24 +111,32 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         port_is_free=port_is_free,
         hold=_hold(),
         throttle=throttle,
+        keep_trace=traces.keep,
     )
     handovers = Handovers(guests, around)
     recovery = Recovery(guests, handovers)
     claims = Claims(fleet.name, journal, fleet.client)
     log_keeper = LogKeeper(config.run_dir / "guests")
     return Service(
-        guests, handovers, host_view, checking, recovery, beats, fleet.hosts, stalls, measuring, claims, log_keeper
+        guests,
+        handovers,
+        host_view,
+        checking,
+        recovery,
+        beats,
+        fleet.hosts,
+        stalls,
+        measuring,
+        claims,
+        traces,
+        log_keeper,
     )
 
 
-def _check(
-    checking: Checking,
-) -> Callable[[GuestName, HostName, HandoverId], Awaitable[tuple[tuple[Blocker, ...], Guarantee | None]]]:
-    async def check(
-        guest: GuestName, destination: HostName, handover: HandoverId
-    ) -> tuple[tuple[Blocker, ...], Guarantee | None]:
+def _check(checking: Checking) -> Callable[[GuestName, HostName, HandoverId], Awaitable[Checked]]:
+    async def check(guest: GuestName, destination: HostName, handover: HandoverId) -> Checked:
         found = await checking.check(guest, destination, f"hand-over {handover}")
-        return found.blockers, found.guarantee
+        return Checked(found.blockers, found.guarantee, found.qemus)
 
     return check
 

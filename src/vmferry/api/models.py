@@ -14,7 +14,17 @@ from vmferry.core.errors import Blocker
 from vmferry.core.guest import Acceleration, Desired, FrozenGuest, GuestSpec
 from vmferry.core.host import HostFacts
 from vmferry.core.ids import NAME_PATTERN, Epoch, GuestName, GuestUuid, HandoverId, HostName
-from vmferry.core.progress import Finished, Guarantee, Progress, Report, RoundEnded, StateEntered, Step
+from vmferry.core.progress import (
+    Finished,
+    Guarantee,
+    PolicyBegan,
+    PolicyOrdered,
+    Progress,
+    Report,
+    RoundEnded,
+    StateEntered,
+    Step,
+)
 from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import MigrationSetup, MigrationStatus, RunState
 
@@ -100,19 +110,6 @@ class GuestList(Reply):
 # Migration
 
 
-class CheckRequest(Request):
-    """Ask what keeps a guest from moving."""
-
-    destination: NameField
-
-
-class CheckReply(Reply):
-    """Every blocker at once, and what is promised when there is none."""
-
-    blockers: tuple[Blocker, ...]
-    guarantee: Guarantee | None  #: None when the blockers leave nothing to promise
-
-
 class MigrateOptions(Request):
     """How a guest shall move; None lets the agent decide."""
 
@@ -122,7 +119,31 @@ class MigrateOptions(Request):
         None  #: bytes/s; None: what the link gives
     )
     time_limit_s: Annotated[float | None, Field(gt=0, le=10**7)] = None  #: give up and stay when pre-copy takes longer
-    throttle: Literal["40-writes"] | None = None  #: slow the writes of the guest's programs (docs/write-throttle.md)
+    policy: Annotated[str | None, Field(max_length=100)] = None  #: decides when to switch over; None: the default one
+    max_gap_ms: Annotated[Milliseconds | None, Field(gt=0, le=2_000_000)] = (
+        None  #: the longest pause that the guest may see
+    )
+    deadline_ms: Annotated[Milliseconds | None, Field(gt=0, le=10**10)] = (
+        None  #: switched over by then, or else it is given up
+    )
+    throttle: Literal["auto-converge", "dirty-limit", "40-writes", "none"] | None = (
+        None  #: the brake on a guest that writes too fast (docs/policies.md, docs/write-throttle.md)
+    )
+
+
+class CheckRequest(Request):
+    """Ask what keeps a guest from moving."""
+
+    destination: NameField
+    options: MigrateOptions = MigrateOptions()
+
+
+class CheckReply(Reply):
+    """Every blocker at once, and what is promised when there is none."""
+
+    blockers: tuple[Blocker, ...]
+    guarantee: Guarantee | None  #: None when the blockers leave nothing to promise
+    left_out: tuple[str, ...] = ()  #: what the policy wishes of the stream and cannot have, each with the reason
 
 
 class MigrateRequest(Request):
@@ -138,7 +159,7 @@ class MigrateReply(Reply):
     handover: HandoverId
 
 
-ProgressEvent = StateEntered | Progress | RoundEnded | Finished
+ProgressEvent = StateEntered | Progress | RoundEnded | PolicyBegan | PolicyOrdered | Finished
 
 
 class HandoverView(Reply):

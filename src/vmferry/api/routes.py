@@ -97,6 +97,11 @@ OPERATOR_ROUTES: tuple[Route, ...] = (
         shape=Shape.LINES,
     ),
     Route(
+        *("GET", f"{_HANDOVER}/trace", _R, "trace_handover", "What the policy of a hand-over saw and ordered"),
+        response=dict[str, object],
+        shape=Shape.LINES,
+    ),
+    Route(
         *("POST", f"{_HANDOVER}/cancel", _O, "cancel_handover", "Give a hand-over up before its commit"),
         request=m.Nothing,
         response=m.HandoverView,

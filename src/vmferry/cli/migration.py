@@ -1,4 +1,4 @@
-"""`vmferry check`, `migrate`, `watch` and `cancel`."""
+"""`vmferry check`, `migrate`, `watch`, `trace` and `cancel`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ FORTY_WRITES = "40-writes"
 DestinationArgument = Annotated[str, typer.Argument(metavar="HOST", help="The host to which the guest shall move.")]
 
 
-def check(guest: GuestArgument, destination: DestinationArgument, *, as_json: AsJson = False) -> None:
+PolicyOption = Annotated[
+    str | None, typer.Option(help="Who decides when to switch over; see `vmferry policy list`. Default: vmferry.")
+]
+
+
+def check(
+    guest: GuestArgument, destination: DestinationArgument, *, policy: PolicyOption = None, as_json: AsJson = False
+) -> None:
     """Tell everything that keeps a guest from moving, each with its fix, and what is promised; touches nothing.
 
     The exit code is 3 when something blocks.
@@ -27,7 +34,10 @@ def check(guest: GuestArgument, destination: DestinationArgument, *, as_json: As
 
     fleet = open_fleet()
     source = fleet.find_guest(guest)
-    reply = fleet.ask(source, "POST", f"/v1/guests/{guest}/check", {"destination": destination})
+    body: dict[str, Any] = {"destination": destination}
+    if policy is not None:
+        body["options"] = {"policy": policy}
+    reply = fleet.ask(source, "POST", f"/v1/guests/{guest}/check", body)
     if as_json:
         print_json(reply)
     else:
@@ -36,7 +46,7 @@ def check(guest: GuestArgument, destination: DestinationArgument, *, as_json: As
         raise typer.Exit(BLOCKED)
 
 
-def migrate(  # noqa: PLR0913 - one argument for each option
+def migrate(  # noqa: PLR0913 - one for each option of the command
     guest: GuestArgument,
     destination: DestinationArgument,
     *,
@@ -45,24 +55,30 @@ def migrate(  # noqa: PLR0913 - one argument for each option
         str | None, typer.Option(help="Most that the stream may take, e.g. 1Gbit/s or 100MiB/s. Default: the link's.")
     ] = None,
     downtime_limit: Annotated[
-        str | None, typer.Option(help="Switch over when the rest takes no longer, e.g. 300ms.")
+        str | None, typer.Option(help="Longest downtime limit that the policy may set, e.g. 300ms.")
     ] = None,
     time_limit: Annotated[
         str | None, typer.Option(help="Give up and stay when it takes longer, e.g. 10min. Default: never.")
     ] = None,
+    policy: PolicyOption = None,
+    max_gap: Annotated[
+        str | None, typer.Option(help="Longest pause that the guest may see, e.g. 300ms. Default: 90ms.")
+    ] = None,
+    deadline: Annotated[
+        str | None, typer.Option(help="Have switched over by then, e.g. 60s, or stay. Default: none.")
+    ] = None,
     throttle: Annotated[
         str | None,
         typer.Option(
-            metavar="40-writes", help="Slow the writes of the guest's programs while it moves (docs/write-throttle.md)."
+            metavar="KIND",
+            help="Brake for a guest that writes too fast: auto-converge (the default), 40-writes or none.",
         ),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Only begin; print the hand-over's id.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Move a running guest to another host and show how it goes. Ctrl-C only stops showing it."""
-    options = _options(plain, bandwidth, downtime_limit, time_limit)
-    if throttle is not None:
-        options["throttle"] = _throttle(throttle)
+    options = _options(plain, bandwidth, downtime_limit, time_limit) | _choice(policy, max_gap, deadline, throttle)
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     try:
@@ -98,15 +114,24 @@ def _options(
     return options
 
 
-def _throttle(word: str) -> str:
-    """Return the throttle's name.
+def _choice(policy: str | None, max_gap: str | None, deadline: str | None, throttle: str | None) -> dict[str, object]:
+    """Return what was said of the policy; what is not given is left to the agent."""
+    from vmferry.cli.quantities import parse_duration
+    from vmferry.core.convergence import Throttle
 
-    Raises:
-        BadInput: there is none of that name.
-    """
-    if word != FORTY_WRITES:
-        raise BadInput(f"--throttle {word!r} is not known", fix=f"write --throttle {FORTY_WRITES}")
-    return word
+    options: dict[str, object] = {}
+    if policy is not None:
+        options["policy"] = policy
+    if max_gap is not None:
+        options["max_gap_ms"] = parse_duration(max_gap, "--max-gap", most_ms=2e6)
+    if deadline is not None:
+        options["deadline_ms"] = parse_duration(deadline, "--deadline", most_ms=1e10)
+    if throttle is not None:
+        kinds = [*map(str, Throttle), "none"]
+        if throttle not in kinds:
+            raise BadInput(f"--throttle {throttle!r} is none of the brakes", fix=f"take one of {', '.join(kinds)}")
+        options["throttle"] = throttle
+    return options
 
 
 def _view(handover: str, guest: str, source: str, destination: str) -> dict[str, Any]:
@@ -123,6 +148,16 @@ def watch(word: WordArgument = None, *, as_json: AsJson = False) -> None:
     """Show a hand-over from its start, under way or over. Ctrl-C only stops showing it."""
     fleet = open_fleet()
     _follow(fleet, fleet.find_handover(word), as_json=as_json)
+
+
+def trace(
+    word: Annotated[str, typer.Argument(metavar="HANDOVER", help="Id of the hand-over, or its guest (the newest).")],
+) -> None:
+    """Print what the policy of a hand-over saw and ordered, as JSON lines; `vmferry policy replay` takes them."""
+    fleet = open_fleet()
+    found = fleet.find_handover(word)
+    for line in fleet.stream(found["source"], f"/v1/handovers/{found['handover']}/trace"):
+        print_json(line)
 
 
 def _follow(fleet: Fleet, view: dict[str, Any], *, as_json: bool) -> None:

@@ -9,22 +9,29 @@ import asyncio
 import dataclasses
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import structlog
 
+from vmferry.conductor.around import Surroundings
+from vmferry.conductor.asking import ask_wishes
 from vmferry.conductor.brake import Brake
 from vmferry.conductor.destination import Arrival, Destination
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.marks import Marks
+from vmferry.conductor.plan import UNLIMITED, Asked, Choice, Qemus, check_asked, choose_stream, make_facts, policy_of
 from vmferry.conductor.recorder import JournalRecorder, Parties
-from vmferry.conductor.runner import Runner, no_hold
+from vmferry.conductor.runner import Runner
 from vmferry.conductor.source import Calls, Request, Source
+from vmferry.conductor.steering import Steering
+from vmferry.core.capabilities import CapabilitySet
 from vmferry.core.checks import memory_needed
+from vmferry.core.convergence import Guarded
 from vmferry.core.convergence.facts import Throttle
 from vmferry.core.errors import Blocker, NotFound, Refused
+from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.events import DestinationEvent, Happened, SourceEvent
 from vmferry.core.handover.machine import Machine
 from vmferry.core.handover.replay import replay, to_json
@@ -34,21 +41,13 @@ from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
 from vmferry.core.progress import Guarantee, StateEntered
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import MigrationSetup
-from vmferry.ports.peer import CommitReply, Peer, PeerStatus, ReserveReply, ReserveRequest, Verdict
+from vmferry.ports.peer import CommitReply, PeerStatus, ReserveReply, ReserveRequest, Verdict
 from vmferry.ports.store import HandoverRow, Reservation
-from vmferry.ports.write_throttle import WriteThrottle
 
 _log = structlog.get_logger(__name__)
 
-#: What both QEMUs need on; each was there long before 7.2 (facts: return-path 2.10, pause-before-switchover 2.11,
-#: late-block-activate 3.0).
-CAPABILITIES = {"events": True, "return-path": True, "pause-before-switchover": True, "late-block-activate": True}
-#: `max-bandwidth` when the link does not say how fast it is: QEMU's own default of 128 MiB/s would be a silent cap.
-UNLIMITED = BytesPerSecond(16 * 1024**3)
-#: A small part of QEMU's own default: loading, the commit and the first packets come on top of it, and the guest's
-#: whole pause should stay under 150 ms.
-DEFAULT_DOWNTIME = Milliseconds(40.0)
-_KEY_BYTES = 32
+#: The default policy with its defaults.
+DEFAULT_CHOICE = Choice()
 _ARRIVAL_OVER_S = 5.0
 #: The guest stands still, or is between two owners: whoever stops an agent waits for the end of these.
 _DELICATE: frozenset[AnyState] = frozenset(
@@ -65,45 +64,6 @@ _CANCELLABLE: frozenset[AnyState] = frozenset(
     for state, facts in FACTS.items()
     if isinstance(state, SourceState) and facts.owner is Owner.SOURCE and not facts.final
 ) - {SourceState.ORPHANED, SourceState.RETURNING}
-
-
-def _measure_nothing(source: Source) -> None:
-    """Do nothing."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What hand-overs need of the agent around them.
-
-    Args:
-        peer: another host's agent, by name.
-        check: every blocker for a guest and a destination, and what is promised.
-        opened: begins to measure a hand-over that this agent opened; must return at once.
-        passed: as `opened`, when the checks have passed.
-        leaving: takes what is measured at the source before the guest is forgotten there.
-        report: measures a source's hand-over, journals the report and publishes the end.
-        link_bandwidth: what the link to an address gives; None when it does not say.
-        free_memory: what this host has now, reservations not subtracted.
-        listen_address: where this host's QEMUs listen for streams.
-        ports: from which of them.
-        throttle: slows the writes of this host's guests.
-        hold: fault injection in the lab.
-    """
-
-    peer: Callable[[HostName], Peer]
-    check: Callable[[GuestName, HostName, HandoverId], Awaitable[tuple[tuple[Blocker, ...], Guarantee | None]]]
-    leaving: Callable[[Source], None]
-    report: Callable[[Source], Awaitable[None]]
-    link_bandwidth: Callable[[HostName], BytesPerSecond | None]
-    free_memory: Callable[[], Bytes]
-    listen_address: str
-    ports: range
-    port_is_free: Callable[[str, int], bool]
-    throttle: WriteThrottle
-    default_downtime_ms: Milliseconds = DEFAULT_DOWNTIME
-    hold: Callable[[AnyState], Awaitable[object] | None] = no_hold
-    opened: Callable[[Source], None] = _measure_nothing
-    passed: Callable[[Source], None] = _measure_nothing
 
 
 class Handovers:
@@ -133,26 +93,28 @@ class Handovers:
         bandwidth: BytesPerSecond | None,
         time_limit_s: float | None,
         encrypted: bool,
-        throttle: Throttle | None = None,
+        choice: Choice = DEFAULT_CHOICE,
     ) -> HandoverId:
         """Open a hand-over and let it live; returns at once, or when the guest's own arrival here is over.
 
         Raises:
-            NotFound: no such guest here.
+            NotFound: no such guest here, or no such policy.
+            BadInput: the goal cannot be met.
             GuestBusy: something else holds the guest.
         """
         await self._arrival_over(guest)
-        self._guests.row(guest)
+        row = self._guests.row(guest)
         request = Request(
             handover=HandoverId(secrets.token_hex(8)),
             guest=guest,
             destination=destination,
-            downtime_limit_ms=downtime_limit_ms or self._around.default_downtime_ms,
+            downtime_limit_ms=downtime_limit_ms,
             bandwidth=bandwidth,
             time_limit_s=time_limit_s,
             encrypted=encrypted,
-            throttle=throttle,
+            **dataclasses.asdict(choice),
         )
+        check_asked(self._asked(request, row.guest))
         claim = _claim_of(request.handover)
         self._guests.claim(guest, claim)
         try:
@@ -191,6 +153,9 @@ class Handovers:
 
         recorder = JournalRecorder(Side.SOURCE, parties, self._journal, feed.tell, marks.since_start_ms)
         runner = Runner(machine, recorder, self._around.hold)
+        row = self._journal.guest(request.guest)
+        asked = self._asked(request, None if row is None else row.guest)
+        steering = Steering(asked, request.guest, feed, marks, runner)
         source = Source(
             request,
             self._guests,
@@ -199,14 +164,14 @@ class Handovers:
             feed,
             marks,
             Calls(
-                lambda: self._check(request),
-                lambda: self._setup(request),
+                lambda: self._check(request, steering),
                 self._around.leaving,
                 lambda: self._over(request),
-                self._around.report,
+                self._report,
                 self._around.passed,
                 Brake(self._around.throttle, request.guest, request.handover, lambda: self._link(request)),
             ),
+            steering,
         )
         source.timeline_ms = recorder.timeline_ms
         self._sources[request.handover] = source
@@ -214,24 +179,44 @@ class Handovers:
         feed.tell(StateEntered(Milliseconds(0.0), str(machine.state), machine.facts.step, owner, None))
         return source
 
-    async def _check(self, request: Request) -> tuple[tuple[Blocker, ...], Guarantee | None]:
-        blockers, guarantee = await self._around.check(request.guest, request.destination, request.handover)
-        if request.throttle == Throttle.FORTY_WRITES:
-            blockers += await self._around.throttle.blockers(request.guest)
-        return blockers, None if blockers else guarantee
-
     def _over(self, request: Request) -> None:
         """Free the guest's name here; a crash from now on costs the report and nothing else."""
         self._journal.finish(request.handover, str(Side.SOURCE))
         self._guests.unclaim(request.guest, _claim_of(request.handover))
 
-    def _setup(self, request: Request) -> MigrationSetup:
-        return MigrationSetup(
-            capabilities=dict(CAPABILITIES),
-            max_bandwidth=self._link(request),
-            downtime_limit_ms=request.downtime_limit_ms,
-            psk_key=secrets.token_hex(_KEY_BYTES) if request.encrypted else None,
-        )
+    def _asked(self, request: Request, guest: FrozenGuest | None) -> Asked:
+        bandwidth = request.bandwidth or self._around.link_bandwidth(request.destination)
+        ram = Bytes(0) if guest is None else guest.spec.memory_bytes
+        return Asked(request.choice, ram, bandwidth, request.downtime_limit_ms, request.encrypted)
+
+    async def foresee(self, asked: Asked, qemus: Qemus) -> CapabilitySet:
+        """Return what a migration would be set to; nothing is touched.
+
+        Raises:
+            NotFound: there is no such policy.
+            BadInput: the goal cannot be met.
+        """
+        check_asked(asked)
+        wishes = await ask_wishes(Guarded(policy_of(asked)), make_facts(asked, qemus))
+        return choose_stream(asked, wishes, qemus)
+
+    async def _check(self, request: Request, steering: Steering) -> tuple[tuple[Blocker, ...], Guarantee | None]:
+        """Collect what blocks: the facts of guest and hosts, then what the policy makes of them."""
+        checked = await self._around.check(request.guest, request.destination, request.handover)
+        blockers = checked.blockers
+        if request.throttle == Throttle.FORTY_WRITES:
+            blockers += await self._around.throttle.blockers(request.guest)
+        blockers = blockers or await steering.prepare(checked.qemus)
+        return blockers, None if blockers else checked.guarantee
+
+    async def _report(self, source: Source) -> None:
+        """Keep the trace, then have the end measured and published."""
+        sample = source.last_sample
+        how = f"{source.runner.machine.state}" + (f": {source.reason}" if source.reason else "")
+        trace = source.steering.trail.trace(how, None if sample is None else sample.downtime_ms)
+        if trace is not None:
+            await asyncio.to_thread(self._around.keep_trace, source.request.handover, trace)
+        await self._around.report(source)
 
     def _link(self, request: Request) -> BytesPerSecond:
         """Return what the stream may take."""

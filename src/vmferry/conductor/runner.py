@@ -96,6 +96,7 @@ class Runner:
         self._tasks: dict[AnyEffect, tuple[asyncio.Task[None], frozenset[AnyState]]] = {}
         self._left: set[asyncio.Task[None]] = set()  #: cancelled, and not ended yet
         self._deadline: asyncio.TimerHandle | None = None
+        self._allowed_ms: dict[AnyState, float] = {}  #: more than a state's own limit
         self._writing: asyncio.TimerHandle | None = None
         self._untold: list[tuple[Happened, Transition]] = []
         self._moved = asyncio.Event()  #: set with the next transition, and replaced then
@@ -107,6 +108,10 @@ class Runner:
     def post(self, kind: AnyEvent, why: str | None = None, *, only_in: AnyState | None = None) -> None:
         """Tell that something happened; handled in turn, and dropped if the machine then left `only_in`."""
         self._queue.put_nowait((Happened(kind, why), None if only_in is None else frozenset({only_in})))
+
+    def allow(self, state: AnyState, extra_ms: float) -> None:
+        """Let a state that is to come last so much longer than its limit; a later word replaces an earlier one."""
+        self._allowed_ms[state] = extra_ms
 
     async def run(self, opening: Iterable[AnyEffect] = (), first: Iterable[Happened] = ()) -> AnyState:
         """Live until a final state's last effect was carried out, and return that state.
@@ -264,6 +269,7 @@ class Runner:
         if limit_ms is None:
             return
         state = self.machine.state
+        limit_ms = round(limit_ms + self._allowed_ms.get(state, 0.0))
         kind: AnyEvent = SourceEvent.DEADLINE_PASSED
         if self.machine.side is Side.DESTINATION:
             kind = DestinationEvent.PREPARATION_FAILED

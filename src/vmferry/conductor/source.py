@@ -17,7 +17,10 @@ from vmferry.conductor.brake import Brake
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.marks import Marks
+from vmferry.conductor.plan import Choice
 from vmferry.conductor.runner import Order, Runner, background
+from vmferry.conductor.steering import UNDER_WAY, Steering
+from vmferry.core.convergence import DEFAULT
 from vmferry.core.convergence.facts import Throttle
 from vmferry.core.errors import Blocker, Broken, TimedOut, Unreachable, VmferryError
 from vmferry.core.guest import FrozenGuest
@@ -27,7 +30,6 @@ from vmferry.core.handover.states import DestinationState, SourceState
 from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.migration import MigrationSample, MigrationStatus, RunState
 from vmferry.core.progress import Guarantee, Throttled
-from vmferry.core.rounds import RoundTracker
 from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
 from vmferry.ports.peer import CommitReply, Peer, PeerStatus, ReserveRequest
@@ -37,20 +39,8 @@ _log = structlog.get_logger(__name__)
 
 _E, _S, _X = SourceEvent, SourceState, SourceEffect
 
-#: Statuses in which QEMU still works on the migration; leaving them is its final word.
-_UNDER_WAY = frozenset(
-    {
-        MigrationStatus.SETUP,
-        MigrationStatus.WAIT_UNPLUG,
-        MigrationStatus.ACTIVE,
-        MigrationStatus.PRE_SWITCHOVER,
-        MigrationStatus.DEVICE,
-        MigrationStatus.CANCELLING,
-    }
-)
 #: Why a hand-over was given up when a person asked for it; also tells this in the journal from a time limit.
 CANCELLED = "cancelled by an operator"
-_READ_EVERY_S = 0.1
 _ASK_AGAIN_S = 0.2
 _QUICK_S = 0.02
 _LONGEST_PAUSE_S = 2.0
@@ -65,8 +55,6 @@ _DEATH_LIMIT_S = 5.0
 _RESUMES_ITSELF_S = 0.3
 #: Run states on the way to another one, or in which the guest waits for `cont`.
 _STOPPED_BY_US = frozenset({RunState.PAUSED, RunState.POSTMIGRATE, RunState.FINISH_MIGRATE})
-#: The guest has ended while its process stays.
-_ENDED = frozenset({RunState.SHUTDOWN, RunState.PANICKED})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,11 +64,19 @@ class Request:
     handover: HandoverId
     guest: GuestName
     destination: HostName
-    downtime_limit_ms: Milliseconds
+    downtime_limit_ms: Milliseconds | None  #: the longest that a policy may set; None = the policy's
     bandwidth: BytesPerSecond | None  #: None = the link's
     encrypted: bool
     time_limit_s: float | None = None  #: pre-copy is given up after this
-    throttle: Throttle | None = None  #: 40-writes: in force from the first round on
+    policy: str = DEFAULT
+    max_gap_ms: Milliseconds | None = None
+    deadline_ms: Milliseconds | None = None
+    throttle: str | None = None
+
+    @property
+    def choice(self) -> Choice:
+        """Return the policy, and what it shall reach."""
+        return Choice(self.policy, self.max_gap_ms, self.deadline_ms, self.throttle)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,7 +85,6 @@ class Calls:
 
     Args:
         check: collects the facts; returns every blocker, and what is promised when there is none.
-        make_setup: capabilities, parameters and a fresh key for the stream.
         leaving: called before the source's guest is forgotten: what is measured here must be taken now.
         over: called when all is done but the report: the guest may be moved again at once, by anybody.
         report: measures and publishes the end.
@@ -98,7 +93,6 @@ class Calls:
     """
 
     check: Callable[[], Awaitable[tuple[tuple[Blocker, ...], Guarantee | None]]]
-    make_setup: Callable[[], MigrationSetup]
     leaving: Callable[[Source], None]
     over: Callable[[], None]
     report: Callable[[Source], Awaitable[None]]
@@ -117,10 +111,19 @@ class Source:
         feed: what watchers see.
         marks: when what happened.
         calls: the agent around.
+        steering: decides when it switches over.
     """
 
     def __init__(
-        self, request: Request, guests: Guests, peer: Peer, runner: Runner, feed: Feed, marks: Marks, calls: Calls
+        self,
+        request: Request,
+        guests: Guests,
+        peer: Peer,
+        runner: Runner,
+        feed: Feed,
+        marks: Marks,
+        calls: Calls,
+        steering: Steering,
     ) -> None:
         self.request = request
         self.peer = peer
@@ -129,7 +132,6 @@ class Source:
         self.marks = marks
         self.blockers: tuple[Blocker, ...] = ()
         self.guarantee: Guarantee | None = None
-        self.last_sample: MigrationSample | None = None
         self.commit_reply: CommitReply | None = None
         self.setup: MigrationSetup | None = None
         self.timeline_ms: dict[str, float] = {}
@@ -143,8 +145,7 @@ class Source:
         self._guests = guests
         self._calls = calls
         self._listens: tuple[str, int] | None = None
-        self._tracker = RoundTracker(request.downtime_limit_ms)
-        self._sample_now = asyncio.Event()
+        self.steering = steering
         self._is_postmigrate = False
         runner.obey(self._orders())
 
@@ -171,6 +172,11 @@ class Source:
     def name(self) -> GuestName:
         """Return the guest's name."""
         return self.request.guest
+
+    @property
+    def last_sample(self) -> MigrationSample | None:
+        """Return QEMU's last word on the migration that has figures."""
+        return self.steering.trail.last_sample
 
     @property
     def reason(self) -> str | None:
@@ -219,7 +225,7 @@ class Source:
         elif event.kind is GuestEventKind.MIGRATION and event.status is not None:
             self._saw_status(event.status, event.at_ns)
         elif event.kind is GuestEventKind.ROUND_ENDED:
-            self._sample_now.set()
+            self.steering.look_now()
         elif event.kind is GuestEventKind.EXITED:
             self.runner.post(_E.SOURCE_QEMU_DIED, f"QEMU of guest {self.name} at the source died: {event.detail}")
         elif event.kind in (GuestEventKind.POWERED_OFF, GuestEventKind.PANICKED):
@@ -258,7 +264,7 @@ class Source:
             self.runner.post(_E.CHECK_PASSED)
 
     async def _reserve(self) -> None:
-        self.setup = self._calls.make_setup()
+        self.setup = self.steering.take_setup()
         token = self.token
         if self.guest is None:
             raise Broken(f"Guest {self.name} is not in the journal any more")
@@ -283,56 +289,21 @@ class Source:
         self.marks.mark("migrate")
 
     async def _steer(self) -> None:
-        """Read and publish until the state is left; the rule for the switchover is QEMU's own, within our limits."""
         process = self._process()
-        run_state = await process.query_run_state()
-        if run_state in _ENDED:
-            self.runner.post(_E.GUEST_ENDED, f"guest {self.name} ended at the source during the hand-over")
-            return
-        if self.request.throttle == Throttle.FORTY_WRITES and run_state is RunState.RUNNING:
+        slowed = self.request.throttle == Throttle.FORTY_WRITES
+        if slowed and await process.query_run_state() is RunState.RUNNING:
             await self._calls.brake.begin()
         try:
-            await self._read_on(process)
+            await self.steering.run(process)
         finally:  # left: the guest stands still, or `_restore` lets it go
             self._calls.brake.hush()
             self.throttled = self._calls.brake.seen()
 
-    async def _read_on(self, process: GuestProcess) -> None:
-        while True:
-            sample = await process.query_migration()
-            await self._read(sample)
-            if sample.status is not MigrationStatus.ACTIVE:
-                await self._steered_to(sample)
-            self._sample_now.clear()
-            with contextlib.suppress(TimeoutError):  # not `wait_for`, which loses a cancellation before Python 3.12
-                async with asyncio.timeout(_READ_EVERY_S):
-                    await self._sample_now.wait()
-
-    async def _read(self, sample: MigrationSample) -> None:
-        """Take a reading and publish what it says."""
-        self._remember(sample)
-        for event in self._tracker.feed(sample, self.marks.since_start_ms()):
-            await self.feed.publish(event)
-
-    def _remember(self, sample: MigrationSample) -> None:
-        """Keep a reading for the report; QEMU forgets its figures when a migration failed or was cancelled."""
-        if sample.total_bytes or self.last_sample is None:
-            self.last_sample = sample
-
-    async def _steered_to(self, sample: MigrationSample) -> None:
-        """Post what a reading says when its event may have been missed (the agent was away)."""
-        if sample.status is MigrationStatus.PRE_SWITCHOVER:
-            self.runner.post(_E.SOURCE_PAUSED, only_in=_S.PRECOPY)
-        elif sample.status is MigrationStatus.DEVICE:  # nobody watched it stand still, and nobody would end the wait
-            why = "the agent was away while QEMU sent the last pages"
-            self.runner.post(_E.STREAM_FAILED, why, only_in=_S.PRECOPY)
-        elif sample.status not in _UNDER_WAY:
-            self.runner.post(_E.STREAM_FAILED, sample.error or f"the migration {sample.status}", only_in=_S.PRECOPY)
-
     async def _continue(self) -> None:
         process = self._process()
         try:
-            await process.migrate_continue()
+            # Side by side: QEMU takes its counters first, and the guest does not wait for the answer.
+            await asyncio.gather(self.steering.read_stop(process), process.migrate_continue())
         except VmferryError:
             if await _is_dying(process):
                 return  # its death is told by `watch`, and decides more: all may have been sent
@@ -434,9 +405,8 @@ class Source:
         """Take QEMU's last figures; a QEMU that does not answer is ended without them."""
         with contextlib.suppress(VmferryError, TimeoutError):
             async with asyncio.timeout(_LAST_READING_S):
-                await self._read(await process.query_migration())
-        for event in self._tracker.finish(self.marks.since_start_ms()):
-            await self.feed.publish(event)
+                await self.steering.read(await process.query_migration())
+        await self.steering.finish()
 
     async def _report(self) -> None:
         """Measure, which takes a second of the guest's life after the move; the hand-over itself is over before."""
@@ -469,10 +439,10 @@ class Source:
 
     async def _undo_migration(self, process: GuestProcess) -> None:
         sample = await process.query_migration()
-        self._remember(sample)
-        if sample.status in _UNDER_WAY:
+        self.steering.trail.remember(sample)
+        if sample.status in UNDER_WAY:
             await process.migrate_cancel()
-        while sample.status in _UNDER_WAY:
+        while sample.status in UNDER_WAY:
             await asyncio.sleep(0.02)
             sample = await process.query_migration()
         await self._go_on(process)

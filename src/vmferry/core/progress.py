@@ -9,7 +9,7 @@ import enum
 from dataclasses import dataclass, field
 
 from vmferry.core.errors import Blocker
-from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
+from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds, Pages
 
 
 class Step(enum.IntEnum):
@@ -86,6 +86,32 @@ class RoundEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyBegan:
+    """The policy that decides on the switchover has begun, and what it could not get."""
+
+    at_ms: Milliseconds
+    policy: str
+    left_out: tuple[str, ...] = ()  #: what it wished of the stream and cannot have, each with the reason
+    again: str | None = None  #: why it begins anew, without what it had seen; None: it begins for the first time
+    event: str = "policy"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOrdered:
+    """The policy ordered something; it was carried out unless `refused` says why not."""
+
+    at_ms: Milliseconds
+    policy: str
+    order: str  #: in a few words, with units
+    rule: str  #: which rule fired
+    elapsed_ms: Milliseconds  #: since the stream began; 0: before it
+    round: int | None = None  #: under way, or the one that has just ended; None: before the first
+    left_pages: Pages | None = None  #: still to send at the decision; None: before the first reading
+    refused: str | None = None
+    event: str = "order"
+
+
+@dataclass(frozen=True, slots=True)
 class Gap:
     """A largest gap seen from outside, and the same guest's largest gap without a migration."""
 
@@ -138,6 +164,12 @@ class Report:
     timeline_ms: dict[str, float] = field(default_factory=dict)  #: state -> at_ms
     ran_twice_ms: Milliseconds | None = None  #: for how long both hosts saw beats; above 0 the guest ran twice
     write_throttle: Throttled | None = None  #: None: it was not in force
+    policy: str | None = None  #: that decided on the switchover
+    switchover_rule: str | None = None  #: which rule fired it; None: nobody saw it fire
+    pages_at_decision: Pages | None = None  #: still to send when it fired
+    pages_at_stop: Pages | None = None  #: sent while the guest stood still
+    left_out: tuple[str, ...] = ()  #: what the policy wished of the stream and could not have
+    restart_price: str | None = None  #: what another attempt costs, where a policy gave this one up
     event: str = "report"
 
 
@@ -165,4 +197,4 @@ class Guarantee:
     sentence: str  #: the same for people
 
 
-ProgressEvent = StateEntered | Progress | RoundEnded | Finished
+ProgressEvent = StateEntered | Progress | RoundEnded | PolicyBegan | PolicyOrdered | Finished

@@ -55,8 +55,10 @@ FAKE_FACTS = QemuFacts(
     ),
     parameters=frozenset(
         {
+            "cpu-throttle-increment",
             "cpu-throttle-initial",
             "downtime-limit",
+            "max-cpu-throttle",
             "max-bandwidth",
             "max-postcopy-bandwidth",
             "multifd-channels",

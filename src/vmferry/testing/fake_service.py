@@ -225,6 +225,18 @@ class FakeService:
             yield event
         yield Finished(Milliseconds(9.0), Outcome.MOVED, "host-b", None, None, (), None)
 
+    async def trace_handover(self, handover: HandoverId) -> AsyncIterator[dict[str, object]]:
+        """Return a trace of two lines."""
+        self._called("trace_handover", handover)
+        self.handover(handover)
+        return self._trace()
+
+    @staticmethod
+    async def _trace() -> AsyncIterator[dict[str, object]]:
+        """Yield the lines."""
+        yield {"vmferry_trace": 1, "policy": "qemu"}
+        yield {"t": "end", "at_ms": 9.0, "how": "done", "downtime_ms": None}
+
     async def cancel_handover(self, handover: HandoverId, body: m.Nothing) -> m.HandoverView:
         """Return h1."""
         self._called("cancel_handover", handover, body)

@@ -16,6 +16,7 @@ def check_text(guest: str, source: str, destination: str, reply: Mapping[str, An
         lines = [f"{guest} can move from {source} to {destination}"]
     for blocker in blockers:
         lines += ["", f"{blocker['code']}", f"  what  {blocker['what']}", f"  fix   {blocker['fix']}"]
+    lines += [f"left out of the stream: {one}" for one in reply.get("left_out", ())]
     promise = reply.get("guarantee")
     if promise is not None:
         lines += [

@@ -8,12 +8,23 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from vmferry.core.errors import Broken
-from vmferry.core.progress import Finished, Progress, ProgressEvent, Report, RoundEnded, StateEntered
+from vmferry.core.progress import (
+    Finished,
+    PolicyBegan,
+    PolicyOrdered,
+    Progress,
+    ProgressEvent,
+    Report,
+    RoundEnded,
+    StateEntered,
+)
 
 _KINDS: dict[str, TypeAdapter[Any]] = {
     "state": TypeAdapter(StateEntered),
     "progress": TypeAdapter(Progress),
     "round": TypeAdapter(RoundEnded),
+    "policy": TypeAdapter(PolicyBegan),
+    "order": TypeAdapter(PolicyOrdered),
     "finished": TypeAdapter(Finished),
 }
 _REPORT = TypeAdapter(Report)

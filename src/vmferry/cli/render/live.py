@@ -10,12 +10,13 @@ from rich.text import Text
 
 from vmferry.cli.render.measures import has_measures, measures
 from vmferry.cli.render.scene import PHASES, STEPS, Scene
-from vmferry.cli.render.words import dirtied_text, finished_text, rest_text, title
+from vmferry.cli.render.words import dirtied_text, finished_text, order_text, policy_text, rest_text, title
 from vmferry.core.progress import Outcome, Progress, RoundEnded, Step
 from vmferry.core.units import format_bytes, format_ms, format_rate
 
 #: Enough to see where it goes; the first ones and the last ones of a long migration.
 MOST_ROUNDS = 12
+MOST_ORDERS = 6
 
 
 def draw(scene: Scene) -> RenderableType:
@@ -23,6 +24,7 @@ def draw(scene: Scene) -> RenderableType:
     parts: list[RenderableType] = [Text(title(scene), style="bold"), _phases(scene), _steps(scene)]
     if scene.rounds:
         parts.append(_rounds(scene.rounds))
+    parts += _orders(scene)
     if scene.finished is None:
         parts += _now(scene)
     else:
@@ -79,6 +81,17 @@ def _rounds(rounds: tuple[RoundEnded, ...]) -> RenderableType:
             ended.verdict,
         )
     return Padding(table, (1, 0, 0, 1))
+
+
+def _orders(scene: Scene) -> list[RenderableType]:
+    """Return the policy, and its newest orders."""
+    lines: list[RenderableType] = []
+    if scene.policy is not None:
+        lines.append(Text(policy_text(scene.policy), style="dim"))
+    if len(scene.orders) > MOST_ORDERS:
+        lines.append(Text(f"  ... {len(scene.orders) - MOST_ORDERS} earlier orders", style="dim"))
+    newest = scene.orders[-MOST_ORDERS:]
+    return [*lines, *(Text(f"  {order_text(o)}", style="red" if o.refused else "yellow") for o in newest)]
 
 
 def _now(scene: Scene) -> list[RenderableType]:

@@ -70,6 +70,20 @@ def _throttle(seen: Throttled) -> str:
     )
 
 
+def _switchover(report: Report) -> str:
+    """Return which rule fired, and the pages that were left then and sent while the guest stood still."""
+    if report.switchover_rule is None:
+        return NOT_MEASURED
+    decided = NOT_MEASURED if report.pages_at_decision is None else f"{report.pages_at_decision} pages"
+    stopped = NOT_MEASURED if report.pages_at_stop is None else f"{report.pages_at_stop} pages"
+    return f"{report.switchover_rule}; at the decision {decided}, at the stop {stopped}"
+
+
+def _policy(report: Report) -> str:
+    text = "; ".join([report.policy or NOT_MEASURED, *(f"left out: {one}" for one in report.left_out)])
+    return text if report.restart_price is None else f"{text}; another attempt: {report.restart_price}"
+
+
 def _commit(report: Report) -> str:
     parts = ", ".join(f"{name} {format_ms(value)}" for name, value in report.commit_parts_ms.items())
     return _optional(report.commit_ms) + (f" ({parts})" if parts else "")
@@ -79,6 +93,8 @@ def _commit(report: Report) -> str:
 ROWS: tuple[tuple[str, Callable[[Report], str]], ...] = (
     ("total time", lambda report: _optional(report.total_ms)),
     ("to the first byte", lambda report: _optional(report.first_byte_ms)),
+    ("policy", _policy),
+    ("switchover", _switchover),
     ("rounds", lambda report: NOT_MEASURED if report.rounds is None else str(report.rounds)),
     ("sent", _sent),
     ("bandwidth", lambda report: NOT_MEASURED if report.bandwidth is None else format_rate(report.bandwidth)),

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from vmferry.cli.render.measures import has_measures, measures_text
 from vmferry.cli.render.scene import Scene
-from vmferry.cli.render.words import finished_text, rest_text, round_text, step_text, title
-from vmferry.core.progress import Finished, Progress, ProgressEvent, RoundEnded, StateEntered
+from vmferry.cli.render.words import finished_text, order_text, policy_text, rest_text, round_text, step_text, title
+from vmferry.core.progress import (
+    Finished,
+    PolicyBegan,
+    PolicyOrdered,
+    Progress,
+    ProgressEvent,
+    RoundEnded,
+    StateEntered,
+)
 from vmferry.core.units import format_bytes, format_ms, format_rate
 
 #: Readings come five times a second; a log wants one now and then.
@@ -29,6 +37,10 @@ def plain_lines(before: Scene, after: Scene, event: ProgressEvent) -> list[str]:
             return [f"{stamp} {round_text(event)}"]
         case Progress():
             return [f"{stamp} {_reading(after, event)}"] if _is_due(before, after, event) else []
+        case PolicyBegan():
+            return [f"{stamp} {policy_text(event)}"]
+        case PolicyOrdered():
+            return [f"{stamp} {order_text(event)}"]
         case Finished():
             return [f"{stamp} {finished_text(after, event)}", *_blockers(event), *_report(after, event)]
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vmferry.core.progress import Finished, Progress, ProgressEvent, RoundEnded, StateEntered, Step
+from vmferry.core.progress import (
+    Finished,
+    PolicyBegan,
+    PolicyOrdered,
+    Progress,
+    ProgressEvent,
+    RoundEnded,
+    StateEntered,
+    Step,
+)
 from vmferry.core.units import Milliseconds
 
 #: The three phases of pre-copy, and the steps that belong to each.
@@ -36,6 +45,8 @@ class Scene:
     owner: str | None = None
     why: str | None = None
     rounds: tuple[RoundEnded, ...] = ()
+    policy: PolicyBegan | None = None
+    orders: tuple[PolicyOrdered, ...] = ()
     progress: Progress | None = None
     #: what is shown: never more than before, unless `why_longer` says why
     time_left_ms: Milliseconds | None = None
@@ -59,6 +70,10 @@ def fold(scene: Scene, event: ProgressEvent) -> Scene:
             return _with_time_left(replace(scene, progress=event, step=_furthest(scene, step)), event)
         case RoundEnded():
             return replace(scene, rounds=(*scene.rounds, event), step=_furthest(scene, Step.ROUNDS))
+        case PolicyBegan():
+            return replace(scene, policy=event)
+        case PolicyOrdered():
+            return replace(scene, orders=(*scene.orders, event))
         case Finished():
             return replace(scene, finished=event, owner=event.owner or scene.owner, time_left_ms=None)
 

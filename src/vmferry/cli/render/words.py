@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmferry.cli.render.scene import STEPS, Scene
-from vmferry.core.progress import Finished, Outcome, RoundEnded
+from vmferry.core.progress import Finished, Outcome, PolicyBegan, PolicyOrdered, RoundEnded
 from vmferry.core.units import format_bytes, format_ms, format_rate
 
 NOT_KNOWN = "not known"
@@ -39,6 +39,22 @@ def round_text(ended: RoundEnded) -> str:
         f" dirtied meanwhile {dirtied_text(ended)}, {format_rate(ended.bandwidth)}, rest / limit"
         f" {rest_text(ended.expected_downtime_ms, ended.downtime_limit_ms)}: {ended.verdict}"
     )
+
+
+def policy_text(began: PolicyBegan) -> str:
+    """Return which policy decides, and what it cannot have."""
+    text = f"policy {began.policy} decides when to switch over"
+    if began.again is not None:
+        text += f"; it begins anew: {began.again}"
+    return "; ".join([text, *(f"left out: {one}" for one in began.left_out)])
+
+
+def order_text(event: PolicyOrdered) -> str:
+    """Return one order of the policy as a sentence, with the pages that were left."""
+    text = f"policy {event.policy}: {event.order} ({event.rule})"
+    if event.round is not None and event.left_pages is not None:
+        text += f"; {event.left_pages} pages left in round {event.round}, {format_ms(event.elapsed_ms)} into the stream"
+    return text if event.refused is None else f"{text}; REFUSED: {event.refused}"
 
 
 def finished_text(scene: Scene, finished: Finished) -> str:

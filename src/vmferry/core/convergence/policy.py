@@ -24,6 +24,8 @@ class Policy:
     """
 
     description: ClassVar[Description]
+    #: Whether it looks at the goal; one that does not has its own idea of when to switch over.
+    heeds_goal: ClassVar[bool] = False
 
     def __init__(self, goal: Goal) -> None:
         self.goal = goal

@@ -48,6 +48,7 @@ WRITES = 40
 class Vmferry(Policy):
     """Meets the goal in the least time that the allowed means give."""
 
+    heeds_goal = True
     description = Description(
         name="vmferry",
         what="Meets the goal (largest gap, deadline) in the least time that the allowed means give.",
@@ -61,7 +62,7 @@ class Vmferry(Policy):
         qemu="decides within the goal: limit = gap - fixed cost - stall of the brake",
         source="design note in docs/policies.md; stalls: QEMU 10.0, migration/cpu-throttle.c",
         parameters=(
-            ("--max-gap", "300 ms"),
+            ("--max-gap", "90 ms (simulate: 300 ms)"),
             ("--deadline", "none"),
             ("post-copy", "when allowed"),
             ("throttle", "auto-converge, bounded"),

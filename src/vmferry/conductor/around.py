@@ -1,0 +1,71 @@
+"""What hand-overs need of the agent around them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+
+from vmferry.conductor.plan import Qemus
+from vmferry.conductor.runner import no_hold
+from vmferry.conductor.source import Source
+from vmferry.core.convergence.trace import Trace
+from vmferry.core.errors import Blocker
+from vmferry.core.handover.states import AnyState
+from vmferry.core.ids import GuestName, HandoverId, HostName
+from vmferry.core.progress import Guarantee
+from vmferry.core.units import Bytes, BytesPerSecond
+from vmferry.ports.peer import Peer
+from vmferry.ports.write_throttle import WriteThrottle
+
+
+def _measure_nothing(source: Source) -> None:
+    """Do nothing."""
+
+
+def _keep_nothing(handover: HandoverId, trace: Trace) -> None:
+    """Do nothing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checked:
+    """What the checks found."""
+
+    blockers: tuple[Blocker, ...]
+    guarantee: Guarantee | None
+    qemus: Qemus
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What hand-overs need of the agent around them.
+
+    Args:
+        peer: another host's agent, by name.
+        check: every blocker for a guest and a destination, what is promised, and what both QEMUs can do.
+        opened: begins to measure a hand-over that this agent opened; must return at once.
+        passed: as `opened`, when the checks have passed.
+        leaving: takes what is measured at the source before the guest is forgotten there.
+        report: measures a source's hand-over, journals the report and publishes the end.
+        link_bandwidth: what the link to an address gives; None when it does not say.
+        free_memory: what this host has now, reservations not subtracted.
+        listen_address: where this host's QEMUs listen for streams.
+        ports: from which of them.
+        throttle: slows the writes of this host's guests.
+        hold: fault injection in the lab.
+        keep_trace: stores what a policy saw and ordered; may wait for the disk, raises nothing.
+    """
+
+    peer: Callable[[HostName], Peer]
+    check: Callable[[GuestName, HostName, HandoverId], Awaitable[Checked]]
+    leaving: Callable[[Source], None]
+    report: Callable[[Source], Awaitable[None]]
+    link_bandwidth: Callable[[HostName], BytesPerSecond | None]
+    free_memory: Callable[[], Bytes]
+    listen_address: str
+    ports: range
+    port_is_free: Callable[[str, int], bool]
+    throttle: WriteThrottle
+    hold: Callable[[AnyState], Awaitable[object] | None] = no_hold
+    opened: Callable[[Source], None] = _measure_nothing
+    passed: Callable[[Source], None] = _measure_nothing
+    keep_trace: Callable[[HandoverId, Trace], None] = _keep_nothing

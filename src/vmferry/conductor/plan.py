@@ -1,0 +1,203 @@
+"""What a migration is to be, worked out before anything is touched: policy and goal, stream, first orders. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from vmferry.core.capabilities import HANDOVER, CapabilitySet, LeftOut, StreamFacts, Wanted, Wish, choose
+from vmferry.core.convergence import DEFAULT, Facts, Goal, Policy, Throttle, Wishes, check_goal
+from vmferry.core.convergence.facts import TYPICAL_FIXED_COST_MS
+from vmferry.core.convergence.orders import (
+    MAX_DOWNTIME_MS,
+    Order,
+    SetBandwidth,
+    SetDowntimeLimit,
+    SetThrottle,
+    SwitchNow,
+    ThrottleOff,
+)
+from vmferry.core.convergence.registry import find
+from vmferry.core.errors import BadInput
+from vmferry.core.host import QemuFacts
+from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
+from vmferry.ports.hypervisor import MigrationSetup
+
+#: `max-bandwidth` when the link does not say how fast it is: QEMU's own default of 128 MiB/s would be a silent cap.
+UNLIMITED = BytesPerSecond(16 * 1024**3)
+#: Less the fixed cost of 50 ms it is a downtime limit of 40 ms. With that, 42 moves of a guest that writes 20 MiB/s on
+#: a fast link had a pause of 80 ms in the median and 132 ms at the most; with 80 ms there were pauses of 209 ms.
+DEFAULT_MAX_GAP = Milliseconds(90.0)
+#: Where a policy sets none: QEMU's own default.
+_QEMU_LIMIT = Milliseconds(300.0)
+NO_THROTTLE = "none"
+#: The lightest brake that QEMU has: 0.1 ms of sleep in 10 ms. A capability cannot be switched off under way.
+_AT_REST = 1
+_CAPABILITY = {Throttle.AUTO_CONVERGE: "auto-converge", Throttle.DIRTY_LIMIT: "dirty-limit"}
+
+Qemus = tuple[QemuFacts, QemuFacts]  #: source and destination
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which policy, and what it shall reach; None leaves it to the default."""
+
+    policy: str = DEFAULT
+    max_gap_ms: Milliseconds | None = None
+    deadline_ms: Milliseconds | None = None
+    throttle: str | None = None  #: a `Throttle`, or `NO_THROTTLE`
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked for, with what it concerns."""
+
+    choice: Choice
+    ram_bytes: Bytes
+    bandwidth: BytesPerSecond | None  #: asked for, or the link's; None: nobody knows
+    downtime_limit_ms: Milliseconds | None  #: no policy sets a longer one, except when it forces the switchover
+    encrypted: bool
+
+    @property
+    def first_limit_ms(self) -> Milliseconds:
+        """Return the downtime limit of the default policy, before it has ordered one."""
+        return self.downtime_limit_ms or Milliseconds(self.goal.max_gap_ms - TYPICAL_FIXED_COST_MS)
+
+    @property
+    def goal(self) -> Goal:
+        """Return the goal; a downtime limit is one too: no longer a pause than it makes."""
+        gaps = [] if self.choice.max_gap_ms is None else [self.choice.max_gap_ms]
+        if self.downtime_limit_ms is not None:
+            gaps.append(Milliseconds(self.downtime_limit_ms + TYPICAL_FIXED_COST_MS))
+        goal = Goal(max_gap_ms=min(gaps, default=DEFAULT_MAX_GAP), deadline_ms=self.choice.deadline_ms)
+        if self.choice.throttle is None:
+            return goal
+        own = (NO_THROTTLE, Throttle.FORTY_WRITES)  # none at all, or one that is in force whatever the policy says
+        allowed = () if self.choice.throttle in own else (Throttle(self.choice.throttle),)
+        return dataclasses.replace(goal, throttles=frozenset(allowed))
+
+    def bound(self, order: Order) -> Order:
+        """Return an order with what the person asked for as its bound."""
+        limit = self.downtime_limit_ms
+        if isinstance(order, SetDowntimeLimit) and limit is not None and order.limit_ms > limit:
+            return dataclasses.replace(order, limit_ms=limit)
+        if isinstance(order, SetBandwidth):
+            return dataclasses.replace(order, bandwidth=self.capped(order.bandwidth))
+        return order
+
+    def capped(self, wished: BytesPerSecond | None) -> BytesPerSecond:
+        """Return a bandwidth that is no more than was asked for, or than the link gives."""
+        return min(wished or UNLIMITED, self.bandwidth or UNLIMITED)
+
+
+def check_asked(asked: Asked) -> None:
+    """Return if there is such a policy and it can do what is asked of it.
+
+    Raises:
+        NotFound: there is no such policy; its names are told.
+        BadInput: the goal cannot be met, or this policy does not look at it, or never uses this throttle.
+    """
+    choice, kind = asked.choice, find(asked.choice.policy)
+    brake = None if choice.throttle == Throttle.FORTY_WRITES else choice.throttle  # it works under any policy
+    given = {"--max-gap": choice.max_gap_ms, "--deadline": choice.deadline_ms, "--throttle": brake}
+    if not kind.heeds_goal and (idle := [name for name, value in given.items() if value is not None]):
+        raise BadInput(
+            f"policy {kind.description.name} has its own idea of when to switch over: {', '.join(idle)} does nothing",
+            fix=f"leave that out, or take policy {DEFAULT}; --time-limit ends any migration",
+        )
+    if not kind.heeds_goal:
+        return
+    check_goal(asked.goal, Facts(asked.ram_bytes))
+    if why := _NEVER.get(choice.throttle or ""):
+        raise BadInput(
+            f"throttle {choice.throttle} cannot be used: {why}", fix=f"take {Throttle.AUTO_CONVERGE} or {NO_THROTTLE}"
+        )
+
+
+_NEVER = {
+    str(Throttle.DIRTY_LIMIT): "nothing bounds how long a vCPU stalls under it, so no gap could be promised",
+}
+
+
+def make_facts(asked: Asked, qemus: Qemus | None) -> Facts:
+    """Return what a policy is told of the guest and its link, and which means both QEMUs have.
+
+    Args:
+        asked: what was asked for.
+        qemus: None: not known any more; what was asked for counts as there, and QEMU has the last word.
+    """
+    common = None if qemus is None else qemus[0].capabilities & qemus[1].capabilities
+    brakes = (Throttle.AUTO_CONVERGE,)
+    return Facts(
+        ram_bytes=asked.ram_bytes,
+        link=asked.bandwidth,
+        throttles=frozenset(brake for brake in brakes if common is None or _CAPABILITY[brake] in common),
+    )
+
+
+def choose_stream(asked: Asked, wishes: Wishes, qemus: Qemus) -> CapabilitySet:
+    """Return what both QEMUs are set to, and what of the policy's wishes is left out, with reasons."""
+    wish = Wish((*HANDOVER, *_wanted(wishes)), encrypted=asked.encrypted)
+    return choose(wish, qemus[0], qemus[1], StreamFacts())
+
+
+def _wanted(wishes: Wishes) -> list[Wanted]:
+    wanted = {
+        "auto-converge": wishes.auto_converge,
+        "dirty-limit": wishes.dirty_limit,
+        "postcopy-ram": wishes.postcopy,
+        "xbzrle": wishes.xbzrle,
+        "multifd": wishes.multifd_channels > 1,
+    }
+    channels = [Wanted("multifd-channels", value=wishes.multifd_channels)] if wanted["multifd"] else []
+    return [*(Wanted(name) for name, is_wanted in wanted.items() if is_wanted), *channels]
+
+
+def granted(facts: Facts, chosen: CapabilitySet) -> Facts:
+    """Return the facts without the means that the stream will not have."""
+    usable = {brake for brake in facts.throttles if chosen.capabilities.get(_CAPABILITY.get(brake, ""))}
+    return dataclasses.replace(facts, throttles=frozenset(usable))
+
+
+def make_setup(
+    asked: Asked, chosen: CapabilitySet, wishes: Wishes, orders: Iterable[Order], psk_key: str | None
+) -> MigrationSetup:
+    """Return the set-up with a policy's first orders in it, so that they hold from the first page on."""
+    limit, bandwidth = _QEMU_LIMIT, asked.capped(wishes.max_bandwidth)
+    parameters = dict(chosen.parameters)
+    for order in orders:
+        if isinstance(order, SetDowntimeLimit):
+            limit = order.limit_ms
+        elif isinstance(order, SwitchNow):
+            limit = MAX_DOWNTIME_MS
+        elif isinstance(order, SetBandwidth):
+            bandwidth = asked.capped(order.bandwidth)
+        elif isinstance(order, SetThrottle | ThrottleOff):
+            known = {name: value for name, value in throttle_parameters(order).items() if name in parameters}
+            parameters.update(known)
+    return MigrationSetup(dict(chosen.capabilities), bandwidth, limit, parameters=parameters, psk_key=psk_key)
+
+
+def throttle_parameters(order: SetThrottle | ThrottleOff) -> Mapping[str, int]:
+    """Return a brake in QEMU's parameters; a step as large as the level, so that it is in force at once.
+
+    Raises:
+        BadInput: it is not QEMU's.
+    """
+    level = order.level if isinstance(order, SetThrottle) else _AT_REST
+    if order.throttle is Throttle.AUTO_CONVERGE:
+        return {"cpu-throttle-initial": level, "cpu-throttle-increment": level, "max-cpu-throttle": level}
+    if order.throttle is Throttle.DIRTY_LIMIT and isinstance(order, SetThrottle):
+        return {"vcpu-dirty-limit": level}
+    raise BadInput(f"throttle {order.throttle} cannot be set in QEMU under way", fix="take another policy or throttle")
+
+
+def left_out_text(left: LeftOut) -> str:
+    """Return what a policy cannot have, and why."""
+    return f"{left.wanted.name}: {left.why}"
+
+
+def policy_of(asked: Asked) -> Policy:
+    """Return a new policy; raises as `find`."""
+    return find(asked.choice.policy)(asked.goal)
