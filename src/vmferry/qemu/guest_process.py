@@ -71,7 +71,7 @@ class QemuGuestProcess:
         self._uid = uid
         self._session = QmpSession(spec.name)
         self._hub = EventHub()
-        self._resumed_ns: int | None = None
+        self._resumed_ns = 0  #: when the vCPUs were last started, by QEMU's stamp
         self._watcher: asyncio.Task[None] | None = None
         self._forwarder: asyncio.Task[None] | None = None
 
@@ -133,10 +133,10 @@ class QemuGuestProcess:
                 f"vCPUs of guest {self._name} must not be started: "
                 f"QEMU is in state {state}, expected one of {', '.join(sorted(STARTABLE))}"
             )
-        self._resumed_ns = None
-        await self._session.execute("cont")
+        asked_ns = time.monotonic_ns()
+        await self._session.execute("cont")  # RESUME comes before the answer
         self._start_forwarder()
-        return self._resumed_ns or time.monotonic_ns()  # RESUME comes before the answer
+        return self._resumed_ns if self._resumed_ns >= asked_ns else time.monotonic_ns()
 
     async def stop(self) -> None:
         """Stop the vCPUs.
