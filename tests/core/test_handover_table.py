@@ -10,7 +10,7 @@ from vmferry.core.handover.effects import AnyEffect, DestinationEffect, SourceEf
 from vmferry.core.handover.events import AnyEvent, DestinationEvent, Happened, SourceEvent
 from vmferry.core.handover.machine import Machine, TokenChange, first_state
 from vmferry.core.handover.replay import from_json, replay, to_json
-from vmferry.core.handover.states import FACTS, AnyState, DestinationState, Owner, Side, SourceState
+from vmferry.core.handover.states import FACTS, POSTCOPY_STATES, AnyState, DestinationState, Owner, Side, SourceState
 from vmferry.core.handover.table import DESTINATION_TABLE, OPENING, SOURCE_TABLE
 
 S, E, X = SourceState, SourceEvent, SourceEffect
@@ -24,6 +24,8 @@ SOURCE_STATES: dict[str, AnyState] = {
     "SW": S.SWITCHOVER, "SC": S.SOURCE_COMPLETED, "DL": S.DESTINATION_LOADED, "LO": S.LOADED, "OR": S.ORPHANED,
     "CO": S.COMMITTED, "RU": S.RUNNING, "DO": S.DONE, "AB": S.ABORTING, "AD": S.ABORTED, "RT": S.RETURNING,
     "RE": S.RETURNED, "CR": S.CRASHED, "LT": S.LOST,
+    "PO": S.POSTCOPY_ORDERED, "PX": S.POSTCOPY_CROSSING, "PM": S.POSTCOPY_COMMITTED, "PR": S.POSTCOPY_RUNNING,
+    "PP": S.POSTCOPY_PAUSED,
 }  # fmt: skip
 SOURCE_EVENTS: dict[str, AnyEvent] = {
     "cp": E.CHECK_PASSED, "cf": E.CHECK_FAILED, "rs": E.DESTINATION_RESERVED, "rf": E.DESTINATION_REFUSED,
@@ -31,55 +33,65 @@ SOURCE_EVENTS: dict[str, AnyEvent] = {
     "dl": E.DESTINATION_LOADED, "sf": E.STREAM_FAILED, "df": E.DESTINATION_FAILED, "qd": E.SOURCE_QEMU_DIED,
     "ge": E.GUEST_ENDED, "cr": E.CANCEL_REQUESTED, "dp": E.DEADLINE_PASSED, "ar": E.AGENT_RESTARTED,
     "or": E.OWNERSHIP_RELEASED, "dr": E.DESTINATION_RUNNING, "dt": E.DESTINATION_RETURNED, "dk": E.DESTINATION_LOST,
-    "fe": E.DESTINATION_FENCED, "re": E.SOURCE_RESUMED, "ti": E.TIDIED,
+    "fe": E.DESTINATION_FENCED, "re": E.SOURCE_RESUMED, "ti": E.TIDIED, "po": E.POSTCOPY_ORDERED,
+    "bk": E.STREAM_BROKE, "rc": E.STREAM_RECOVERED, "pa": E.PAGES_ARRIVED,
 }  # fmt: skip
 DESTINATION_STATES: dict[str, AnyState] = {
     "PR": T.PREPARING, "RC": T.RECEIVING, "LO": T.LOADED, "AC": T.ACQUIRED, "ST": T.STARTING, "RU": T.RUNNING,
     "DG": T.DISCARDING, "DD": T.DISCARDED, "GB": T.GIVING_BACK, "RE": T.RETURNED, "LT": T.LOST,
+    "XL": T.POSTCOPY_LOADED, "XS": T.POSTCOPY_STARTING, "XR": T.POSTCOPY_RUNNING,
 }  # fmt: skip
 DESTINATION_EVENTS: dict[str, AnyEvent] = {
     "ql": F.QEMU_LISTENS, "pf": F.PREPARATION_FAILED, "sl": F.STREAM_LOADED, "sf": F.STREAM_FAILED,
     "qd": F.QEMU_DIED, "cr": F.COMMIT_RECEIVED, "dr": F.DISCARD_RECEIVED, "fe": F.SOURCE_FENCED,
     "ir": F.INTENT_RECORDED, "gs": F.GUEST_STARTED, "sr": F.START_REFUSED, "cu": F.CLEANED_UP,
-    "ar": F.AGENT_RESTARTED,
+    "ar": F.AGENT_RESTARTED, "pl": F.POSTCOPY_LOADED, "pc": F.PAGES_COMPLETED, "sg": F.SOURCE_GONE,
 }  # fmt: skip
 
 #: state rows, event columns: where it leads, `.` = ignored, `!` = our bug
 SOURCE_GRID = """
-   cp cf rs rf pb sp sb sc dl sf df qd ge cr dp ar or dr dt dk fe re ti
-CH RG AD  !  !  !  !  !  !  !  !  ! CR AD AD AD AD  !  !  !  !  .  !  !
-RG  .  . RD AB  !  !  !  !  ! AB AB CR AB AB AB AB  !  !  !  !  .  !  !
-RD  .  .  .  . PC  !  !  !  ! AB AB CR AB AB AB AB  !  !  !  !  .  !  !
-PC  .  .  .  .  . PS  ! AB  . AB AB CR AB AB  . PC  !  !  !  !  .  !  !
-PS  .  .  .  .  .  . SW SC DL AB AB OR AB AB AB AB  !  !  !  !  .  !  !
-SW  .  .  .  .  .  .  . SC DL AB AB OR AB AB AB AB  !  !  !  !  .  !  !
-SC  .  .  .  .  .  .  .  . LO AB AB OR AB AB AB SC  !  !  !  !  .  !  !
-DL  .  .  .  .  .  .  . LO  . AB AB OR AB AB AB AB  !  !  !  !  .  !  !
-LO  .  .  .  .  .  .  .  .  .  . AB OR  . AB AB SC CO  !  !  !  .  !  !
-OR  .  .  .  .  .  .  .  . OR CR CR  . CR  .  . OR CO  !  !  ! CR  !  !
-CO  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . CO  . RU RT LT CR  !  !
-RU  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . RU  .  .  .  .  .  ! DO
-DO  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . DO  .  .  .  .  .  .  .
-AB  .  .  .  .  .  .  .  .  .  .  . CR  .  .  . AB  .  !  !  !  . AD  !
-AD  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . AD  .  .  .  .  .  .  .
-RT  .  .  .  .  .  .  .  .  .  .  . CR  .  .  . RT  .  !  .  .  . RE  !
-RE  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . RE  .  .  .  .  .  .  .
-CR  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  .  .  .  .  .
-LT  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . LT  .  .  .  .  .  .  .
+   cp cf rs rf pb po sp sb sc dl sf df qd ge cr dp ar or dr bk rc pa dt dk fe re ti
+CH RG AD  !  !  !  !  !  !  !  !  !  ! CR AD AD AD AD  !  !  !  !  !  !  !  .  !  !
+RG  .  . RD AB  !  !  !  !  !  ! AB AB CR AB AB AB AB  !  !  !  !  !  !  !  .  !  !
+RD  .  .  .  . PC  !  !  !  !  ! AB AB CR AB AB AB AB  !  !  !  !  !  !  !  .  !  !
+PC  .  .  .  .  . PO PS  ! AB  . AB AB CR AB AB  . PC  !  !  !  !  !  !  !  .  !  !
+PS  .  .  .  .  .  .  . SW SC DL AB AB OR AB AB AB AB  !  !  !  !  !  !  !  .  !  !
+SW  .  .  .  .  .  .  .  . SC DL AB AB OR AB AB AB AB  !  !  !  !  !  !  !  .  !  !
+SC  .  .  .  .  .  .  .  .  . LO AB AB OR AB AB AB SC  !  !  !  !  !  !  !  .  !  !
+DL  .  .  .  .  .  .  .  . LO  . AB AB OR AB AB AB AB  !  !  !  !  !  !  !  .  !  !
+LO  .  .  .  .  .  .  .  .  .  .  . AB OR  . AB AB SC CO  !  !  !  !  !  !  .  !  !
+OR  .  .  .  .  .  .  .  .  . OR CR CR  . CR  .  . OR CO  !  !  !  !  !  ! CR  !  !
+PO  .  .  .  .  .  . PX  !  .  . AB AB CR AB AB  . PO  !  !  !  !  !  !  !  .  !  !
+PX  .  .  .  .  .  .  .  . SC  . AB CR CR  .  .  . PX PM  !  .  !  !  !  ! CR  !  !
+PM  .  .  .  .  .  .  .  . CO  .  .  . PM  .  .  . PM  . PR  .  . CO RT LT CR  !  !
+PR  .  .  .  .  .  .  .  . RU  .  .  . PP  .  .  . PR  .  . PP  . RU  . LT CR  !  !
+PP  .  .  .  .  .  .  .  . RU  .  .  . PP  .  .  . PP  .  .  . PR RU  . LT CR  !  !
+CO  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . CO  . RU  .  .  . RT LT CR  !  !
+RU  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . RU  .  .  .  .  .  .  .  .  ! DO
+DO  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . DO  .  .  .  .  .  .  .  .  .  .
+AB  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  . AB  .  !  !  !  !  !  !  . AD  !
+AD  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . AD  .  .  .  .  .  .  .  .  .  .
+RT  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  . RT  .  !  .  .  .  .  .  . RE  !
+RE  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . RE  .  .  .  .  .  .  .  .  .  .
+CR  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  .  .  .  .  .  .  .  .
+LT  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . LT  .  .  .  .  .  .  .  .  .  .
 """
 DESTINATION_GRID = """
-   ql pf sl sf qd cr dr fe ir gs sr cu ar
-PR RC DG  ! DG DG GB DG DG  !  !  !  ! DG
-RC  .  . LO DG DG  . DG DG  !  !  !  ! RC
-LO  .  !  .  ! DG AC DG DG  !  !  !  ! LO
-AC  .  !  .  ! GB  .  .  . ST  !  !  ! AC
-ST  .  !  .  ! LT  .  .  .  . RU GB  ! ST
-RU  .  .  .  .  .  .  .  .  .  .  .  . RU
-DG  .  .  .  .  . GB  .  .  !  !  ! DD DG
-DD  .  .  .  .  . RE  .  .  .  .  .  .  .
-GB  .  .  .  .  .  .  .  .  .  !  . RE GB
-RE  .  .  .  .  .  .  .  .  .  .  .  .  .
-LT  .  .  .  .  .  .  .  .  .  .  .  . LT
+   ql pf sl sf pl pc sg qd cr dr fe ir gs sr cu ar
+PR RC DG  ! DG  !  !  ! DG GB DG DG  !  !  !  ! DG
+RC  .  . LO DG XL  .  ! DG  . DG DG  !  !  !  ! RC
+LO  .  !  .  !  .  .  ! DG AC DG DG  !  !  !  ! LO
+XL  .  !  .  !  . LO  ! DG XS DG DG  !  !  !  ! XL
+XS  .  !  .  !  . ST LT LT  .  .  .  ! XR  !  ! XS
+XR  .  !  .  !  . RU LT LT  .  .  .  !  .  !  ! XR
+AC  .  !  .  !  .  .  ! GB  .  .  . ST  !  !  ! AC
+ST  .  !  .  !  .  .  . LT  .  .  .  . RU GB  ! ST
+RU  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . RU
+DG  .  .  .  .  .  .  !  . GB  .  .  !  !  ! DD DG
+DD  .  .  .  .  .  .  .  . RE  .  .  .  .  .  .  .
+GB  .  .  .  .  .  .  .  .  .  .  .  .  !  . RE GB
+RE  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .
+LT  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . LT
 """
 
 #: what is ordered on the way into a state, whatever the event
@@ -89,6 +101,10 @@ ORDERS: dict[AnyState, tuple[AnyEffect, ...]] = {
     S.DESTINATION_LOADED: (), S.LOADED: (X.RELEASE,), S.ORPHANED: (X.AWAIT_DESTINATION,),
     S.COMMITTED: (X.TELL_DESTINATION,), S.RUNNING: (X.END_SOURCE,), S.DONE: (X.REPORT,), S.ABORTING: (X.RESTORE,),
     S.ABORTED: (X.DISCARD, X.REPORT), S.RETURNING: (X.TAKE_BACK,), S.RETURNED: (X.REPORT,),
+    S.POSTCOPY_ORDERED: (X.BEGIN_POSTCOPY, X.STEER), S.POSTCOPY_CROSSING: (X.CROSS,),
+    S.POSTCOPY_COMMITTED: (X.TELL_DESTINATION, X.FOLLOW_PAGES), S.POSTCOPY_RUNNING: (X.FOLLOW_PAGES,),
+    S.POSTCOPY_PAUSED: (X.FOLLOW_PAGES,), T.POSTCOPY_LOADED: (Y.WATCH,),
+    T.POSTCOPY_STARTING: (Y.START, Y.AWAIT_PAGES), T.POSTCOPY_RUNNING: (Y.AWAIT_PAGES,),
     S.CRASHED: (X.DISCARD, X.NOTE_CRASH, X.REPORT), S.LOST: (X.END_SOURCE, X.REPORT),
     T.RECEIVING: (Y.WATCH,), T.LOADED: (Y.WATCH,), T.ACQUIRED: (Y.RECORD_INTENT,), T.STARTING: (Y.START,),
     T.RUNNING: (Y.ANNOUNCE,), T.DISCARDING: (Y.CLEAN_UP,), T.DISCARDED: (), T.GIVING_BACK: (Y.CLEAN_UP,),
@@ -103,6 +119,10 @@ OTHER_ORDERS: dict[tuple[AnyState, AnyEvent], tuple[AnyEffect, ...]] = {
     (S.CHECKING, E.DEADLINE_PASSED): (X.REPORT,),
     (S.SOURCE_COMPLETED, E.AGENT_RESTARTED): (X.AWAIT_DESTINATION,),
     (S.LOADED, E.AGENT_RESTARTED): (X.AWAIT_DESTINATION,),
+    (S.POSTCOPY_CROSSING, E.SOURCE_COMPLETED): (X.AWAIT_DESTINATION,),
+    (S.POSTCOPY_COMMITTED, E.DESTINATION_FENCED): (X.NOTE_CRASH, X.REPORT),
+    (S.POSTCOPY_RUNNING, E.DESTINATION_FENCED): (X.NOTE_CRASH, X.REPORT),
+    (S.POSTCOPY_PAUSED, E.DESTINATION_FENCED): (X.NOTE_CRASH, X.REPORT),
     (S.ORPHANED, E.DESTINATION_LOADED): (X.RELEASE,),
     (S.DESTINATION_LOADED, E.SOURCE_QEMU_DIED): (X.RELEASE,),
     (S.COMMITTED, E.DESTINATION_FENCED): (X.NOTE_CRASH, X.REPORT),
@@ -114,6 +134,12 @@ TOKENS: dict[tuple[AnyState, AnyEvent], TokenChange] = {
     (S.ORPHANED, E.OWNERSHIP_RELEASED): TokenChange.RELEASE,
     (S.COMMITTED, E.DESTINATION_RETURNED): TokenChange.TAKE_BACK,
     (S.COMMITTED, E.DESTINATION_FENCED): TokenChange.CLAIM,
+    (S.POSTCOPY_CROSSING, E.OWNERSHIP_RELEASED): TokenChange.RELEASE,
+    (S.POSTCOPY_COMMITTED, E.DESTINATION_RETURNED): TokenChange.TAKE_BACK,
+    (S.POSTCOPY_COMMITTED, E.DESTINATION_FENCED): TokenChange.CLAIM,
+    (S.POSTCOPY_RUNNING, E.DESTINATION_FENCED): TokenChange.CLAIM,
+    (S.POSTCOPY_PAUSED, E.DESTINATION_FENCED): TokenChange.CLAIM,
+    (T.POSTCOPY_LOADED, F.COMMIT_RECEIVED): TokenChange.ACQUIRE_TO_START,
     (T.LOADED, F.COMMIT_RECEIVED): TokenChange.ACQUIRE,
     (T.PREPARING, F.COMMIT_RECEIVED): TokenChange.ACQUIRE,
     (T.DISCARDING, F.COMMIT_RECEIVED): TokenChange.ACQUIRE,
@@ -228,20 +254,27 @@ def test_no_way_to_the_destination_without_the_release() -> None:
 
 
 def test_the_destination_starts_only_after_token_and_intent() -> None:
-    """START is ordered in STARTING alone, which is entered by INTENT_RECORDED from ACQUIRED alone."""
+    """START is ordered where the intent was written: after INTENT_RECORDED, or with the token in post-copy."""
     starting = {key for key, step in DESTINATION_TABLE.items() if Y.START in step.effects}
-    assert starting == {(T.ACQUIRED, F.INTENT_RECORDED), (T.STARTING, F.AGENT_RESTARTED)}
+    assert starting == {
+        (T.ACQUIRED, F.INTENT_RECORDED),
+        (T.STARTING, F.AGENT_RESTARTED),
+        (T.POSTCOPY_LOADED, F.COMMIT_RECEIVED),
+        (T.POSTCOPY_STARTING, F.AGENT_RESTARTED),
+        (T.POSTCOPY_STARTING, F.PAGES_COMPLETED),
+    }
     entries = {key for key, step in DESTINATION_TABLE.items() if step.next is T.ACQUIRED and key[0] is not T.ACQUIRED}
     assert entries == {(T.LOADED, F.COMMIT_RECEIVED)}
 
 
 def test_after_the_commit_the_source_starts_only_what_came_back() -> None:
     """From COMMITTED on, RESTORE is never ordered, and TAKE_BACK only after DESTINATION_RETURNED."""
-    after = reachable(Side.SOURCE, S.COMMITTED)
+    after = reachable(Side.SOURCE, S.COMMITTED) | reachable(Side.SOURCE, S.POSTCOPY_COMMITTED)
     orders = {(key, effect) for key, step in SOURCE_TABLE.items() if key[0] in after for effect in step.effects}
     assert X.RESTORE not in {effect for _, effect in orders}
     assert {key for key, effect in orders if effect is X.TAKE_BACK} == {
         (S.COMMITTED, E.DESTINATION_RETURNED),
+        (S.POSTCOPY_COMMITTED, E.DESTINATION_RETURNED),
         (S.RETURNING, E.AGENT_RESTARTED),
     }
 
@@ -256,6 +289,18 @@ def test_waits_that_stop_the_guest_have_deadlines() -> None:
     for state in S:
         if FACTS[state].deadline_ms is not None:
             assert SOURCE_TABLE[state, E.DEADLINE_PASSED].next in (S.ABORTING, S.ABORTED), state
+
+
+def test_no_way_back_once_both_are_needed() -> None:
+    """From CROSSING on nothing but the source's own `failed` or `completed` leads back, no cancel, and no deadline."""
+    assert {state for state in S if state in POSTCOPY_STATES} == {
+        S.POSTCOPY_CROSSING, S.POSTCOPY_COMMITTED, S.POSTCOPY_RUNNING, S.POSTCOPY_PAUSED
+    }  # fmt: skip
+    for state in POSTCOPY_STATES:
+        assert FACTS[state].deadline_ms is None, state
+    back = {key for key, step in SOURCE_TABLE.items() if key[0] in POSTCOPY_STATES and X.RESTORE in step.effects}
+    assert back == {(S.POSTCOPY_CROSSING, E.STREAM_FAILED)}
+    assert not {key for key in SOURCE_TABLE if key[0] in POSTCOPY_STATES and key[1] is E.CANCEL_REQUESTED}
 
 
 def test_no_deadline_where_time_could_make_two_owners() -> None:

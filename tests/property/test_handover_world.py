@@ -18,8 +18,12 @@ VARIANTS: dict[str, Callable[[], World]] = {
     "running guest": World,
     "paused guest": partial(World, guest_runs=False),
     "one-way channel": partial(World, return_path=False),
+    "post-copy": partial(World, postcopy=True),
+    "post-copy, paused guest": partial(World, postcopy=True, guest_runs=False),
+    "post-copy, QEMU 7.2": partial(World, postcopy=True, strands=False),
+    "post-copy, few pages": partial(World, postcopy=True, pages=2),
 }
-STEPS = 56  #: an undisturbed hand-over takes fewer
+STEPS = 72  #: an undisturbed hand-over takes fewer
 SIDES = st.sampled_from(Side)
 NUMBERS = st.integers(0, 30)
 
@@ -42,19 +46,33 @@ def test_one_fault_anywhere(variant: str, fault: str) -> None:
         one_fault(variant, before, fault)
 
 
+def test_late_order_goes_the_way_of_precopy() -> None:
+    """Post-copy ordered when QEMU stands in pre-switchover already comes too late; the guest arrives all the same."""
+    world = World(postcopy=True)
+    world.live_until(lambda: world.source.state is SourceState.POSTCOPY_ORDERED)
+    world.stream.converges = True
+    assert world.advance_qemu(Side.SOURCE)
+    world.live_until(lambda: world.source.state is SourceState.POSTCOPY_CROSSING)
+    assert not world.stream.postcopy
+    assert world.settle() is Fate.ONE
+    assert world.destination.state is DestinationState.RUNNING
+
+
 @pytest.mark.parametrize("first", FAULTS)
-def test_two_faults_in_a_row(first: str) -> None:
+@pytest.mark.parametrize("variant", ["running guest", "post-copy"])
+def test_two_faults_in_a_row(variant: str, first: str) -> None:
     """A second fault some steps after the first one breaks no promise either (a sample of all pairs)."""
-    two_faults(first, range(0, STEPS, 5), (0, 3, 8))
+    two_faults(variant, first, range(0, STEPS, 6), (0, 3, 8))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif("VMFERRY_LONG" not in os.environ, reason="three minutes; set VMFERRY_LONG=1 to run it")
 @pytest.mark.parametrize("first", FAULTS)
-def test_two_faults_anywhere(first: str) -> None:
+@pytest.mark.parametrize("variant", ["running guest", "post-copy", "post-copy, QEMU 7.2"])
+def test_two_faults_anywhere(variant: str, first: str) -> None:
     """A second fault soon or late after a first one, anywhere, breaks no promise."""
-    two_faults(first, range(STEPS), (0, 1, 2, 4, 7, 11, 16))
+    two_faults(variant, first, range(STEPS), (0, 1, 2, 4, 7, 11, 16))
 
 
 def one_fault(variant: str, before: int, fault: str) -> None:
@@ -66,12 +84,12 @@ def one_fault(variant: str, before: int, fault: str) -> None:
     world.settle()
 
 
-def two_faults(first: str, befores: range, betweens: tuple[int, ...]) -> None:
+def two_faults(variant: str, first: str, befores: range, betweens: tuple[int, ...]) -> None:
     """Have every second fault after a first one."""
     for before in befores:
         for between in betweens:
             for second in FAULTS:
-                world = World()
+                world = VARIANTS[variant]()
                 world.live(before)
                 FAULTS[first](world)
                 world.live(between)
@@ -86,8 +104,20 @@ class AnyOrder(RuleBasedStateMachine):
     world: World
 
     @initialize(guest_runs=st.booleans(), return_path=st.booleans(), ahead=NUMBERS)
-    def begin(self, guest_runs: bool, return_path: bool, ahead: int) -> None:
+    def begin_precopy(self, guest_runs: bool, return_path: bool, ahead: int) -> None:
         self.world = World(guest_runs=guest_runs, return_path=return_path)
+        self.world.live(ahead)
+
+    @initialize(
+        guest_runs=st.booleans(),
+        converges=st.booleans(),
+        strands=st.booleans(),
+        few=st.booleans(),
+        ahead=st.integers(0, 60),
+    )
+    def begin_postcopy(self, guest_runs: bool, converges: bool, strands: bool, few: bool, ahead: int) -> None:
+        pages = 2 if few else 16
+        self.world = World(guest_runs=guest_runs, postcopy=True, converges=converges, strands=strands, pages=pages)
         self.world.live(ahead)
 
     @rule(number=NUMBERS)

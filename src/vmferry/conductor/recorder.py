@@ -27,6 +27,9 @@ from vmferry.ports.store import Journal, Token
 _log = structlog.get_logger(__name__)
 
 
+_TO_DESTINATION = frozenset({TokenChange.RELEASE, TokenChange.ACQUIRE, TokenChange.ACQUIRE_TO_START})
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parties:
     """Whose hand-over it is."""
@@ -45,9 +48,9 @@ def changed_token(token: Token, change: TokenChange, parties: Parties) -> Token:
     """Return the token after a change of ownership; pure."""
     if change is TokenChange.INTEND:
         return dataclasses.replace(token, cont_intent=True)
-    owner = parties.destination if change in (TokenChange.RELEASE, TokenChange.ACQUIRE) else parties.source
+    owner = parties.destination if change in _TO_DESTINATION else parties.source
     running = token.running and change is not TokenChange.CLAIM
-    return Token(Epoch(token.epoch + 1), owner, running)
+    return Token(Epoch(token.epoch + 1), owner, running, cont_intent=change is TokenChange.ACQUIRE_TO_START)
 
 
 class JournalRecorder:

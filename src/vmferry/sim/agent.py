@@ -35,6 +35,7 @@ class Token:
 _MOVES: Mapping[TokenChange, tuple[int, Side]] = {
     TokenChange.RELEASE: (1, Side.DESTINATION),
     TokenChange.ACQUIRE: (1, Side.DESTINATION),
+    TokenChange.ACQUIRE_TO_START: (1, Side.DESTINATION),
     TokenChange.RETURN: (2, Side.SOURCE),
     TokenChange.TAKE_BACK: (2, Side.SOURCE),
     TokenChange.CLAIM: (2, Side.SOURCE),
@@ -64,7 +65,7 @@ class SimJournal:
             epoch, owner = _MOVES[transition.token]
             if self.token is not None and epoch < self.token.epoch:
                 raise Violation(f"epoch goes back from {self.token.epoch} to {epoch}")
-            self.token = Token(epoch, owner)
+            self.token = Token(epoch, owner, intent=transition.token is TokenChange.ACQUIRE_TO_START)
 
 
 class SimAgent:

@@ -9,13 +9,15 @@ from vmferry.core.handover.effects import DestinationEffect
 from vmferry.core.handover.events import AnyEvent, DestinationEvent
 from vmferry.core.handover.machine import Transition
 from vmferry.core.handover.states import AnyState, DestinationState, Side
-from vmferry.core.migration import MigrationStatus, RunState
+from vmferry.core.migration import POSTCOPY, MigrationStatus, RunState
 from vmferry.sim.agent import SimAgent
 from vmferry.sim.network import Network, Word
+from vmferry.sim.pages import FETCHING, DestinationPages
 from vmferry.sim.qemu import Fact, Guest, SimQemu
 
 _F, _T, _Y = DestinationEvent, DestinationState, DestinationEffect
 
+_WATCHED = (_T.RECEIVING, _T.LOADED, _T.POSTCOPY_LOADED)
 #: what the destination says of itself when it is asked
 _LOADED_WORDS: Mapping[AnyState | None, Word] = {
     _T.LOADED: Word.LOADED,
@@ -23,6 +25,7 @@ _LOADED_WORDS: Mapping[AnyState | None, Word] = {
     _T.DISCARDED: Word.FAILED,
 }
 _COMMIT_WORDS: Mapping[AnyState | None, Word] = {
+    _T.POSTCOPY_RUNNING: Word.RUNNING,
     _T.RUNNING: Word.RUNNING,
     _T.RETURNED: Word.RETURNED,
     _T.LOST: Word.LOST,
@@ -36,6 +39,8 @@ class SimDestination(SimAgent):
         Fact.COMPLETED: _F.STREAM_LOADED,
         Fact.FAILED: _F.STREAM_FAILED,
         Fact.EXITED: _F.QEMU_DIED,
+        Fact.POSTCOPY: _F.POSTCOPY_LOADED,
+        Fact.PAGES: _F.PAGES_COMPLETED,
     }
     died = _F.QEMU_DIED
     restarted = _F.AGENT_RESTARTED
@@ -44,11 +49,13 @@ class SimDestination(SimAgent):
         super().__init__(Side.DESTINATION, network)
         self._guest = guest
         self._start_qemu = start_qemu
+        self._pages = DestinationPages(self)
         self.acts = {
             _Y.PREPARE: self._prepare,
             _Y.WATCH: self._watch,
             _Y.RECORD_INTENT: self._record_intent,
             _Y.START: self._start,
+            _Y.AWAIT_PAGES: self._await_pages,
             _Y.ANNOUNCE: lambda: True,
             _Y.CLEAN_UP: self._clean_up,
             _Y.NOTE_CRASH: self._note_crash,
@@ -67,6 +74,10 @@ class SimDestination(SimAgent):
         elif word is Word.COMMIT:
             self.post(_F.COMMIT_RECEIVED)
             self._answer(_COMMIT_WORDS)
+        elif word is Word.ASK_CROSSING:
+            self._pages.answer_crossing()
+        elif word in (Word.ASK_PAGES, Word.LISTEN, Word.SOURCE_GONE):
+            self._pages.answer_following(word)
         elif word is Word.DISCARD:
             self.post(_F.DISCARD_RECEIVED)
 
@@ -87,11 +98,33 @@ class SimDestination(SimAgent):
         """Answer the reservation that was waiting."""
         if transition.before is _T.PREPARING:
             self.say(Word.RESERVED if transition.after is _T.RECEIVING else Word.REFUSED)
+        if transition.after is _T.POSTCOPY_LOADED:
+            self._pages.answer_crossing()  # the source's question was waiting for this
+        if transition.after is _T.POSTCOPY_RUNNING and transition.before is _T.POSTCOPY_STARTING:
+            self._answer(_COMMIT_WORDS)
 
     def poll(self) -> None:
         """Ask the source what became of it."""
-        if _Y.WATCH in self.lasting and self.state in (_T.RECEIVING, _T.LOADED):
+        if _Y.WATCH in self.lasting and self.state in _WATCHED:
             self.say(Word.ASK_VERDICT)
+        if self.state in FETCHING:
+            self._pages.miss_answers()
+        if self.state in (_T.POSTCOPY_STARTING, _T.POSTCOPY_RUNNING):
+            self._pages.look()
+        if self.state is _T.POSTCOPY_STARTING and _Y.START in self.lasting:
+            self._start()
+
+    def source_fenced(self) -> None:
+        """Take a person's word that the source is off."""
+        self.post(_F.SOURCE_FENCED)
+        self._pages.source_is_gone = True
+        if self.state in (_T.POSTCOPY_STARTING, _T.POSTCOPY_RUNNING):
+            self._pages.look()
+
+    def kill(self) -> None:
+        """Die, and forget what was heard."""
+        super().kill()
+        self._pages.source_is_gone = False
 
     # -- orders ---------------------------------------------------------------------------------------------------
 
@@ -114,6 +147,15 @@ class SimDestination(SimAgent):
             self.post(_F.QEMU_DIED)
         elif qemu.status is MigrationStatus.COMPLETED and self.state is _T.RECEIVING:
             self.post(_F.STREAM_LOADED, only_in=_T.RECEIVING)
+        elif qemu.status in POSTCOPY and self.state is _T.RECEIVING:
+            self.post(_F.POSTCOPY_LOADED)
+        elif qemu.status is MigrationStatus.COMPLETED:
+            self.post(_F.PAGES_COMPLETED)
+        return True
+
+    def _await_pages(self) -> bool:
+        self.lasting.add(_Y.AWAIT_PAGES)
+        self._pages.look()
         return True
 
     def _record_intent(self) -> bool:
@@ -129,6 +171,8 @@ class SimDestination(SimAgent):
             self.post(_F.GUEST_STARTED)
         elif self.order_cont():
             return False
+        elif self.state is _T.POSTCOPY_STARTING:
+            self.lasting.add(_Y.START)  # the source cannot take it back: tried again until it works
         else:
             self.post(_F.START_REFUSED)
         return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 
-from vmferry.core.handover.states import AnyState, DestinationState, Side, SourceState
+from vmferry.core.handover.states import POSTCOPY_STATES, AnyState, DestinationState, Side, SourceState
 from vmferry.sim.agent import SimAgent
 from vmferry.sim.qemu import Fate
 from vmferry.sim.world import World
@@ -71,6 +71,22 @@ WAYS: Mapping[Side, Sequence[AnyState]] = {
     ),
 }
 
+#: The states that post-copy adds to the way.
+POSTCOPY_WAYS: Mapping[Side, Sequence[AnyState]] = {
+    _S: (
+        SourceState.POSTCOPY_ORDERED,
+        SourceState.POSTCOPY_CROSSING,
+        SourceState.POSTCOPY_COMMITTED,
+        SourceState.POSTCOPY_RUNNING,
+        SourceState.POSTCOPY_PAUSED,
+    ),
+    _D: (
+        DestinationState.POSTCOPY_LOADED,
+        DestinationState.POSTCOPY_STARTING,
+        DestinationState.POSTCOPY_RUNNING,
+    ),
+}
+
 #: How states beside that way are reached: what happens where.
 DETOURS: Mapping[AnyState, tuple[AnyState, Callable[[World], None]]] = {
     SourceState.ABORTING: (SourceState.PRE_SWITCHOVER, World.cancel),
@@ -78,7 +94,12 @@ DETOURS: Mapping[AnyState, tuple[AnyState, Callable[[World], None]]] = {
     SourceState.RETURNING: (DestinationState.ACQUIRED, lambda world: world.kill_qemu(_D)),
     DestinationState.DISCARDING: (SourceState.PRECOPY, World.cancel),
     DestinationState.GIVING_BACK: (DestinationState.ACQUIRED, lambda world: world.kill_qemu(_D)),
+    SourceState.POSTCOPY_PAUSED: (SourceState.POSTCOPY_RUNNING, lambda world: world.break_stream(rest_arrives=False)),
 }
+
+_BY_POSTCOPY = POSTCOPY_STATES | {SourceState.POSTCOPY_ORDERED}
+#: Pages enough that a post-copy lasts, however far the QEMUs have gone ahead.
+_PAGES = 24
 
 
 class Moment(enum.Enum):
@@ -120,7 +141,7 @@ def _foretell(side: Side, state: AnyState, fault: Callable[[World], None], *, mo
 
 def _bring_to(side: Side, state: AnyState, *, late: bool) -> World:
     """Live until a state is entered: with QEMUs that go ahead of their agents, or that wait for them."""
-    world = World()
+    world = World(postcopy=state in _BY_POSTCOPY, pages=_PAGES)
     if state is SourceState.DESTINATION_LOADED:
         return _with_source_in_device(world)
     if state in DETOURS:

@@ -23,6 +23,15 @@ class Word(enum.Enum):
     LOST = "lost"
     DISCARD = "discard"
     ASK_VERDICT = "ask-verdict"
+    ASK_CROSSING = "ask-crossing"  #: post-copy, before the commit: how do you stand
+    RECEIVING = "receiving"
+    POSTCOPY_LOADED = "postcopy-loaded"
+    ASK_PAGES = "ask-pages"  #: post-copy: my QEMU is postcopy-active
+    LISTEN = "listen"  #: post-copy: my QEMU's stream is broken
+    SOURCE_GONE = "source-gone"  #: post-copy: my QEMU is dead
+    LISTENS = "listens"
+    PAUSED = "paused"
+    PAGES = "pages"  #: nothing is missing here
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _died_since(world: World) -> bool:
     """Tell whether the guest's QEMU died after the hand-over was over: a guest crash like any other."""
     at_source = world.source.state in (SourceState.ABORTED, SourceState.RETURNED)
     home = world.source if at_source else world.destination
-    over = at_source or world.destination.state is DestinationState.RUNNING
+    over = at_source or world.destination.state is DestinationState.RUNNING or world.source.state is SourceState.DONE
     return over and (home.qemu is None or not home.qemu.alive)
 
 

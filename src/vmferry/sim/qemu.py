@@ -2,90 +2,27 @@
 
 It does what the real one was seen to do, the unpleasant parts above all: it restarts its vCPUs by itself when the
 stream is cut in `device`, it stays in `pre-switchover` for ever, it accepts a `cont` that comes too early, it takes
-image locks at `cont` and drops them in `device`. Every step is one call of `advance`: anything can happen between two.
+image locks at `cont` and drops them in `device`. What post-copy adds stands in postcopy.py. Every step is one call of
+`advance`: anything can happen between two.
 
 Source: QEMU 10.0.2, as in design/handover.md.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from vmferry.core.handover.states import Side
-from vmferry.core.migration import MigrationStatus, RunState
+from vmferry.core.migration import POSTCOPY, MigrationStatus, RunState
+from vmferry.sim.postcopy import PostcopyQemu
+from vmferry.sim.shared import Disk, Fact, Fate, Guest, Stream, Violation
 
-
-class Violation(AssertionError):
-    """A promise of the hand-over was broken."""
-
-
-class Fact(enum.Enum):
-    """What a QEMU tells the agent that listens; told to nobody when none does."""
-
-    BEGAN = "began"
-    PAUSED = "paused"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    ENDED = "ended"
-    EXITED = "exited"
-
-
-class Fate(enum.Enum):
-    """What became of the guest."""
-
-    ONE = "one"  #: exactly one QEMU runs it (or stands, if it stood before)
-    HELD = "held"  #: a QEMU holds it, nobody runs it yet
-    LOST = "lost"  #: no QEMU holds it any more
-
-
-@dataclass
-class Guest:
-    """The guest itself; `present` counts how often its state moved on: a copy with a smaller number is the past."""
-
-    runs: bool = True  #: it ran when the hand-over began, else it was paused
-    present: int = 0
-    ended: bool = False  #: it powered itself off
-
-
-@dataclass
-class Disk:
-    """The image and its lock."""
-
-    holder: Side | None = Side.SOURCE
-    refuses_destination: bool = False
-
-    def take(self, side: Side) -> bool:
-        """Lock the image for a QEMU; False when it is locked by another, or the storage refuses."""
-        if self.holder not in (None, side) or (side is Side.DESTINATION and self.refuses_destination):
-            return False
-        self.holder = side
-        return True
-
-    def drop(self, side: Side) -> None:
-        """Give the lock back."""
-        if self.holder is side:
-            self.holder = None
-
-
-@dataclass
-class Stream:
-    """The migration's connection. Without a return path the source completes as soon as everything is sent."""
-
-    return_path: bool = True
-    up: bool = True  #: packets pass now
-    sent: bool = False
-    loaded: bool = False
-    broken: bool = False
-    rest_arrives: bool = True  #: what was sent before the break is still read by the destination
-    copy: int = -1
-
+__all__ = ["Disk", "Fact", "Fate", "Guest", "SimQemu", "Stream", "Violation"]
 
 _UNDER_WAY = (MigrationStatus.SETUP, MigrationStatus.ACTIVE, MigrationStatus.PRE_SWITCHOVER, MigrationStatus.DEVICE)
 
 
-class SimQemu:
+class SimQemu(PostcopyQemu):
     """One QEMU process.
 
     Args:
@@ -103,6 +40,7 @@ class SimQemu:
         self._guest, self._disk, self._stream, self._tell = guest, disk, stream, tell
         self._resuming = False  #: it will restart its vCPUs by itself
         self._early_cont = False
+        self.postcopy_ordered = False
         self.copy = guest.present if side is Side.SOURCE else -1
         self.run = RunState.INMIGRATE
         if side is Side.SOURCE:
@@ -134,6 +72,8 @@ class SimQemu:
 
     def migrate_cancel(self) -> None:
         """Give up: at once before `device`, in `device` by closing the connection."""
+        if self.status in POSTCOPY or self.is_crossing:
+            raise Violation(f"cancel in post-copy's {self.status}: 10.0 hangs for ever, 7.2 starts a second copy")
         if self.status in _UNDER_WAY:
             self._stream.broken = True
             if self.status is not MigrationStatus.DEVICE:
@@ -145,7 +85,8 @@ class SimQemu:
         if self.run is RunState.INMIGRATE:
             self._early_cont = True
             return True
-        return self.status not in _UNDER_WAY and self._start()
+        fetches = self.side is Side.DESTINATION and self.status is MigrationStatus.POSTCOPY_ACTIVE
+        return (fetches or self.status not in (*_UNDER_WAY, *POSTCOPY)) and self._start()
 
     def kill(self) -> None:
         """Die."""
@@ -181,7 +122,11 @@ class SimQemu:
             return True
         if self.status in (MigrationStatus.SETUP, MigrationStatus.ACTIVE):
             return self._copy_rounds()
-        return self.status is MigrationStatus.DEVICE and self._send_last()
+        if self.status in POSTCOPY:
+            return self.send_pages()
+        return self.status is MigrationStatus.DEVICE and (
+            self.begin_postcopy() if self._stream.postcopy else self._send_last()
+        )
 
     def _copy_rounds(self) -> bool:
         if self._stream.broken:
@@ -191,8 +136,11 @@ class SimQemu:
         if self.status is MigrationStatus.SETUP:
             self.status = MigrationStatus.ACTIVE
             self._tell(Fact.BEGAN)
+        elif not (self._stream.converges or self.postcopy_ordered):
+            return False
         else:
             self.status = MigrationStatus.PRE_SWITCHOVER
+            self._stream.postcopy = self.postcopy_ordered  # ordered from now on, it comes too late
             if self.run is RunState.RUNNING:
                 self.run = RunState.FINISH_MIGRATE
             self._tell(Fact.PAUSED)
@@ -226,12 +174,18 @@ class SimQemu:
 
     def _load(self) -> bool:
         stream = self._stream
+        if self.status in POSTCOPY:
+            return self.receive_pages()
         if self.run is not RunState.INMIGRATE or self.status is MigrationStatus.FAILED:
             return False
         if stream.sent and (stream.rest_arrives or not stream.broken):
-            self.copy, stream.loaded = stream.copy, True
-            self.status, self.run = MigrationStatus.COMPLETED, RunState.PAUSED
-            self._tell(Fact.COMPLETED)
+            self.copy, self.run = stream.copy, RunState.PAUSED
+            if stream.postcopy:
+                self.status, stream.arrived = MigrationStatus.POSTCOPY_ACTIVE, True
+                self._tell(Fact.POSTCOPY)
+            else:
+                self.status, stream.loaded = MigrationStatus.COMPLETED, True
+                self._tell(Fact.COMPLETED)
             if self._early_cont:
                 self._start()
             return True

@@ -8,9 +8,10 @@ from typing import ClassVar
 from vmferry.core.handover.effects import SourceEffect
 from vmferry.core.handover.events import AnyEvent, SourceEvent
 from vmferry.core.handover.states import Side, SourceState
-from vmferry.core.migration import MigrationStatus, RunState
+from vmferry.core.migration import POSTCOPY, MigrationStatus, RunState
 from vmferry.sim.agent import SimAgent, Token
 from vmferry.sim.network import Network, Word
+from vmferry.sim.pages import FOLLOWING, SourcePages
 from vmferry.sim.qemu import Fact, Guest, SimQemu, Violation
 
 _E, _S, _X = SourceEvent, SourceState, SourceEffect
@@ -31,6 +32,7 @@ _HEARD: Mapping[Word, SourceEvent] = {
     Word.RETURNED: _E.DESTINATION_RETURNED,
     Word.LOST: _E.DESTINATION_LOST,
 }
+_PAGE_WORDS = (Word.PAGES, Word.LISTENS, Word.PAUSED)
 
 
 class SimSource(SimAgent):
@@ -43,13 +45,17 @@ class SimSource(SimAgent):
         Fact.FAILED: _E.STREAM_FAILED,
         Fact.ENDED: _E.GUEST_ENDED,
         Fact.EXITED: _E.SOURCE_QEMU_DIED,
+        Fact.BROKE: _E.STREAM_BROKE,
+        Fact.RECOVERED: _E.STREAM_RECOVERED,
     }
     died = _E.SOURCE_QEMU_DIED
     restarted = _E.AGENT_RESTARTED
 
-    def __init__(self, network: Network, guest: Guest) -> None:
+    def __init__(self, network: Network, guest: Guest, *, postcopy: bool = False) -> None:
         super().__init__(Side.SOURCE, network)
         self._guest = guest
+        self._postcopy = postcopy
+        self._pages = SourcePages(self)
         self.journal.token = Token(0, Side.SOURCE)
         self.acts = {
             _X.CHECK: self._check,
@@ -57,6 +63,9 @@ class SimSource(SimAgent):
             _X.SEND: self._send,
             _X.STEER: self._steer,
             _X.CONTINUE: self._continue,
+            _X.BEGIN_POSTCOPY: self._begin_postcopy,
+            _X.CROSS: self._cross,
+            _X.FOLLOW_PAGES: self._follow_pages,
             _X.AWAIT_DESTINATION: self._await_destination,
             _X.RELEASE: self._release,
             _X.TELL_DESTINATION: self._tell_destination,
@@ -74,7 +83,14 @@ class SimSource(SimAgent):
         """Take a message: a word of the destination's, or its question."""
         if word is Word.ASK_VERDICT:
             self._give_verdict()
-        elif self.machine is not None:
+        elif self.machine is None:
+            return
+        elif self.state is _S.POSTCOPY_CROSSING:
+            self._pages.hear_crossing(word)
+        elif word in _PAGE_WORDS:
+            if self.state in FOLLOWING:
+                self._pages.hear_following(word)
+        elif word in _HEARD:
             self.post(_HEARD[word])
 
     def _give_verdict(self) -> None:
@@ -84,12 +100,24 @@ class SimSource(SimAgent):
         elif self.state in (_S.ABORTED, _S.CRASHED):
             self.say(Word.DISCARD)
 
+    def hear(self, fact: Fact) -> None:
+        """Take what QEMU says; whoever awaits post-copy asks the destination again at once."""
+        super().hear(fact)
+        if fact is Fact.POSTCOPY and self.state is _S.POSTCOPY_CROSSING:
+            self._pages.cross()
+
     def poll(self) -> None:
         """Ask the destination again."""
         if _X.AWAIT_DESTINATION in self.lasting and self.state in _WAITS:
             self.say(Word.ASK_LOADED)
-        if _X.TELL_DESTINATION in self.lasting and self.state is _S.COMMITTED:
+        if _X.TELL_DESTINATION in self.lasting and self.state in (_S.COMMITTED, _S.POSTCOPY_COMMITTED):
             self.say(Word.COMMIT)
+        if _X.CROSS in self.lasting and self.state is _S.POSTCOPY_CROSSING:
+            self._pages.miss_answer_crossing()
+            self._pages.cross()
+        if _X.FOLLOW_PAGES in self.lasting and self.state in FOLLOWING:
+            self._pages.miss_answers()
+            self._pages.follow()
 
     # -- orders ---------------------------------------------------------------------------------------------------
 
@@ -127,6 +155,23 @@ class SimSource(SimAgent):
             self.post(_E.SOURCE_PAUSED)
         elif not qemu.under_way or qemu.status is MigrationStatus.DEVICE:
             self.post(_E.STREAM_FAILED)
+        elif self._postcopy and qemu.status is MigrationStatus.ACTIVE:
+            self.post(_E.POSTCOPY_ORDERED, only_in=_S.PRECOPY)
+        return True
+
+    def _begin_postcopy(self) -> bool:
+        if self._process is not None:
+            self._process.start_postcopy()
+        return True
+
+    def _cross(self) -> bool:
+        self.lasting.add(_X.CROSS)
+        self._pages.cross()
+        return True
+
+    def _follow_pages(self) -> bool:
+        self.lasting.add(_X.FOLLOW_PAGES)
+        self._pages.follow()
         return True
 
     def _continue(self) -> bool:
@@ -171,7 +216,14 @@ class SimSource(SimAgent):
         return self._go_on(qemu)
 
     def _take_back(self) -> bool:
-        return self._go_on(self._process)
+        """Start what came back; a QEMU that is in post-copy for good cannot run it, whatever its agent is told."""
+        qemu = self._process
+        if qemu is not None and qemu.status in POSTCOPY:
+            qemu.pause_postcopy()
+            if qemu.status is MigrationStatus.POSTCOPY_PAUSED:
+                qemu.kill()
+            return False
+        return self._go_on(qemu)
 
     def _go_on(self, qemu: SimQemu | None) -> bool:
         """Ask first, `cont` if need be, and ask again."""

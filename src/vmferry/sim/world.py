@@ -38,14 +38,28 @@ class World:
     Args:
         guest_runs: whether the guest runs when it begins, or is paused.
         return_path: whether the stream has two directions.
+        postcopy: whether post-copy is ordered in the first round.
+        converges: whether the rounds end by themselves; the order may then come too late.
+        strands: whether QEMU hangs when the stream breaks on the way into post-copy (10.0), or says `failed` (7.2).
+        pages: how many are sent in post-copy.
     """
 
-    def __init__(self, *, guest_runs: bool = True, return_path: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        guest_runs: bool = True,
+        return_path: bool = True,
+        postcopy: bool = False,
+        converges: bool | None = None,
+        strands: bool = True,
+        pages: int = 16,
+    ) -> None:
         self.network = Network()
         self.guest = Guest(runs=guest_runs)
         self.disk = Disk()
-        self.stream = Stream(return_path=return_path)
-        self.source = SimSource(self.network, self.guest)
+        converges = not postcopy if converges is None else converges
+        self.stream = Stream(return_path=return_path or postcopy, converges=converges, strands=strands, owed=pages)
+        self.source = SimSource(self.network, self.guest, postcopy=postcopy)
         self.destination = SimDestination(self.network, self.guest, lambda: self._qemu(self.destination))
         self.source.qemu = self._qemu(self.source)
         self.agents: dict[Side, SimAgent] = {Side.SOURCE: self.source, Side.DESTINATION: self.destination}
@@ -182,6 +196,9 @@ class World:
         if not self.stream.broken:
             self.stream.broken = True
             self.stream.rest_arrives = rest_arrives
+            qemu = self.source.qemu
+            if qemu is not None and qemu.is_on_the_way and self._needed(Side.DESTINATION):
+                self.deaths.append(Death(Side.SOURCE, needed=True))  # as good as dead: it can never run the guest
 
     def pass_deadline(self, side: Side) -> bool:
         """Have the deadline of an agent's state pass; False when it has none."""
@@ -221,7 +238,7 @@ class World:
         if side is Side.DESTINATION:
             self.source.post(SourceEvent.DESTINATION_FENCED)
         else:
-            self.destination.post(DestinationEvent.SOURCE_FENCED)
+            self.destination.source_fenced()
 
     def _needed(self, side: Side) -> bool:
         """Tell whether a QEMU is needed by a state that an agent is in, or is about to enter by what it has heard."""
@@ -248,9 +265,15 @@ class World:
             agent.qemu
             for agent in self.agents.values()
             if agent.qemu is not None and agent.qemu.alive and agent.qemu.copy == self.guest.present
+            if not agent.qemu.gave_up
         ]
+        source = self.source.qemu
+        if holders and holders[0].needs_other and not (source is not None and source.alive):
+            return Fate.LOST
         if not holders:
             return Fate.LOST
+        if holders[0].needs_other and (self.stream.broken or not self.network.up):
+            return Fate.HELD
         settled = RunState.RUNNING if self.guest.runs else RunState.PAUSED
         if len(holders) == 1 and holders[0].run in (settled, RunState.SHUTDOWN, RunState.POSTMIGRATE):
             stands = holders[0].run is RunState.POSTMIGRATE and self.guest.runs

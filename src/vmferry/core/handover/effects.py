@@ -18,6 +18,9 @@ class SourceEffect(Word):
     SEND = "send"  #: set the source's QEMU up and `migrate`. Undo: RESTORE
     STEER = "steer"  #: let the policy watch the rounds until the state is left. Repeat: asks the status first
     CONTINUE = "continue"  #: `migrate-continue`. Undo: RESTORE
+    BEGIN_POSTCOPY = "begin-postcopy"  #: `migrate-start-postcopy`. Undo: RESTORE. Repeat: harmless
+    CROSS = "cross"  #: check the stream, `migrate-continue`, await both words; ends with the commit. Repeat: asks first
+    FOLLOW_PAGES = "follow-pages"  #: post-copy: watch until completed; a broken stream is recovered. Repeat: asks first
     AWAIT_DESTINATION = "await-destination"  #: ask the destination until it says loaded, failed or dead
     RELEASE = "release"  #: last checks before the commit; the event it ends with is the commit. A dead QEMU passes them
     TELL_DESTINATION = "tell-destination"  #: hand the token over; repeated until the destination answers
@@ -36,6 +39,9 @@ class DestinationEffect(Word):
     WATCH = "watch"  #: watch QEMU, and ask the source what became of it when nothing is heard. Repeat: asks first
     RECORD_INTENT = "record-intent"  #: ask first whether QEMU lives; the event it ends with is the intent to `cont`
     START = "start"  #: `cont` if the token says that the guest ran; else nothing. Repeat: asks the run state first
+    AWAIT_PAGES = (
+        "await-pages"  #: post-copy: watch until completed; listen anew when the source asks. Repeat: asks first
+    )
     ANNOUNCE = "announce"  #: tell the network; the arrival is a guest of this host like any other now
     CLEAN_UP = "clean-up"  #: kill QEMU, prove it dead, free everything. Repeat: harmless
     NOTE_CRASH = "note-crash"  #: end what is left of its QEMU, mark the guest as crashed here; name, disks, token stay

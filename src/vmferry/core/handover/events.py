@@ -22,6 +22,7 @@ class SourceEvent(Word):
     DESTINATION_RESERVED = "destination-reserved"  #: it listens
     DESTINATION_REFUSED = "destination-refused"  #: it said no, or nobody answered
     PRECOPY_BEGAN = "precopy-began"  #: source status `active`
+    POSTCOPY_ORDERED = "postcopy-ordered"  #: by the policy, or by whoever asked for the move
     SOURCE_PAUSED = "source-paused"  #: source status `pre-switchover`
     SWITCHOVER_BEGAN = "switchover-began"  #: QEMU accepted `migrate-continue`
     SOURCE_COMPLETED = "source-completed"  #: source status `completed`, run state `postmigrate`
@@ -35,6 +36,9 @@ class SourceEvent(Word):
     AGENT_RESTARTED = "agent-restarted"  #: the machine was replayed from the journal
     OWNERSHIP_RELEASED = "ownership-released"  #: `released(epoch+1, destination)` is durable
     DESTINATION_RUNNING = "destination-running"  #: acquired and started, in its agent's own words
+    STREAM_BROKE = "stream-broke"  #: post-copy: own status `postcopy-paused`
+    STREAM_RECOVERED = "stream-recovered"  #: post-copy: own status `postcopy-active` again
+    PAGES_ARRIVED = "pages-arrived"  #: post-copy: the destination has every page, in its agent's own words
     DESTINATION_RETURNED = "destination-returned"  #: `returned(epoch+2, source)` is durable there
     DESTINATION_LOST = "destination-lost"  #: its QEMU died after the intent to start
     DESTINATION_FENCED = "destination-fenced"  #: a person says that the destination host is off for certain
@@ -49,6 +53,9 @@ class DestinationEvent(Word):
     PREPARATION_FAILED = "preparation-failed"
     STREAM_LOADED = "stream-loaded"  #: own `completed` + `paused`
     STREAM_FAILED = "stream-failed"  #: own `failed`
+    POSTCOPY_LOADED = "postcopy-loaded"  #: own `postcopy-active` + `paused`
+    PAGES_COMPLETED = "pages-completed"  #: own `completed` after post-copy: nothing is missing any more
+    SOURCE_GONE = "source-gone"  #: the source's QEMU is proven dead, the stream is broken, and pages are missing
     QEMU_DIED = "qemu-died"  #: the process is proven dead
     COMMIT_RECEIVED = "commit-received"  #: the source journalled its release
     DISCARD_RECEIVED = "discard-received"  #: the source gave up, or says that it did when asked

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vmferry.core.errors import IllegalTransition
 from vmferry.core.handover.effects import AnyEffect
 from vmferry.core.handover.events import AnyEvent, DestinationEvent, Happened, SourceEvent
-from vmferry.core.handover.states import FACTS, AnyState, DestinationState, Facts, Side, SourceState
+from vmferry.core.handover.states import FACTS, AnyState, DestinationState, Facts, Owner, Side, SourceState
 from vmferry.core.handover.table import DESTINATION_TABLE, IGNORED, OPENING, SOURCE_TABLE, Key, Step
 from vmferry.core.handover.words import Word
 
@@ -18,6 +18,7 @@ class TokenChange(Word):
 
     RELEASE = "release"  #: epoch + 1, the destination
     ACQUIRE = "acquire"  #: epoch + 1, here
+    ACQUIRE_TO_START = "acquire-to-start"  #: epoch + 1, here, `cont` is about to be sent
     INTEND = "intend"  #: same epoch, `cont` is about to be sent
     RETURN = "return"  #: epoch + 2, the source
     TAKE_BACK = "take-back"  #: epoch + 2, here, runs as before
@@ -27,8 +28,11 @@ class TokenChange(Word):
 #: (event, state it led to) -> change. The only places where ownership moves.
 TOKEN_CHANGES: Mapping[tuple[AnyEvent, AnyState], TokenChange] = {
     (SourceEvent.OWNERSHIP_RELEASED, SourceState.COMMITTED): TokenChange.RELEASE,
+    (SourceEvent.OWNERSHIP_RELEASED, SourceState.POSTCOPY_COMMITTED): TokenChange.RELEASE,
     (SourceEvent.DESTINATION_RETURNED, SourceState.RETURNING): TokenChange.TAKE_BACK,
     (DestinationEvent.COMMIT_RECEIVED, DestinationState.ACQUIRED): TokenChange.ACQUIRE,
+    # giving it back would help nobody: the source cannot run it either, so nothing is to be told apart by two writes
+    (DestinationEvent.COMMIT_RECEIVED, DestinationState.POSTCOPY_STARTING): TokenChange.ACQUIRE_TO_START,
     # it cannot start the guest, but it holds the token until it has given it back
     (DestinationEvent.COMMIT_RECEIVED, DestinationState.GIVING_BACK): TokenChange.ACQUIRE,
     (DestinationEvent.INTENT_RECORDED, DestinationState.STARTING): TokenChange.INTEND,
@@ -86,7 +90,8 @@ class Machine:
         return Transition(before, step.next, step.effects, self._token_change(happened, before), ignored=False)
 
     def _token_change(self, happened: Happened, before: AnyState) -> TokenChange | None:
-        if happened.kind is SourceEvent.DESTINATION_FENCED and before is SourceState.COMMITTED:
+        released = FACTS[before].owner is Owner.DESTINATION and self.state is SourceState.CRASHED
+        if happened.kind is SourceEvent.DESTINATION_FENCED and released:
             return TokenChange.CLAIM
         return TOKEN_CHANGES.get((happened.kind, self.state))
 

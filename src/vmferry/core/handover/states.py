@@ -54,8 +54,18 @@ class SourceState(Word):
     LOADED = "loaded"
     #: The source's QEMU died when it stood still and the destination may hold everything: its word decides.
     ORPHANED = "orphaned"
+    #: Post-copy: ordered for the end of this round; the guest still runs here.
+    POSTCOPY_ORDERED = "postcopy-ordered"
+    #: Post-copy: vCPUs stopped; the stream is checked, `migrate-continue` sent, both words are awaited: no way back.
+    POSTCOPY_CROSSING = "postcopy-crossing"
     #: `released(epoch+1, destination)` is journalled. The source's QEMU gets `quit` and nothing else.
     COMMITTED = "committed"
+    #: Post-copy: `released(epoch+1, destination)` is journalled; the source's QEMU has pages that are still to be sent.
+    POSTCOPY_COMMITTED = "postcopy-committed"
+    #: Post-copy: the guest runs at the destination and fetches what is missing from here.
+    POSTCOPY_RUNNING = "postcopy-running"
+    #: Post-copy: the stream is broken, vCPUs wait at pages that are missing; it is recovered for as long as it takes.
+    POSTCOPY_PAUSED = "postcopy-paused"
     #: The destination says that the guest runs there; the source is being tidied up.
     RUNNING = "running"
     #: Everything is over and tidy; the guest is the destination's.
@@ -83,6 +93,12 @@ class DestinationState(Word):
     RECEIVING = "receiving"
     #: QEMU says completed + paused. It has not run and must not without the token.
     LOADED = "loaded"
+    #: Post-copy: QEMU says postcopy-active + paused. It has not run and must not without the token.
+    POSTCOPY_LOADED = "postcopy-loaded"
+    #: Post-copy: `acquired(epoch+1)` and the intent to send `cont` are journalled, in one write.
+    POSTCOPY_STARTING = "postcopy-starting"
+    #: Post-copy: the vCPUs run, pages are missing; a broken stream is listened for anew.
+    POSTCOPY_RUNNING = "postcopy-running"
     #: `acquired(epoch+1)` is journalled; nothing was started.
     ACQUIRED = "acquired"
     #: The intent to send `cont` is journalled: from here the guest may have run.
@@ -117,6 +133,7 @@ class Facts:
 
 _S, _D = Owner.SOURCE, Owner.DESTINATION
 _SRC, _DST, _NONE = frozenset({Side.SOURCE}), frozenset({Side.DESTINATION}), frozenset[Side]()
+_BOTH = _SRC | _DST
 
 #: Facts of every state; a test holds that none is missing.
 FACTS: dict[AnyState, Facts] = {
@@ -130,6 +147,11 @@ FACTS: dict[AnyState, Facts] = {
     SourceState.DESTINATION_LOADED: Facts(_S, _SRC, Step.LAST_PAGES, 15_000),
     SourceState.LOADED: Facts(_S, _NONE, Step.LAST_PAGES, 15_000),
     SourceState.ORPHANED: Facts(_S, _DST, Step.LAST_PAGES),
+    SourceState.POSTCOPY_ORDERED: Facts(_S, _SRC, Step.ROUNDS),
+    SourceState.POSTCOPY_CROSSING: Facts(_S, _BOTH, Step.LAST_PAGES),
+    SourceState.POSTCOPY_COMMITTED: Facts(_D, _BOTH, Step.HANDOVER),
+    SourceState.POSTCOPY_RUNNING: Facts(_D, _BOTH, Step.HANDOVER),
+    SourceState.POSTCOPY_PAUSED: Facts(_D, _BOTH, Step.HANDOVER),
     SourceState.COMMITTED: Facts(_D, _NONE, Step.HANDOVER),
     SourceState.RUNNING: Facts(_D, _DST, Step.HANDOVER),
     SourceState.DONE: Facts(_D, _DST, None, final=True),
@@ -142,6 +164,9 @@ FACTS: dict[AnyState, Facts] = {
     DestinationState.PREPARING: Facts(_S, _SRC, Step.RESERVE, 60_000),
     DestinationState.RECEIVING: Facts(_S, _SRC, Step.ROUNDS),
     DestinationState.LOADED: Facts(_S, _NONE, Step.LAST_PAGES),
+    DestinationState.POSTCOPY_LOADED: Facts(_S, _BOTH, Step.LAST_PAGES),
+    DestinationState.POSTCOPY_STARTING: Facts(_D, _BOTH, Step.HANDOVER),
+    DestinationState.POSTCOPY_RUNNING: Facts(_D, _BOTH, Step.HANDOVER),
     DestinationState.ACQUIRED: Facts(_D, _NONE, Step.HANDOVER),
     DestinationState.STARTING: Facts(_D, _DST, Step.HANDOVER),
     DestinationState.RUNNING: Facts(_D, _DST, None, final=True),
@@ -151,6 +176,9 @@ FACTS: dict[AnyState, Facts] = {
     DestinationState.RETURNED: Facts(_S, _SRC, None, final=True),
     DestinationState.LOST: Facts(_D, _NONE, None, final=True),
 }
+
+#: Both hosts hold a part of the guest, or may in a moment: no cancel, no pause and no stop, by anybody.
+POSTCOPY_STATES: frozenset[AnyState] = frozenset(state for state, facts in FACTS.items() if facts.needs == _BOTH)
 
 #: States whose entry may become durable later than its effects begin, at the latest with the next entry: what they
 #: order only asks, or names the query that tells whether it happened, and a machine that has forgotten the entry comes

@@ -27,6 +27,22 @@ source's QEMU stood still until it died: an agent watched it all the time (no re
 death), or its journalled `completed` says so (it never resumes by itself after that; hence SOURCE_COMPLETED and LOADED
 wait on after a restart). In ABORTING nobody knows, and the guest has crashed at its owner.
 
+Post-copy
+=========
+Where pre-copy cannot end, the rest follows the guest: vCPUs stop, the device state crosses, the guest runs at the
+destination and fetches what is missing. It is ordered in PRECOPY and written down first, since an agent that comes back
+must know which of the two `migrate-continue` will begin. From CROSSING on both QEMUs are needed and nothing leads back:
+the source's refuses `cont` and must not be cancelled (10.0: hangs for ever, 7.2: would start a second copy). So there
+is no deadline either: there is nothing that it could do for the guest.
+
+The commit is where it is in pre-copy: both say so, the source `postcopy-active` (or one of the states behind it), from
+which it never runs by itself, and the destination `postcopy-active` + paused. An earlier commit, before
+`migrate-continue`, would give the guest to a host whose QEMU may have ended meanwhile, while the source's could go on.
+Afterwards the stream may break and be recovered as often as it likes. A QEMU that dies takes the guest with it, unless
+everything had arrived: that is the destination's word (PAGES_COMPLETED, PAGES_ARRIVED). When everything has arrived
+before the commit, or the order came too late and QEMU went the way of pre-copy, the states of pre-copy take over
+(SOURCE_COMPLETED, LOADED, COMMITTED): both QEMUs are then as they would be there.
+
 Nothing is resolved by a time-out that could make two owners: deadlines exist only in states whose owner is certain and
 whose end is decided here. COMMITTED and ORPHANED, and the destination's LOADED and ACQUIRED, wait as long as it takes.
 
@@ -69,6 +85,14 @@ _ORPHAN_LOADED = Step(_S.ORPHANED, (_X.RELEASE,))
 _COMPLETED = Step(_S.SOURCE_COMPLETED, (_X.AWAIT_DESTINATION,))
 _COMMIT = Step(_S.COMMITTED, (_X.TELL_DESTINATION,))
 _LOADED = Step(_S.LOADED, (_X.RELEASE,))
+_ORDERED = Step(_S.POSTCOPY_ORDERED, (_X.BEGIN_POSTCOPY, _X.STEER))
+_CROSSING = Step(_S.POSTCOPY_CROSSING, (_X.CROSS,))
+_POSTCOPY_COMMIT = Step(_S.POSTCOPY_COMMITTED, (_X.TELL_DESTINATION, _X.FOLLOW_PAGES))
+_PAGES_FOLLOW = Step(_S.POSTCOPY_RUNNING, (_X.FOLLOW_PAGES,))
+_PAGES_WAIT = Step(_S.POSTCOPY_PAUSED, (_X.FOLLOW_PAGES,))
+#: A person says that the other host is off: the memory is given up, name and disks are claimed.
+_CLAIMED = Step(_S.CRASHED, (_X.NOTE_CRASH, _X.REPORT))
+_LOST = Step(_S.LOST, (_X.END_SOURCE, _X.REPORT))
 
 #: What ends a hand-over before the commit while the source's QEMU lives.
 _FAILURES = (_E.STREAM_FAILED, _E.DESTINATION_FAILED, _E.GUEST_ENDED, _E.CANCEL_REQUESTED)
@@ -137,11 +161,45 @@ SOURCE_TABLE: Mapping[Key, Step] = {
     # 6 from now on the source's QEMU gets `quit` and nothing else, unless the token comes back
     (_S.COMMITTED, _E.DESTINATION_RUNNING): Step(_S.RUNNING, (_X.END_SOURCE,)),
     (_S.COMMITTED, _E.DESTINATION_RETURNED): Step(_S.RETURNING, (_X.TAKE_BACK,)),
-    (_S.COMMITTED, _E.DESTINATION_LOST): Step(_S.LOST, (_X.END_SOURCE, _X.REPORT)),
-    (_S.COMMITTED, _E.DESTINATION_FENCED): Step(_S.CRASHED, (_X.NOTE_CRASH, _X.REPORT)),
+    (_S.COMMITTED, _E.DESTINATION_LOST): _LOST,
+    (_S.COMMITTED, _E.DESTINATION_FENCED): _CLAIMED,
     (_S.COMMITTED, _E.AGENT_RESTARTED): _COMMIT,
     (_S.RUNNING, _E.TIDIED): Step(_S.DONE, (_X.REPORT,)),
     (_S.RUNNING, _E.AGENT_RESTARTED): Step(_S.RUNNING, (_X.END_SOURCE,)),
+    # post-copy instead of 4 and 5
+    (_S.PRECOPY, _E.POSTCOPY_ORDERED): _ORDERED,
+    (_S.POSTCOPY_ORDERED, _E.SOURCE_PAUSED): _CROSSING,
+    (_S.POSTCOPY_ORDERED, _E.AGENT_RESTARTED): _ORDERED,
+    (_S.POSTCOPY_ORDERED, _E.SOURCE_QEMU_DIED): _CRASHED,
+    **_all(_S.POSTCOPY_ORDERED, _FAILURES, _ABORT),
+    (_S.POSTCOPY_CROSSING, _E.OWNERSHIP_RELEASED): _POSTCOPY_COMMIT,
+    # everything has arrived already, or it went the way of pre-copy: both stand still, and the source can go back
+    (_S.POSTCOPY_CROSSING, _E.SOURCE_COMPLETED): _COMPLETED,
+    # before `migrate-continue`, or QEMU's own `failed`: the source still has all, and may run it
+    (_S.POSTCOPY_CROSSING, _E.STREAM_FAILED): _ABORT,
+    (_S.POSTCOPY_CROSSING, _E.AGENT_RESTARTED): _CROSSING,
+    **_all(_S.POSTCOPY_CROSSING, (_E.DESTINATION_FAILED, _E.DESTINATION_FENCED, _E.SOURCE_QEMU_DIED), _CRASHED),
+    # post-copy instead of 6: the source's QEMU is needed until the last page is there
+    (_S.POSTCOPY_COMMITTED, _E.DESTINATION_RUNNING): _PAGES_FOLLOW,
+    **_all(_S.POSTCOPY_COMMITTED, (_E.SOURCE_COMPLETED, _E.PAGES_ARRIVED), _COMMIT),
+    (_S.POSTCOPY_COMMITTED, _E.DESTINATION_RETURNED): Step(_S.RETURNING, (_X.TAKE_BACK,)),
+    **_all(_S.POSTCOPY_COMMITTED, (_E.AGENT_RESTARTED, _E.SOURCE_QEMU_DIED), _POSTCOPY_COMMIT),
+    (_S.POSTCOPY_RUNNING, _E.STREAM_BROKE): _PAGES_WAIT,
+    (_S.POSTCOPY_RUNNING, _E.AGENT_RESTARTED): _PAGES_FOLLOW,
+    (_S.POSTCOPY_PAUSED, _E.STREAM_RECOVERED): _PAGES_FOLLOW,
+    (_S.POSTCOPY_PAUSED, _E.AGENT_RESTARTED): _PAGES_WAIT,
+    **{
+        (state, event): Step(_S.RUNNING, (_X.END_SOURCE,))
+        for state in (_S.POSTCOPY_RUNNING, _S.POSTCOPY_PAUSED)
+        for event in (_E.SOURCE_COMPLETED, _E.PAGES_ARRIVED)
+    },
+    # broken for good; whether everything had arrived is the destination's word
+    **{(state, _E.SOURCE_QEMU_DIED): _PAGES_WAIT for state in (_S.POSTCOPY_RUNNING, _S.POSTCOPY_PAUSED)},
+    **{
+        (state, event): step
+        for state in (_S.POSTCOPY_COMMITTED, _S.POSTCOPY_RUNNING, _S.POSTCOPY_PAUSED)
+        for event, step in ((_E.DESTINATION_LOST, _LOST), (_E.DESTINATION_FENCED, _CLAIMED))
+    },
     # ways back
     (_S.ABORTING, _E.SOURCE_RESUMED): Step(_S.ABORTED, (_X.DISCARD, _X.REPORT)),
     # it may have run on before it died, so what the destination has may be the past
@@ -155,12 +213,13 @@ SOURCE_TABLE: Mapping[Key, Step] = {
     (_S.ABORTED, _E.AGENT_RESTARTED): Step(_S.ABORTED, (_X.DISCARD, _X.REPORT)),
     (_S.RETURNED, _E.AGENT_RESTARTED): Step(_S.RETURNED, (_X.REPORT,)),
     (_S.CRASHED, _E.AGENT_RESTARTED): _CRASHED,
-    (_S.LOST, _E.AGENT_RESTARTED): Step(_S.LOST, (_X.END_SOURCE, _X.REPORT)),
+    (_S.LOST, _E.AGENT_RESTARTED): _LOST,
 }
 
 _T, _F, _Y = DestinationState, DestinationEvent, DestinationEffect
 _DISCARD = Step(_T.DISCARDING, (_Y.CLEAN_UP,))
 _GIVE_BACK = Step(_T.GIVING_BACK, (_Y.CLEAN_UP,))
+_POSTCOPY_START = Step(_T.POSTCOPY_STARTING, (_Y.START, _Y.AWAIT_PAGES))
 
 DESTINATION_TABLE: Mapping[Key, Step] = {
     (_T.PREPARING, _F.QEMU_LISTENS): Step(_T.RECEIVING, (_Y.WATCH,)),
@@ -191,6 +250,23 @@ DESTINATION_TABLE: Mapping[Key, Step] = {
     (_T.STARTING, _F.START_REFUSED): _GIVE_BACK,
     (_T.STARTING, _F.QEMU_DIED): Step(_T.LOST, (_Y.NOTE_CRASH,)),
     (_T.STARTING, _F.AGENT_RESTARTED): Step(_T.STARTING, (_Y.START,)),
+    # post-copy: held; it has what it needs to run, and owns nothing
+    (_T.RECEIVING, _F.POSTCOPY_LOADED): Step(_T.POSTCOPY_LOADED, (_Y.WATCH,)),
+    (_T.POSTCOPY_LOADED, _F.COMMIT_RECEIVED): _POSTCOPY_START,
+    (_T.POSTCOPY_LOADED, _F.PAGES_COMPLETED): Step(_T.LOADED, (_Y.WATCH,)),
+    **_all(_T.POSTCOPY_LOADED, (_F.QEMU_DIED, _F.DISCARD_RECEIVED, _F.SOURCE_FENCED), _DISCARD),
+    (_T.POSTCOPY_LOADED, _F.AGENT_RESTARTED): Step(_T.POSTCOPY_LOADED, (_Y.WATCH,)),
+    # post-copy: the token is here; a refused `cont` is tried again, since the source cannot take the guest back
+    (_T.POSTCOPY_STARTING, _F.GUEST_STARTED): Step(_T.POSTCOPY_RUNNING, (_Y.AWAIT_PAGES,)),
+    (_T.POSTCOPY_STARTING, _F.PAGES_COMPLETED): Step(_T.STARTING, (_Y.START,)),
+    (_T.POSTCOPY_STARTING, _F.AGENT_RESTARTED): _POSTCOPY_START,
+    (_T.POSTCOPY_RUNNING, _F.PAGES_COMPLETED): Step(_T.RUNNING, (_Y.ANNOUNCE,)),
+    (_T.POSTCOPY_RUNNING, _F.AGENT_RESTARTED): Step(_T.POSTCOPY_RUNNING, (_Y.AWAIT_PAGES,)),
+    **{
+        (state, event): Step(_T.LOST, (_Y.NOTE_CRASH,))
+        for state in (_T.POSTCOPY_STARTING, _T.POSTCOPY_RUNNING)
+        for event in (_F.QEMU_DIED, _F.SOURCE_GONE)
+    },
     # the token reached a host that cannot start the guest any more: it goes back, never to waste. In RECEIVING it is
     # early: LOADED was said and forgotten (DEFERRED), the next look finds it again, and the source asks again
     **{(state, _F.COMMIT_RECEIVED): _GIVE_BACK for state in (_T.PREPARING, _T.DISCARDING)},
@@ -228,10 +304,11 @@ _BY_RESERVING = _BY_CHECKING | {
     _E.STREAM_FAILED,
 }
 _BY_RESERVED = _BY_RESERVING | {_E.PRECOPY_BEGAN}
-_BY_PRECOPY = _BY_RESERVED | {_E.SOURCE_PAUSED, _E.SOURCE_COMPLETED, _E.DESTINATION_LOADED}
+_BY_PRECOPY = _BY_RESERVED | {_E.SOURCE_PAUSED, _E.SOURCE_COMPLETED, _E.DESTINATION_LOADED, _E.POSTCOPY_ORDERED}
 _BY_PRE_SWITCHOVER = _BY_PRECOPY | {_E.SWITCHOVER_BEGAN}
 _BY_LOADED = _BY_PRE_SWITCHOVER | {_E.OWNERSHIP_RELEASED}
-_BY_COMMITTED = _BY_LOADED | {_E.DESTINATION_RUNNING, _E.DESTINATION_RETURNED, _E.DESTINATION_LOST}
+_BY_COMMITTED = _BY_LOADED | {_E.DESTINATION_RUNNING, _E.DESTINATION_RETURNED, _E.DESTINATION_LOST, _E.PAGES_ARRIVED}
+_BY_POSTCOPY = _BY_COMMITTED | {_E.STREAM_BROKE, _E.STREAM_RECOVERED}
 
 _BY_PREPARING: frozenset[AnyEvent] = frozenset(
     {
@@ -245,7 +322,7 @@ _BY_PREPARING: frozenset[AnyEvent] = frozenset(
         _F.AGENT_RESTARTED,
     }
 )
-_BY_RECEIVING = _BY_PREPARING | {_F.STREAM_LOADED}
+_BY_RECEIVING = _BY_PREPARING | {_F.STREAM_LOADED, _F.POSTCOPY_LOADED, _F.PAGES_COMPLETED}
 #: it loaded, so it neither failed to prepare nor to load
 _BY_LOADING = _BY_RECEIVING - {_F.PREPARATION_FAILED, _F.STREAM_FAILED}
 
@@ -261,17 +338,25 @@ POSSIBLE: Mapping[AnyState, frozenset[AnyEvent]] = {
     _S.DESTINATION_LOADED: _BY_PRE_SWITCHOVER,
     _S.LOADED: _BY_LOADED,
     _S.ORPHANED: _BY_LOADED,
-    _S.COMMITTED: _BY_COMMITTED,
-    _S.RUNNING: _BY_COMMITTED | {_E.TIDIED},
+    _S.POSTCOPY_ORDERED: _BY_PRECOPY,
+    _S.POSTCOPY_CROSSING: _BY_LOADED | {_E.STREAM_BROKE},
+    _S.POSTCOPY_COMMITTED: _BY_POSTCOPY,
+    _S.POSTCOPY_RUNNING: _BY_POSTCOPY,
+    _S.POSTCOPY_PAUSED: _BY_POSTCOPY,
+    _S.COMMITTED: _BY_POSTCOPY,
+    _S.RUNNING: _BY_POSTCOPY | {_E.TIDIED},
     _S.ABORTING: _BY_LOADED | {_E.SOURCE_RESUMED},
-    _S.RETURNING: (_BY_COMMITTED | {_E.SOURCE_RESUMED}) - {_E.DESTINATION_RUNNING},
+    _S.RETURNING: (_BY_POSTCOPY | {_E.SOURCE_RESUMED}) - {_E.DESTINATION_RUNNING},
     _T.PREPARING: _BY_PREPARING,
     _T.RECEIVING: _BY_RECEIVING,
     _T.LOADED: _BY_LOADING,
+    _T.POSTCOPY_LOADED: _BY_LOADING,
+    _T.POSTCOPY_STARTING: _BY_LOADING | {_F.GUEST_STARTED, _F.SOURCE_GONE},
+    _T.POSTCOPY_RUNNING: _BY_LOADING | {_F.GUEST_STARTED, _F.SOURCE_GONE},
     _T.ACQUIRED: _BY_LOADING | {_F.INTENT_RECORDED},
-    _T.STARTING: _BY_LOADING | {_F.INTENT_RECORDED, _F.GUEST_STARTED, _F.START_REFUSED},
+    _T.STARTING: _BY_LOADING | {_F.INTENT_RECORDED, _F.GUEST_STARTED, _F.START_REFUSED, _F.SOURCE_GONE},
     _T.DISCARDING: _BY_RECEIVING | {_F.CLEANED_UP},
-    _T.GIVING_BACK: _BY_RECEIVING | {_F.INTENT_RECORDED, _F.START_REFUSED, _F.CLEANED_UP},
+    _T.GIVING_BACK: _BY_RECEIVING | {_F.INTENT_RECORDED, _F.START_REFUSED, _F.SOURCE_GONE, _F.CLEANED_UP},
 }
 
 _TABLES: Mapping[Key, Step] = {**SOURCE_TABLE, **DESTINATION_TABLE}
