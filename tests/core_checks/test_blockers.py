@@ -33,7 +33,8 @@ CODE, NVRAM = "/usr/share/OVMF/code.fd", "/srv/vmferry/web-7.nvram"
 
 def find(case: Case) -> tuple[Blocker, ...]:
     """Ask with the parts of a case."""
-    return find_blockers(case.guest, case.runtime, case.source, case.destination, case.probe)
+    parts = (case.guest, case.runtime, case.source, case.destination, case.probe)
+    return find_blockers(*parts, postcopy=case.postcopy)
 
 
 def without_capability(case: Case, capability: str, *, at_source: bool = False) -> Case:
@@ -41,6 +42,16 @@ def without_capability(case: Case, capability: str, *, at_source: bool = False) 
     host = case.source if at_source else case.destination
     spoiled = with_qemu(host, capabilities=host.qemu.capabilities - {capability})
     return dataclasses.replace(case, source=spoiled) if at_source else dataclasses.replace(case, destination=spoiled)
+
+
+def with_postcopy(case: Case, why_no_postcopy: str | None) -> Case:
+    """Return the case with post-copy allowed, and QEMUs that have it."""
+    hosts = [
+        with_qemu(host, capabilities=host.qemu.capabilities | {"postcopy-ram"})
+        for host in (case.source, case.destination)
+    ]
+    there = dataclasses.replace(hosts[1], why_no_postcopy=why_no_postcopy)
+    return dataclasses.replace(case, source=hosts[0], destination=there, postcopy=True)
 
 
 def with_port(case: Case, version: tuple[int, int, int]) -> Case:
@@ -178,6 +189,18 @@ CASES: dict[str, tuple[Callable[[Case], Case], str, list[str], list[str]]] = {
         ["late-block-activate", "host-a"],
         ["restart the guest"],
     ),
+    "no postcopy-ram": (
+        lambda c: without_capability(with_postcopy(c, None), "postcopy-ram", at_source=True),
+        "postcopy.capability-missing",
+        ["host-a", "postcopy-ram"],
+        ["without post-copy"],
+    ),
+    "no userfaultfd": (
+        lambda c: with_postcopy(c, why_no_postcopy="uid 70001 may not open it"),
+        "postcopy.no-userfaultfd",
+        ["host-b", "uid 70001 may not open it"],
+        ["host-b", "without post-copy"],
+    ),
     "8.0.0 and PCIe ports": (
         lambda c: with_port(c, (8, 0, 0)),
         "qemu.known-incompatibility",
@@ -297,6 +320,13 @@ def test_a_newer_machine_type_is_not_hit_by_the_8_0_0_bug(case: Case) -> None:
 def test_versions_7_2_and_10_0_with_frozen_hardware_are_a_pair(case: Case) -> None:
     """A guest without option ROMs moves between the two tested versions."""
     assert find(with_destination(case, qemu=with_qemu(case.destination, version=(7, 2, 17)).qemu)) == ()
+
+
+def test_postcopy_is_asked_of_nobody_who_does_not_use_it(case: Case) -> None:
+    """Hosts without post-copy do not block a move that does not allow it; hosts with it block none."""
+    assert case.destination.why_no_postcopy is not None
+    assert find(case) == ()
+    assert find(with_postcopy(case, None)) == ()
 
 
 def test_a_paused_guest_leaves_7_2(case: Case) -> None:

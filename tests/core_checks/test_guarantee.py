@@ -63,3 +63,10 @@ def test_the_sentence_says_owner_way_back_and_fence(case: Case) -> None:
     assert (promise.commit_owner, promise.rollback_until) == ("vmferry", "LOADED")
     assert "web-7" in promise.sentence
     assert "nobody has verified" in promise.sentence
+
+
+def test_the_risk_of_postcopy_is_told(case: Case) -> None:
+    """Where post-copy is allowed the sentence says that both hosts are needed, and nowhere else."""
+    for postcopy in (True, False):
+        promised = guarantee(case.guest, case.runtime, case.probe, postcopy=postcopy)
+        assert ("both hosts are needed until the last page" in promised.sentence) is postcopy

@@ -36,6 +36,8 @@ class HostFacts:
     memory_free_bytes: Bytes  #: available minus what is reserved for arriving guests
     bridges: frozenset[str]
     migration_ports_free: int
+    #: why no post-copy can arrive, with the fix; None: one can. An older agent does not say
+    why_no_postcopy: str | None = "its agent does not say whether QEMU may use userfaultfd: update it"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from vmferry.core.checks.identity import check_identity
 from vmferry.core.checks.memory import check_memory, memory_needed
 from vmferry.core.checks.network import check_network
 from vmferry.core.checks.peers import check_ports, check_protocol, check_same_host
+from vmferry.core.checks.postcopy import check_postcopy
 from vmferry.core.checks.qemu import (
     check_capabilities,
     check_known_incompatibilities,
@@ -40,6 +41,7 @@ FAMILIES = (
     check_cpu,
     check_machine,
     check_capabilities,
+    check_postcopy,
     check_tcg_source,
     check_known_incompatibilities,
     check_devices,
@@ -60,6 +62,8 @@ def find_blockers(
     source: HostFacts,
     destination: HostFacts,
     probe: GuestProbe,
+    *,
+    postcopy: bool = False,
 ) -> tuple[Blocker, ...]:
     """Return every reason why the guest cannot move now; empty means that it can.
 
@@ -72,8 +76,9 @@ def find_blockers(
         source: the host on which it runs.
         destination: the host to which it shall move.
         probe: what the destination says about this guest.
+        postcopy: whether post-copy is to be allowed.
     """
-    case = Case(guest=guest, runtime=runtime, source=source, destination=destination, probe=probe)
+    case = Case(guest=guest, runtime=runtime, source=source, destination=destination, probe=probe, postcopy=postcopy)
     same_host = tuple(check_same_host(case))
     if same_host:
         return same_host

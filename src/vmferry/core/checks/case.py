@@ -17,6 +17,7 @@ class Case:
     source: HostFacts
     destination: HostFacts
     probe: GuestProbe
+    postcopy: bool = False  #: post-copy is to be allowed
 
     def at_source(self, path: str) -> FileFacts | None:
         """Return the source's view of a file, None when it said nothing about it."""

@@ -25,7 +25,14 @@ MEANING = {
 }
 
 
-def guarantee(guest: FrozenGuest, runtime: GuestRuntime, probe: GuestProbe) -> Guarantee:
+#: What post-copy takes away from the promise.
+POSTCOPY_RISK = (
+    "post-copy is allowed: from its switch on both hosts are needed until the last page is there, and a QEMU that dies"
+    " on either of them is a lost guest; a broken link only makes it wait"
+)
+
+
+def guarantee(guest: FrozenGuest, runtime: GuestRuntime, probe: GuestProbe, *, postcopy: bool = False) -> Guarantee:
     """Return what is promised for this guest with our own QEMU driver; never more than both hosts' files allow.
 
     The weakest of the guest's writable files decides. A file that a host does not know gives no fence.
@@ -34,12 +41,15 @@ def guarantee(guest: FrozenGuest, runtime: GuestRuntime, probe: GuestProbe) -> G
         guest: the guest as it was built.
         runtime: the source's view of its files.
         probe: the destination's view of its files.
+        postcopy: whether post-copy is allowed: its risk is told before anything begins.
     """
     fence = _weakest([_fence(runtime, probe, path) for path in _written_files(guest)])
     sentence = (
         f"vmferry commits; until {ROLLBACK_UNTIL} every failure that leaves QEMU at the source alive ends with guest"
         f" {guest.spec.name} running there; {MEANING[fence]}"
     )
+    if postcopy:
+        sentence += f"; {POSTCOPY_RISK}"
     return Guarantee(COMMIT_OWNER, ROLLBACK_UNTIL, fence, sentence)
 
 
