@@ -171,3 +171,12 @@ def test_a_guest_that_moved_after_all_has_no_reason() -> None:
     journal = FakeJournal()
     journal.happened(_E.SOURCE_QEMU_DIED, _S.ORPHANED, "QEMU of guest web-7 at the source died")
     assert ending_of(source(_S.DONE).real, journal.rows).reason is None
+
+
+def test_a_postcopy_is_over_with_its_last_page_and_its_commit_is_measured_as_ever() -> None:
+    """The guest crosses first and the stream completes later: the total counts to the end, our share to RESUME."""
+    crossed = {**WELL, "postcopy_active": WELL["source_completed"], "source_completed": 5000.0}
+    report = report_of(opened(marks=crossed))
+    assert report.total_ms == pytest.approx(5000)
+    assert report.commit_ms == pytest.approx(3 + 8)
+    assert report.commit_parts_ms["completed_to_release"] == 4.0

@@ -11,7 +11,15 @@ import structlog
 from tests.conductor.fakes import HOST_A, HOST_B, SPEC, WatchedLink, make_pair
 from tests.conductor.pair import Host, running
 
-from vmferry.conductor import destination, guests, runner, source, steering
+from vmferry.conductor import (
+    destination,
+    guests,
+    postcopy_destination,
+    postcopy_source,
+    runner,
+    source,
+    steering,
+)
 from vmferry.core.handover.states import FACTS
 
 
@@ -32,6 +40,15 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "_ASK_AGAIN_S", 0.01)
     monkeypatch.setattr(source, "_LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr(steering, "_READ_EVERY_S", 0.01)
+    monkeypatch.setattr(postcopy_source, "_READ_EVERY_S", 0.01)
+    monkeypatch.setattr(postcopy_source, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(postcopy_source, "_LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(postcopy_source, "_LAST_WORD_S", 0.2)
+    monkeypatch.setattr(postcopy_source, "_ASK_EVERY_S", 0.02)
+    monkeypatch.setattr(postcopy_source, "_SILENT_S", 0.1)
+    monkeypatch.setattr(postcopy_source, "_RECONNECT_S", 1.0)
+    monkeypatch.setattr(postcopy_source, "_CONNECTS_S", 0.1)
+    monkeypatch.setattr(postcopy_destination, "_LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(destination, "_ASK_SOURCE_EVERY_S", 0.02)
     monkeypatch.setattr(guests, "_ADOPT_AGAIN_S", 0.01)
     monkeypatch.setattr(guests, "_ADOPT_FIRST_S", 0.05)

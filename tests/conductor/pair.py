@@ -13,7 +13,7 @@ from vmferry.conductor.around import Checked, Surroundings
 from vmferry.conductor.guests import Guests, HostSettings
 from vmferry.conductor.handovers import DEFAULT_CHOICE, Handovers
 from vmferry.conductor.plan import Choice
-from vmferry.conductor.source import Source
+from vmferry.conductor.source import Postcopy, Source
 from vmferry.core.convergence.facts import Throttle
 from vmferry.core.convergence.trace import Trace
 from vmferry.core.errors import Blocker, Unreachable
@@ -24,7 +24,16 @@ from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
 from vmferry.core.progress import Finished, Guarantee, Outcome
 from vmferry.core.units import GIB, Bytes, BytesPerSecond, Milliseconds, Nanoseconds
 from vmferry.ports.hypervisor import Hypervisor
-from vmferry.ports.peer import ClockSample, CommitReply, PeerStatus, ReserveReply, ReserveRequest, Seen, Verdict
+from vmferry.ports.peer import (
+    ClockSample,
+    CommitReply,
+    PeerStatus,
+    RejoinReply,
+    ReserveReply,
+    ReserveRequest,
+    Seen,
+    Verdict,
+)
 from vmferry.ports.store import Journal
 from vmferry.testing.fake_hypervisor import FAKE_FACTS
 from vmferry.testing.fake_throttle import FakeThrottle
@@ -145,22 +154,25 @@ class Host:
         downtime_limit_ms: Milliseconds | None = None,
         choice: Choice = DEFAULT_CHOICE,
         throttle: Throttle | None = None,
+        postcopy_after: int | None = None,
+        bandwidth: BytesPerSecond | None = None,
     ) -> Source:
         """Open a hand-over of the one guest."""
         handover = await self.handovers.open(
             GUEST,
             destination.name,
             downtime_limit_ms=downtime_limit_ms,
-            bandwidth=None,
+            bandwidth=bandwidth,
             time_limit_s=time_limit_s,
             encrypted=encrypted,
             choice=choice if throttle is None else replace(choice, throttle=str(throttle)),
+            postcopy=None if postcopy_after is None else Postcopy(postcopy_after),
         )
         source = self.handovers.source(handover)
         assert source is not None
         return source
 
-    async def _check(self, *_: object) -> Checked:
+    async def _check(self, guest: GuestName, destination: HostName, handover: HandoverId, *, postcopy: bool) -> Checked:
         return Checked(self.blockers, GUARANTEE, self.qemus)
 
     async def _report(self, source: Source) -> None:
@@ -228,6 +240,9 @@ class DirectPeer:
 
     async def commit(self, handover: HandoverId, epoch: Epoch, *, running: bool) -> CommitReply:
         return await self._pair.call(self._host, lambda there: there.commit(handover, epoch, 5.0, running=running))
+
+    async def rejoin(self, handover: HandoverId, *, source_alive: bool) -> RejoinReply:
+        return await self._pair.call(self._host, lambda there: there.rejoin(handover, source_alive=source_alive))
 
     async def discard(self, handover: HandoverId) -> None:
         async def discard(there: Handovers) -> None:

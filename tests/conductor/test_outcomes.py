@@ -173,8 +173,8 @@ async def test_outcome(
 
 
 def test_table_is_complete() -> None:
-    """Every state of either side meets every fault, but for the QEMUs that do not live then."""
-    states = [*SourceState, *DestinationState]
+    """Every state of either side meets every fault, but for QEMUs that do not live then; post-copy: test_postcopy."""
+    states = [state for state in (*SourceState, *DestinationState) if not str(state).startswith("postcopy")]
     missing = {(state, fault) for state in states for fault in Fault} - set(OUTCOMES)
     killed = {Fault.SOURCE_QEMU, Fault.DESTINATION_QEMU}
     assert {fault for _, fault in missing} <= killed

@@ -217,7 +217,10 @@ def raises(_: Sample) -> Orders:
         (raises, "policy made-up: failed with ZeroDivisionError: of all things; the guest stays at the source"),
         (lambda _: "now", "policy made-up: answered str instead of orders; the guest stays at the source"),
         (lambda _: (SetDowntimeLimit(Milliseconds(-1.0), "r"),), "downtime limit -1.0 ms is not within"),
-        ((StartPostcopy("no end"),), "start post-copy (no end), and it was refused: this agent cannot start post-copy"),
+        (
+            (StartPostcopy("no end"),),
+            "start post-copy (no end), and it was refused: Post-copy of guest web-7 is not allowed for this",
+        ),
         ((SetThrottle(Throttle.FORTY_WRITES, 40, "r"),), "throttle 40-writes cannot be set in QEMU under way"),
     ],
     ids=["raises", "nonsense", "out of range", "post-copy", "40 writes"],

@@ -47,20 +47,23 @@ class Checking:
     peer: Callable[[HostName], Peer]
     why_not: WhyNot
 
-    async def check(self, name: GuestName, destination: HostName, own_operation: str | None) -> Found:
+    async def check(
+        self, name: GuestName, destination: HostName, own_operation: str | None, *, postcopy: bool = False
+    ) -> Found:
         """Return every blocker for a guest and a destination.
 
         Args:
             name: a guest of this host.
             destination: another host of the fleet.
             own_operation: the operation on whose behalf this is asked, and which therefore does not make it busy.
+            postcopy: whether post-copy is to be allowed.
         """
         row = self.guests.row(name)
         runtime, here, (there, probe) = await asyncio.gather(
             self._runtime(row.guest, own_operation), self.host_view.facts(), self._ask(destination, row.guest)
         )
-        blockers = find_blockers(row.guest, runtime, here, there, probe)
-        promised = None if blockers else guarantee(row.guest, runtime, probe)
+        blockers = find_blockers(row.guest, runtime, here, there, probe, postcopy=postcopy)
+        promised = None if blockers else guarantee(row.guest, runtime, probe, postcopy=postcopy)
         return Found(blockers, promised, (here.qemu, there.qemu))
 
     async def _ask(self, destination: HostName, guest: FrozenGuest) -> tuple[HostFacts, GuestProbe]:

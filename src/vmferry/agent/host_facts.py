@@ -15,6 +15,7 @@ from vmferry.core.ids import HostName
 from vmferry.core.units import Bytes
 from vmferry.ports.hypervisor import Hypervisor
 from vmferry.ports.store import GuestRow, Journal
+from vmferry.qemu.userfault import why_no_userfault
 
 _SYS_NET = Path("/sys/class/net")
 
@@ -31,6 +32,7 @@ class Offer:
     ports: range
     memory_reserve: Bytes  #: never given to guests
     bridges: tuple[str, ...] | None = None  #: those that guests may be plugged into; None: every one
+    qemu_uid: int | None = None  #: a user that guests run as; None: the agent's own
 
 
 class HostView:
@@ -50,12 +52,13 @@ class HostView:
     async def facts(self) -> HostFacts:
         """Return everything, measured now."""
         offer = self.offer
+        qemu = await self._hypervisor.query_facts()
         reserved = sum(reservation.memory_bytes for reservation in self._journal.reservations())
         return HostFacts(
             name=offer.name,
             agent_version=__version__,
             protocol=offer.protocol,
-            qemu=await self._hypervisor.query_facts(),
+            qemu=qemu,
             acceleration=offer.acceleration,
             acceleration_reason=offer.acceleration_reason,
             acceleration_tag=offer.acceleration_tag,
@@ -63,6 +66,7 @@ class HostView:
             memory_free_bytes=Bytes(max(0, self.free_memory() - reserved)),
             bridges=frozenset(self.bridges()),
             migration_ports_free=self._ports_free(),
+            why_no_postcopy=why_no_userfault(offer.qemu_uid, qemu.version),
         )
 
     def bridges(self) -> list[str]:

@@ -104,6 +104,10 @@ class PeerClient:
         """Tell that the guest is theirs."""
         return await self._ask(f"/peer/v1/handovers/{handover}/commit", body, _reply(m.CommitReply), time_limit_s)
 
+    async def rejoin(self, handover: HandoverId, body: m.RejoinRequest, *, time_limit_s: float = 30.0) -> m.RejoinReply:
+        """Have a post-copy's destination listen anew."""
+        return await self._ask(f"/peer/v1/handovers/{handover}/rejoin", body, _reply(m.RejoinReply), time_limit_s)
+
     async def discard(self, handover: HandoverId, *, time_limit_s: float = 60.0) -> None:
         """Tell to drop the arrival."""
         await self._ask(f"/peer/v1/handovers/{handover}/discard", _NOTHING, _NO_REPLY, time_limit_s)

@@ -11,7 +11,16 @@ from vmferry.core.guest import FrozenGuest
 from vmferry.core.host import GuestProbe, HostFacts
 from vmferry.core.ids import Epoch, HandoverId, HostName
 from vmferry.core.units import Milliseconds, Nanoseconds
-from vmferry.ports.peer import ClockSample, CommitReply, PeerStatus, ReserveReply, ReserveRequest, Seen, Verdict
+from vmferry.ports.peer import (
+    ClockSample,
+    CommitReply,
+    PeerStatus,
+    RejoinReply,
+    ReserveReply,
+    ReserveRequest,
+    Seen,
+    Verdict,
+)
 
 #: How long the destination may take to start the guest before it answers "on the way" and is asked again.
 _COMMIT_LIMIT_S = 8.0
@@ -67,6 +76,11 @@ class RemotePeer:
         reply = await self._client.commit(handover, body, time_limit_s=_COMMIT_LIMIT_S + 2)
         stamp = None if reply.resumed_at_ns is None else Nanoseconds(reply.resumed_at_ns)
         return CommitReply(reply.state, reply.epoch, stamp, reply.detail, tuple(reply.parts_ms.items()))
+
+    async def rejoin(self, handover: HandoverId, *, source_alive: bool) -> RejoinReply:
+        """Tell that a post-copy's stream is broken here."""
+        reply = await self._client.rejoin(handover, m.RejoinRequest(source_alive=source_alive), time_limit_s=10.0)
+        return RejoinReply(reply.state, reply.address, reply.port, reply.detail)
 
     async def discard(self, handover: HandoverId) -> None:
         """Have the arrival undone."""

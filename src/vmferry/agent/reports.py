@@ -100,7 +100,7 @@ def make_report(source: Source, ending: Ending, observed: Observed, here: HostNa
         guarantee="" if source.guarantee is None else source.guarantee.sentence,
         acceleration=acceleration_tag,
         encrypted=request.encrypted,
-        total_ms=marks.between_ms("opened", "commit_answered" if moved else "finished"),
+        total_ms=marks.between_ms("opened", _last_mark(marks) if moved else "finished"),
         rounds=sent.rounds,
         transferred_bytes=sent.transferred_bytes,
         ram_bytes=sent.ram_bytes,
@@ -123,6 +123,11 @@ def make_report(source: Source, ending: Ending, observed: Observed, here: HostNa
         left_out=trail.left_out,
         restart_price=None if moved else trail.restart_price(),
     )
+
+
+def _last_mark(marks: Marks) -> str:
+    """Return when a move was over: the guest runs at the destination, and with post-copy misses no page any more."""
+    return "commit_answered" if marks.at("postcopy_active") is None else "source_completed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +165,7 @@ def _commit(
         "pause_to_continue": first,
         "completed_to_resume": second,
         "completed_to_loaded_word": marks.between_ms("source_completed", "destination_loaded"),
-        "completed_to_release": marks.between_ms("source_completed", "commit_sent"),
+        "completed_to_release": marks.between_ms(_crossing_mark(marks), "commit_sent"),
         "commit_round_trip": marks.between_ms("commit_sent", "commit_answered"),
         "clocks_uncertainty": None if offset is None else offset.uncertainty_ns / _NS_PER_MS,
     }
@@ -170,8 +175,12 @@ def _commit(
     return total, {name: round(value, 3) for name, value in parts.items()}
 
 
+def _crossing_mark(marks: Marks) -> str:
+    return "source_completed" if marks.at("postcopy_active") is None else "postcopy_active"
+
+
 def _completed_to_resume(marks: Marks, reply: CommitReply | None, offset: ClockOffset | None) -> Milliseconds | None:
-    completed = marks.at("source_completed")
+    completed = marks.at(_crossing_mark(marks))  # with post-copy it completes only when the last page is there
     if completed is None or reply is None or reply.resumed_at_ns is None or offset is None:
         return None
     return Milliseconds((reply.resumed_at_ns - offset.offset_ns - completed) / _NS_PER_MS)

@@ -25,6 +25,7 @@ from vmferry.api import models as m
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.handovers import Handovers
 from vmferry.conductor.plan import Asked, Choice, left_out_text
+from vmferry.conductor.source import Postcopy
 from vmferry.core.convergence import DEFAULT
 from vmferry.core.errors import BadInput, Blocked, Denied, NotFound, VmferryError
 from vmferry.core.handover.states import Side
@@ -152,7 +153,7 @@ class Service:
         """Return everything that keeps a guest from moving."""
         self._known_host(body.destination)
         destination = HostName(body.destination)
-        found = await self.checking.check(name, destination, None)
+        found = await self.checking.check(name, destination, None, postcopy=body.options.postcopy)
         options = body.options
         asked = Asked(
             _choice(options),
@@ -160,6 +161,7 @@ class Service:
             options.max_bandwidth,
             options.downtime_limit_ms,
             encrypted=not options.plain,
+            postcopy=options.postcopy or options.postcopy_after is not None,
         )
         chosen = await self.handovers.foresee(asked, found.qemus)
         left_out = tuple(left_out_text(left) for left in chosen.left_out)
@@ -179,6 +181,7 @@ class Service:
             time_limit_s=options.time_limit_s,
             encrypted=not options.plain,
             choice=_choice(options),
+            postcopy=Postcopy(options.postcopy_after) if options.postcopy or options.postcopy_after else None,
         )
         return m.MigrateReply(handover=handover)
 
@@ -282,6 +285,13 @@ class Service:
             detail=reply.detail,
             parts_ms=dict(reply.parts_ms),
         )
+
+    async def rejoin(self, peer: HostName, handover: HandoverId, body: m.RejoinRequest) -> m.RejoinReply:
+        """Listen anew for the rest of a guest, or hear that it will not come."""
+        if self._of_peer(peer, handover, Side.DESTINATION) is None:
+            raise NotFound(f"Hand-over {handover} was never reserved on host {self.guests.settings.name}")
+        reply = await self.handovers.rejoin(handover, source_alive=body.source_alive)
+        return m.RejoinReply(state=reply.state, address=reply.address, port=reply.port, detail=reply.detail)
 
     async def discard(self, peer: HostName, handover: HandoverId, body: m.Nothing) -> None:
         """Drop the arrival; repeating it changes nothing."""

@@ -112,6 +112,9 @@ class PeerService(Protocol):
     async def commit(self, peer: HostName, handover: HandoverId, body: m.CommitRequest) -> m.CommitReply:
         """Take the guest over; repeating it changes nothing."""
 
+    async def rejoin(self, peer: HostName, handover: HandoverId, body: m.RejoinRequest) -> m.RejoinReply:
+        """Listen anew for the rest of a guest, or hear that it will not come."""
+
     async def discard(self, peer: HostName, handover: HandoverId, body: m.Nothing) -> None:
         """Drop the arrival; repeating it changes nothing."""
 

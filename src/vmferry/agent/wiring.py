@@ -21,7 +21,7 @@ from vmferry.agent.stalls import Stalls
 from vmferry.agent.traces import TraceStore
 from vmferry.agent.write_throttle import GuestThrottle
 from vmferry.api.models import PROTOCOL
-from vmferry.conductor.around import Checked, Surroundings
+from vmferry.conductor.around import Check, Checked, Surroundings
 from vmferry.conductor.guests import Guests, HostSettings
 from vmferry.conductor.handovers import Handovers
 from vmferry.conductor.hold import holder
@@ -86,6 +86,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         range(first, last + 1),
         config.memory_reserve,
         config.bridges,
+        None if uids is None else uids.start,
     )
     host_view = HostView(offer, journal, hypervisor)
 
@@ -133,9 +134,9 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     )
 
 
-def _check(checking: Checking) -> Callable[[GuestName, HostName, HandoverId], Awaitable[Checked]]:
-    async def check(guest: GuestName, destination: HostName, handover: HandoverId) -> Checked:
-        found = await checking.check(guest, destination, f"hand-over {handover}")
+def _check(checking: Checking) -> Check:
+    async def check(guest: GuestName, destination: HostName, handover: HandoverId, *, postcopy: bool) -> Checked:
+        found = await checking.check(guest, destination, f"hand-over {handover}", postcopy=postcopy)
         return Checked(found.blockers, found.guarantee, found.qemus)
 
     return check

@@ -129,6 +129,8 @@ class MigrateOptions(Request):
     throttle: Literal["auto-converge", "dirty-limit", "40-writes", "none"] | None = (
         None  #: the brake on a guest that writes too fast (docs/policies.md, docs/write-throttle.md)
     )
+    postcopy: bool = False  #: post-copy may be used where pre-copy cannot end
+    postcopy_after: Annotated[int | None, Field(ge=1, le=1000)] = None  #: begin it when this round begins (1: at once)
 
 
 class CheckRequest(Request):
@@ -359,11 +361,26 @@ class CommitRequest(Request):
 class CommitReply(Reply):
     """What the destination made of it."""
 
-    state: Literal["running", "returned", "lost", "starting"]
+    state: str  #: of the destination's machine: where the token led, or a state on the way there
     epoch: Epoch
     resumed_at_ns: int | None = None  #: the destination's clock at RESUME
     detail: str | None = None
     parts_ms: dict[str, float] = {}  #: where the destination's share of the commit went
+
+
+class RejoinRequest(Request):
+    """The stream of a post-copy is broken at the source: listen anew."""
+
+    source_alive: bool  #: False: the source's QEMU is dead, and what is missing now will never come
+
+
+class RejoinReply(Reply):
+    """How the destination of a post-copy stands, and where it listens."""
+
+    state: str  #: of the destination's machine
+    address: str | None = None  #: None: it does not listen
+    port: int | None = None
+    detail: str | None = None
 
 
 class VerdictReply(Reply):

@@ -22,9 +22,23 @@ PolicyOption = Annotated[
     str | None, typer.Option(help="Who decides when to switch over; see `vmferry policy list`. Default: vmferry.")
 ]
 
+PostcopyOption = Annotated[
+    bool,
+    typer.Option(
+        "--postcopy",
+        help="Allow post-copy: it always arrives, and until its last page is there a QEMU that dies on either host is a"
+        " lost guest.",
+    ),
+]
+
 
 def check(
-    guest: GuestArgument, destination: DestinationArgument, *, policy: PolicyOption = None, as_json: AsJson = False
+    guest: GuestArgument,
+    destination: DestinationArgument,
+    *,
+    policy: PolicyOption = None,
+    postcopy: PostcopyOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tell everything that keeps a guest from moving, each with its fix, and what is promised; touches nothing.
 
@@ -35,8 +49,8 @@ def check(
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     body: dict[str, Any] = {"destination": destination}
-    if policy is not None:
-        body["options"] = {"policy": policy}
+    if options := _postcopy(postcopy, None) | ({} if policy is None else {"policy": policy}):
+        body["options"] = options
     reply = fleet.ask(source, "POST", f"/v1/guests/{guest}/check", body)
     if as_json:
         print_json(reply)
@@ -74,11 +88,17 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
             help="Brake for a guest that writes too fast: auto-converge (the default), 40-writes or none.",
         ),
     ] = None,
+    postcopy: PostcopyOption = False,
+    postcopy_after: Annotated[
+        int | None,
+        typer.Option("--postcopy-after", metavar="N", min=1, help="Begin post-copy when round N begins (1: at once)."),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Only begin; print the hand-over's id.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Move a running guest to another host and show how it goes. Ctrl-C only stops showing it."""
     options = _options(plain, bandwidth, downtime_limit, time_limit) | _choice(policy, max_gap, deadline, throttle)
+    options |= _postcopy(postcopy, postcopy_after)
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     try:
@@ -132,6 +152,13 @@ def _choice(policy: str | None, max_gap: str | None, deadline: str | None, throt
             raise BadInput(f"--throttle {throttle!r} is none of the brakes", fix=f"take one of {', '.join(kinds)}")
         options["throttle"] = throttle
     return options
+
+
+def _postcopy(allowed: bool, after: int | None) -> dict[str, object]:
+    """Return the options of the request that concern post-copy; whoever says when has allowed it."""
+    if after is not None:
+        return {"postcopy": True, "postcopy_after": after}
+    return {"postcopy": True} if allowed else {}
 
 
 def _view(handover: str, guest: str, source: str, destination: str) -> dict[str, Any]:

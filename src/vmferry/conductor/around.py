@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from vmferry.conductor.plan import Qemus
 from vmferry.conductor.runner import no_hold
@@ -35,6 +36,15 @@ class Checked:
     qemus: Qemus
 
 
+class Check(Protocol):
+    """Asks both hosts about a guest's move."""
+
+    def __call__(
+        self, guest: GuestName, destination: HostName, handover: HandoverId, *, postcopy: bool
+    ) -> Awaitable[Checked]:
+        """Return every blocker, what is promised, and what both QEMUs can do."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Surroundings:
     """What hand-overs need of the agent around them.
@@ -56,7 +66,7 @@ class Surroundings:
     """
 
     peer: Callable[[HostName], Peer]
-    check: Callable[[GuestName, HostName, HandoverId], Awaitable[Checked]]
+    check: Check
     leaving: Callable[[Source], None]
     report: Callable[[Source], Awaitable[None]]
     link_bandwidth: Callable[[HostName], BytesPerSecond | None]

@@ -15,6 +15,7 @@ import structlog
 
 from vmferry.conductor.guests import ARRIVING, Guests
 from vmferry.conductor.marks import Marks
+from vmferry.conductor.postcopy_destination import PostcopyDestination
 from vmferry.conductor.runner import Order, Runner, background
 from vmferry.core.errors import Broken, Refused, VmferryError
 from vmferry.core.handover.effects import AnyEffect, DestinationEffect
@@ -32,7 +33,9 @@ _E, _T, _Y = DestinationEvent, DestinationState, DestinationEffect
 #: States in which nothing is decided yet for whoever waits for the load.
 UNDECIDED = frozenset({_T.PREPARING, _T.RECEIVING})
 #: States in which a commit is on its way to an answer.
-UNDER_WAY = frozenset({_T.LOADED, _T.ACQUIRED, _T.STARTING, _T.GIVING_BACK})
+UNDER_WAY = frozenset({_T.LOADED, _T.ACQUIRED, _T.STARTING, _T.GIVING_BACK, _T.POSTCOPY_LOADED, _T.POSTCOPY_STARTING})
+#: It could run the guest, and waits for the token.
+_HELD = frozenset({_T.LOADED, _T.POSTCOPY_LOADED})
 _ASK_SOURCE_EVERY_S = 2.0
 
 
@@ -85,14 +88,17 @@ class Destination:
         self._peer = peer
         self._release = release
         self._arrived = arrived
+        listens = (arrival.reply.address, arrival.reply.port)
+        self.postcopy = PostcopyDestination(self.name, lambda: guests.process(self.name), runner, listens)
         runner.obey(self._orders())
 
     def _orders(self) -> dict[AnyEffect, Order]:
         return {
             _Y.PREPARE: background(self._prepare, _T.PREPARING, failed=_E.PREPARATION_FAILED),
-            _Y.WATCH: background(self._watch, _T.RECEIVING, _T.LOADED),
+            _Y.WATCH: background(self._watch, _T.RECEIVING, _T.LOADED, _T.POSTCOPY_LOADED),
             _Y.RECORD_INTENT: background(self._record_intent, _T.ACQUIRED),
-            _Y.START: background(self._start, _T.STARTING),
+            _Y.START: background(self._start, _T.STARTING, _T.POSTCOPY_STARTING),
+            _Y.AWAIT_PAGES: background(self.postcopy.await_pages, _T.POSTCOPY_STARTING, _T.POSTCOPY_RUNNING),
             _Y.ANNOUNCE: Order(self._announce),
             _Y.CLEAN_UP: background(self._clean_up, _T.DISCARDING, _T.GIVING_BACK),
             _Y.NOTE_CRASH: background(self._note_crash, _T.LOST),
@@ -117,7 +123,8 @@ class Destination:
         why = self.error
         if self.state in (_T.DISCARDING, _T.DISCARDED):
             why = why or self.runner.why
-        return PeerStatus(str(self.state), alive, self.last_run_state, self.last_status, why)
+        status = self.postcopy.last_status or self.last_status
+        return PeerStatus(str(self.state), alive, self.last_run_state, status, why)
 
     async def wait_decided(self, limit_s: float) -> PeerStatus:
         """Wait until the arrival is loaded or gone, at most so long."""
@@ -140,7 +147,7 @@ class Destination:
             )
         self.marks.mark("commit_received")
         row = self._guests.journal.guest(self.name)
-        if row is not None and self.state is _T.LOADED and row.token.running is not running:
+        if row is not None and self.state in _HELD and row.token.running is not running:
             self._guests.put(row, token=dataclasses.replace(row.token, running=running))
         self.runner.post(_E.COMMIT_RECEIVED)
         with contextlib.suppress(TimeoutError):
@@ -197,6 +204,8 @@ class Destination:
 
     async def _saw_status(self, process: GuestProcess, status: MigrationStatus, error: str | None) -> None:
         self.last_status = status
+        if await self.postcopy.saw(process, status):
+            return
         if status is MigrationStatus.FAILED:
             self.error = error or "QEMU at the destination could not load the stream"
             self.runner.post(_E.STREAM_FAILED, self.error, only_in=_T.RECEIVING)
@@ -270,7 +279,9 @@ class Destination:
         state = await process.query_run_state()  # a failure begins all of it again
         if state is RunState.PAUSED:
             self.error = str(error)
-            self.runner.post(_E.START_REFUSED, self.error)
+            if self.state is _T.POSTCOPY_STARTING:
+                raise error  # nobody can take it back: begun again until it works, or every page is here
+            self.runner.post(_E.START_REFUSED, self.error, only_in=_T.STARTING)
         else:
             self.runner.post(_E.GUEST_STARTED)
 
@@ -298,7 +309,9 @@ class Destination:
     async def _note_crash(self) -> None:
         await self._guests.kill(self.name)
         self._release()
-        self._guests.note_crash(self.name, self.error or "its QEMU died when it was to start here")
+        self._guests.note_crash(
+            self.name, self.postcopy.error or self.error or "its QEMU died when it was to start here"
+        )
 
     def _process(self) -> GuestProcess:
         process = self._guests.process(self.name)

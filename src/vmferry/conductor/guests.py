@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 import structlog
@@ -105,6 +105,8 @@ class Guests:
         self._processes: dict[GuestName, GuestProcess] = {}
         self._watchers: dict[GuestName, asyncio.Task[None]] = {}
         self._busy: dict[GuestName, str] = {}
+        #: why nobody may stop a guest's vCPUs now; None: anybody may
+        self.why_held: Callable[[GuestName], str | None] = lambda _: None
 
     # -- what there is -------------------------------------------------------------------------------------------
 
@@ -289,9 +291,14 @@ class Guests:
         """Stop the vCPUs; allowed in mid-migration too: the guest then arrives paused.
 
         Journalled first and without a pause after it was seen whose the guest is: a commit comes before it or after it.
+
+        Raises:
+            GuestBusy: in the middle of a post-copy, where QEMU may hang with the vCPUs that it stops.
         """
         row = self.row(name)
         process = self._alive(name)
+        if why := self.why_held(name):
+            raise GuestBusy(why, owner=self.settings.name, fix=_way_out(name, "hand-over"), retry=True)
         self.put(row, desired=Desired.PAUSED, token=dataclasses.replace(row.token, running=False))
         await process.stop()
 

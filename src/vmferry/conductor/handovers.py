@@ -24,24 +24,24 @@ from vmferry.conductor.marks import Marks
 from vmferry.conductor.plan import UNLIMITED, Asked, Choice, Qemus, check_asked, choose_stream, make_facts, policy_of
 from vmferry.conductor.recorder import JournalRecorder, Parties
 from vmferry.conductor.runner import Runner
-from vmferry.conductor.source import Calls, Request, Source
+from vmferry.conductor.source import Calls, Postcopy, Request, Source
 from vmferry.conductor.steering import Steering
 from vmferry.core.capabilities import CapabilitySet
 from vmferry.core.checks import memory_needed
 from vmferry.core.convergence import Guarded
 from vmferry.core.convergence.facts import Throttle
-from vmferry.core.errors import Blocker, NotFound, Refused
+from vmferry.core.errors import Blocker, GuestBusy, NotFound, Refused
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.events import DestinationEvent, Happened, SourceEvent
 from vmferry.core.handover.machine import Machine
 from vmferry.core.handover.replay import replay, to_json
-from vmferry.core.handover.states import FACTS, AnyState, DestinationState, Owner, Side, SourceState
+from vmferry.core.handover.states import FACTS, POSTCOPY_STATES, AnyState, DestinationState, Owner, Side, SourceState
 from vmferry.core.handover.table import OPENING
 from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
 from vmferry.core.progress import Guarantee, StateEntered
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import MigrationSetup
-from vmferry.ports.peer import CommitReply, PeerStatus, ReserveReply, ReserveRequest, Verdict
+from vmferry.ports.peer import CommitReply, PeerStatus, RejoinReply, ReserveReply, ReserveRequest, Verdict
 from vmferry.ports.store import HandoverRow, Reservation
 
 _log = structlog.get_logger(__name__)
@@ -55,6 +55,8 @@ _DELICATE: frozenset[AnyState] = frozenset(
         *(SourceState.PRE_SWITCHOVER, SourceState.SWITCHOVER, SourceState.SOURCE_COMPLETED),
         *(SourceState.DESTINATION_LOADED, SourceState.LOADED, SourceState.COMMITTED),
         *(SourceState.ABORTING, SourceState.RETURNING),
+        *(SourceState.POSTCOPY_CROSSING, SourceState.POSTCOPY_COMMITTED),
+        *(DestinationState.POSTCOPY_LOADED, DestinationState.POSTCOPY_STARTING),
         *(DestinationState.LOADED, DestinationState.ACQUIRED, DestinationState.STARTING, DestinationState.GIVING_BACK),
     }
 )
@@ -63,7 +65,7 @@ _CANCELLABLE: frozenset[AnyState] = frozenset(
     state
     for state, facts in FACTS.items()
     if isinstance(state, SourceState) and facts.owner is Owner.SOURCE and not facts.final
-) - {SourceState.ORPHANED, SourceState.RETURNING}
+) - {SourceState.ORPHANED, SourceState.RETURNING, SourceState.POSTCOPY_CROSSING}
 
 
 class Handovers:
@@ -81,6 +83,7 @@ class Handovers:
         self._sources: dict[HandoverId, Source] = {}
         self._destinations: dict[HandoverId, Destination] = {}
         self._living: dict[tuple[HandoverId, Side], asyncio.Task[None]] = {}
+        guests.why_held = self._why_held
 
     # -- the source's side ----------------------------------------------------------------------------------------
 
@@ -94,6 +97,7 @@ class Handovers:
         time_limit_s: float | None,
         encrypted: bool,
         choice: Choice = DEFAULT_CHOICE,
+        postcopy: Postcopy | None = None,
     ) -> HandoverId:
         """Open a hand-over and let it live; returns at once, or when the guest's own arrival here is over.
 
@@ -113,6 +117,8 @@ class Handovers:
             time_limit_s=time_limit_s,
             encrypted=encrypted,
             **dataclasses.asdict(choice),
+            postcopy=postcopy is not None,
+            postcopy_after_rounds=None if postcopy is None else postcopy.after_rounds,
         )
         check_asked(self._asked(request, row.guest))
         claim = _claim_of(request.handover)
@@ -187,7 +193,7 @@ class Handovers:
     def _asked(self, request: Request, guest: FrozenGuest | None) -> Asked:
         bandwidth = request.bandwidth or self._around.link_bandwidth(request.destination)
         ram = Bytes(0) if guest is None else guest.spec.memory_bytes
-        return Asked(request.choice, ram, bandwidth, request.downtime_limit_ms, request.encrypted)
+        return Asked(request.choice, ram, bandwidth, request.downtime_limit_ms, request.encrypted, request.postcopy)
 
     async def foresee(self, asked: Asked, qemus: Qemus) -> CapabilitySet:
         """Return what a migration would be set to; nothing is touched.
@@ -202,7 +208,9 @@ class Handovers:
 
     async def _check(self, request: Request, steering: Steering) -> tuple[tuple[Blocker, ...], Guarantee | None]:
         """Collect what blocks: the facts of guest and hosts, then what the policy makes of them."""
-        checked = await self._around.check(request.guest, request.destination, request.handover)
+        checked = await self._around.check(
+            request.guest, request.destination, request.handover, postcopy=request.postcopy
+        )
         blockers = checked.blockers
         if request.throttle == Throttle.FORTY_WRITES:
             blockers += await self._around.throttle.blockers(request.guest)
@@ -229,6 +237,7 @@ class Handovers:
         beside = [
             asyncio.create_task(source.watch(), name=f"watch:{handover}"),
             asyncio.create_task(source.watch_time(), name=f"time:{handover}"),
+            asyncio.create_task(source.watch_rounds(), name=f"rounds:{handover}"),
         ]
         try:
             await source.runner.run(opening, first)
@@ -397,6 +406,18 @@ class Handovers:
         parts_ms = tuple((name, float(value)) for name, value in parts.items() if value is not None)
         return CommitReply(str(known.state), epoch, marks.at("resumed"), known.error, parts_ms)
 
+    async def rejoin(self, handover: HandoverId, *, source_alive: bool) -> RejoinReply:
+        """Have an arrival in post-copy listen anew, or hear that its source is dead; raises if QEMU does not listen."""
+        known = self._destinations.get(handover)
+        if known is None or not known.postcopy.is_fetching:
+            state = self._handover_row(handover, Side.DESTINATION).state if known is None else str(known.state)
+            return RejoinReply(state, detail=None if known is None else known.postcopy.error or known.error)
+        if source_alive:
+            return await known.postcopy.rejoin()
+        known.error = "the source's QEMU died in post-copy, with pages that had not been sent"
+        known.postcopy.source_is_gone(known.error)
+        return RejoinReply(str(known.state))
+
     def discard(self, handover: HandoverId) -> None:
         """Have an arrival undone; unknown ones are no error."""
         known = self._destinations.get(handover)
@@ -422,12 +443,22 @@ class Handovers:
 
         Raises:
             NotFound: it is not a hand-over of which this host is the source.
+            GuestBusy: post-copy has begun: there is no way back, and nothing that a cancel could do but harm.
         """
-        self._handover_row(handover, Side.SOURCE)
+        row = self._handover_row(handover, Side.SOURCE)
         source = self._sources.get(handover)
         if source is not None:
+            if why := self._why_held(row.guest):
+                raise GuestBusy(why, fix=f"wait for its last page (`vmferry watch {row.guest}`)", retry=True)
             source.cancel()
             await source.runner.wait_left(_CANCELLABLE)
+
+    def _why_held(self, guest: GuestName) -> str | None:
+        """Return why nobody may stop, pause or cancel a guest now: both hosts hold a part of it."""
+        sides: list[Source | Destination] = [*self._sources.values(), *self._destinations.values()]
+        states = [side.runner.machine.state for side in sides if side.name == guest]
+        state = next((state for state in states if state in POSTCOPY_STATES), None)
+        return state and f"Guest {guest} is in the middle of post-copy ({state}): both hosts hold a part of its memory"
 
     def source(self, handover: HandoverId) -> Source | None:
         """Return the source's side of a hand-over that lives in this agent's memory."""
@@ -452,6 +483,7 @@ class Handovers:
             if destination is not None:
                 destination.error = why
                 destination.runner.post(DestinationEvent.SOURCE_FENCED, why)
+                destination.postcopy.source_is_gone(why)
         return concerned
 
     def _past(self, handover: HandoverId) -> PeerStatus:

@@ -6,7 +6,17 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from vmferry.core.capabilities import HANDOVER, CapabilitySet, LeftOut, StreamFacts, Wanted, Wish, choose
+from vmferry.core.capabilities import (
+    HANDOVER,
+    CapabilitySet,
+    LeftOut,
+    Level,
+    Resource,
+    StreamFacts,
+    Wanted,
+    Wish,
+    choose,
+)
 from vmferry.core.convergence import DEFAULT, Facts, Goal, Policy, Throttle, Wishes, check_goal
 from vmferry.core.convergence.facts import TYPICAL_FIXED_COST_MS
 from vmferry.core.convergence.orders import (
@@ -32,6 +42,7 @@ DEFAULT_MAX_GAP = Milliseconds(90.0)
 #: Where a policy sets none: QEMU's own default.
 _QEMU_LIMIT = Milliseconds(300.0)
 NO_THROTTLE = "none"
+POSTCOPY = "postcopy-ram"
 #: The lightest brake that QEMU has: 0.1 ms of sleep in 10 ms. A capability cannot be switched off under way.
 _AT_REST = 1
 _CAPABILITY = {Throttle.AUTO_CONVERGE: "auto-converge", Throttle.DIRTY_LIMIT: "dirty-limit"}
@@ -58,6 +69,7 @@ class Asked:
     bandwidth: BytesPerSecond | None  #: asked for, or the link's; None: nobody knows
     downtime_limit_ms: Milliseconds | None  #: no policy sets a longer one, except when it forces the switchover
     encrypted: bool
+    postcopy: bool = False  #: allowed, and both hosts can do it: the checks have looked
 
     @property
     def first_limit_ms(self) -> Milliseconds:
@@ -70,7 +82,11 @@ class Asked:
         gaps = [] if self.choice.max_gap_ms is None else [self.choice.max_gap_ms]
         if self.downtime_limit_ms is not None:
             gaps.append(Milliseconds(self.downtime_limit_ms + TYPICAL_FIXED_COST_MS))
-        goal = Goal(max_gap_ms=min(gaps, default=DEFAULT_MAX_GAP), deadline_ms=self.choice.deadline_ms)
+        goal = Goal(
+            max_gap_ms=min(gaps, default=DEFAULT_MAX_GAP),
+            deadline_ms=self.choice.deadline_ms,
+            allow_postcopy=self.postcopy,
+        )
         if self.choice.throttle is None:
             return goal
         own = (NO_THROTTLE, Throttle.FORTY_WRITES)  # none at all, or one that is in force whatever the policy says
@@ -133,20 +149,22 @@ def make_facts(asked: Asked, qemus: Qemus | None) -> Facts:
         ram_bytes=asked.ram_bytes,
         link=asked.bandwidth,
         throttles=frozenset(brake for brake in brakes if common is None or _CAPABILITY[brake] in common),
+        postcopy=asked.postcopy and (common is None or POSTCOPY in common),
     )
 
 
 def choose_stream(asked: Asked, wishes: Wishes, qemus: Qemus) -> CapabilitySet:
     """Return what both QEMUs are set to, and what of the policy's wishes is left out, with reasons."""
-    wish = Wish((*HANDOVER, *_wanted(wishes)), encrypted=asked.encrypted)
-    return choose(wish, qemus[0], qemus[1], StreamFacts())
+    postcopy = (Wanted(POSTCOPY, Level.REQUIRED), Wanted("postcopy-preempt")) if asked.postcopy else ()
+    wish = Wish((*HANDOVER, *postcopy, *_wanted(wishes)), encrypted=asked.encrypted)
+    facts = StreamFacts(destination=frozenset({Resource.USERFAULTFD} if asked.postcopy else ()))
+    return choose(wish, qemus[0], qemus[1], facts)
 
 
 def _wanted(wishes: Wishes) -> list[Wanted]:
     wanted = {
         "auto-converge": wishes.auto_converge,
         "dirty-limit": wishes.dirty_limit,
-        "postcopy-ram": wishes.postcopy,
         "xbzrle": wishes.xbzrle,
         "multifd": wishes.multifd_channels > 1,
     }
@@ -157,7 +175,8 @@ def _wanted(wishes: Wishes) -> list[Wanted]:
 def granted(facts: Facts, chosen: CapabilitySet) -> Facts:
     """Return the facts without the means that the stream will not have."""
     usable = {brake for brake in facts.throttles if chosen.capabilities.get(_CAPABILITY.get(brake, ""))}
-    return dataclasses.replace(facts, throttles=frozenset(usable))
+    postcopy = facts.postcopy and bool(chosen.capabilities.get(POSTCOPY))
+    return dataclasses.replace(facts, throttles=frozenset(usable), postcopy=postcopy)
 
 
 def make_setup(
@@ -166,6 +185,8 @@ def make_setup(
     """Return the set-up with a policy's first orders in it, so that they hold from the first page on."""
     limit, bandwidth = _QEMU_LIMIT, asked.capped(wishes.max_bandwidth)
     parameters = dict(chosen.parameters)
+    if asked.postcopy and asked.bandwidth is not None:
+        parameters["max-postcopy-bandwidth"] = asked.bandwidth
     for order in orders:
         if isinstance(order, SetDowntimeLimit):
             limit = order.limit_ms

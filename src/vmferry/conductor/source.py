@@ -18,11 +18,12 @@ from vmferry.conductor.feed import Feed
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.marks import Marks
 from vmferry.conductor.plan import Choice
+from vmferry.conductor.postcopy_source import PostcopySource, Trip
 from vmferry.conductor.runner import Order, Runner, background
 from vmferry.conductor.steering import UNDER_WAY, Steering
 from vmferry.core.convergence import DEFAULT
 from vmferry.core.convergence.facts import Throttle
-from vmferry.core.errors import Blocker, Broken, TimedOut, Unreachable, VmferryError
+from vmferry.core.errors import Blocker, Broken, Refused, TimedOut, Unreachable, VmferryError
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.effects import AnyEffect, SourceEffect
 from vmferry.core.handover.events import SourceEvent
@@ -58,6 +59,13 @@ _STOPPED_BY_US = frozenset({RunState.PAUSED, RunState.POSTMIGRATE, RunState.FINI
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Postcopy:
+    """Post-copy is allowed: whoever steers may begin it."""
+
+    after_rounds: int | None = None  #: begun when this round begins, whoever steers (1: at once)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Request:
     """What was asked for; stands in the journal, so that a restarted agent goes on with it."""
 
@@ -68,6 +76,8 @@ class Request:
     bandwidth: BytesPerSecond | None  #: None = the link's
     encrypted: bool
     time_limit_s: float | None = None  #: pre-copy is given up after this
+    postcopy: bool = False  #: allowed; whoever steers may begin it
+    postcopy_after_rounds: int | None = None  #: begun when this round begins, whoever steers (1: at once)
     policy: str = DEFAULT
     max_gap_ms: Milliseconds | None = None
     deadline_ms: Milliseconds | None = None
@@ -147,6 +157,9 @@ class Source:
         self._listens: tuple[str, int] | None = None
         self.steering = steering
         self._is_postmigrate = False
+        trip = Trip(request.handover, self.name, lambda: guests.process(self.name), peer, runner, marks, steering.read)
+        self._postcopy = PostcopySource(trip)
+        steering.helm.begin_postcopy = self._begin_postcopy
         runner.obey(self._orders())
 
     def _orders(self) -> dict[AnyEffect, Order]:
@@ -155,11 +168,12 @@ class Source:
             _X.CHECK: background(self._check, _S.CHECKING, failed=_E.CHECK_FAILED),
             _X.RESERVE: background(self._reserve, _S.RESERVING, failed=_E.DESTINATION_REFUSED),
             _X.SEND: background(self._send, _S.RESERVED, failed=_E.STREAM_FAILED),
-            _X.STEER: background(self._steer, _S.PRECOPY, failed=_E.STREAM_FAILED),
+            **self._postcopy.orders(),
+            _X.STEER: background(self._steer, _S.PRECOPY, _S.POSTCOPY_ORDERED, failed=_E.STREAM_FAILED),
             _X.CONTINUE: background(self._continue, _S.PRE_SWITCHOVER, failed=_E.STREAM_FAILED),
             _X.AWAIT_DESTINATION: background(self._await_destination, *waits),
             _X.RELEASE: background(self._release, _S.LOADED, _S.ORPHANED),
-            _X.TELL_DESTINATION: background(self._tell_destination, _S.COMMITTED),
+            _X.TELL_DESTINATION: background(self._tell_destination, _S.COMMITTED, _S.POSTCOPY_COMMITTED),
             _X.END_SOURCE: background(self._end_source, _S.RUNNING, _S.LOST),
             _X.DISCARD: Order(self._discard),
             _X.RESTORE: background(self._restore, _S.ABORTING),
@@ -197,6 +211,28 @@ class Source:
         self.cancelled = True
         self.runner.post(_E.CANCEL_REQUESTED, CANCELLED)
 
+    def begin_postcopy(self, rule: str) -> None:
+        """Order post-copy; without effect when the rounds are over already.
+
+        Args:
+            rule: who wants it, in words for people.
+
+        Raises:
+            Refused: it was not allowed for this move.
+        """
+        if not self.request.postcopy:
+            raise Refused(
+                f"Post-copy of guest {self.name} is not allowed for this move", fix="allow it: migrate --postcopy"
+            )
+        self._postcopy.order(rule)
+
+    async def _begin_postcopy(self, rule: str) -> None:
+        self.begin_postcopy(rule)
+
+    async def watch_rounds(self) -> None:
+        """Order post-copy after the rounds that were asked for."""
+        await self._postcopy.watch_rounds(self.request.postcopy_after_rounds if self.request.postcopy else None)
+
     # -- what QEMU says -------------------------------------------------------------------------------------------
 
     async def watch(self) -> None:
@@ -217,6 +253,7 @@ class Source:
         await asyncio.sleep(limit)
         why = f"pre-copy took longer than its time limit of {limit:g} s"
         self.runner.post(_E.CANCEL_REQUESTED, why, only_in=_S.PRECOPY)
+        self.runner.post(_E.CANCEL_REQUESTED, why, only_in=_S.POSTCOPY_ORDERED)
 
     async def _saw(self, process: GuestProcess, event: GuestEvent) -> None:
         if event.status is MigrationStatus.COMPLETED:
@@ -241,6 +278,8 @@ class Source:
             self.runner.post(_E.SOURCE_PAUSED)
         elif status is MigrationStatus.DEVICE:
             self.marks.mark("device", at_ns)
+        elif status is MigrationStatus.POSTCOPY_ACTIVE:
+            self.marks.mark("postcopy_active", at_ns)
         elif status in (MigrationStatus.FAILED, MigrationStatus.CANCELLED):
             self.runner.post(_E.STREAM_FAILED, f"QEMU at the source says that the migration {status}")
 
@@ -381,6 +420,7 @@ class Source:
     def _saw_reply(self, reply: CommitReply) -> bool:
         kinds = {
             str(DestinationState.RUNNING): _E.DESTINATION_RUNNING,
+            str(DestinationState.POSTCOPY_RUNNING): _E.DESTINATION_RUNNING,
             str(DestinationState.RETURNED): _E.DESTINATION_RETURNED,
             str(DestinationState.LOST): _E.DESTINATION_LOST,
         }
@@ -469,6 +509,10 @@ class Source:
         process = self._guests.process(self.name)
         if process is None:
             self.runner.post(_E.SOURCE_QEMU_DIED, f"QEMU of guest {self.name} at the source is gone")
+            return
+        if not await self._postcopy.wait_over(process):  # it can never run the guest again, whatever its agent is told
+            await self._guests.kill(self.name)
+            self.runner.post(_E.SOURCE_QEMU_DIED, f"guest {self.name} came back in the middle of post-copy")
             return
         await self._go_on(process)
         await self._calls.brake.end()

@@ -226,12 +226,14 @@ class Steering:
         """Post what a reading says when its event may have been missed (the agent was away)."""
         post = self._machinery.post
         if sample.status is MigrationStatus.PRE_SWITCHOVER:
-            post(_E.SOURCE_PAUSED, only_in=_S.PRECOPY)
+            for state in (_S.PRECOPY, _S.POSTCOPY_ORDERED):
+                post(_E.SOURCE_PAUSED, only_in=state)
         elif sample.status is MigrationStatus.DEVICE:  # nobody watched it stand still, and nobody would end the wait
             why = "the agent was away while QEMU sent the last pages"
             post(_E.STREAM_FAILED, why, only_in=_S.PRECOPY)
         elif sample.status not in UNDER_WAY:
-            post(_E.STREAM_FAILED, sample.error or f"the migration {sample.status}", only_in=_S.PRECOPY)
+            for state in (_S.PRECOPY, _S.POSTCOPY_ORDERED):
+                post(_E.STREAM_FAILED, sample.error or f"the migration {sample.status}", only_in=state)
 
     # -- orders ---------------------------------------------------------------------------------------------------
 

@@ -70,6 +70,16 @@ class CommitReply:
 
 
 @dataclass(frozen=True, slots=True)
+class RejoinReply:
+    """How a post-copy's destination stands, and where its QEMU listens for the recovered stream."""
+
+    state: str  #: of the destination's machine
+    address: str | None = None  #: None: it does not listen
+    port: int | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ClockSample:
     """One ping: all stamps CLOCK_MONOTONIC, `sent` and `received` ours, `theirs` the peer's in between."""
 
@@ -104,6 +114,14 @@ class Peer(Protocol):
 
     async def commit(self, handover: HandoverId, epoch: Epoch, *, running: bool) -> CommitReply:
         """Hand the token over; answers when the guest runs there, or why not. Idempotent."""
+
+    async def rejoin(self, handover: HandoverId, *, source_alive: bool) -> RejoinReply:
+        """Tell that a post-copy's stream is broken at the source; the answer comes when QEMU there listens anew.
+
+        Args:
+            handover: whose.
+            source_alive: False: the source's QEMU is proven dead, and no page comes any more.
+        """
 
     async def discard(self, handover: HandoverId) -> None:
         """Have the arrival undone; unknown ones are no error. Idempotent."""

@@ -282,6 +282,11 @@ class FakeService:
         self._called("commit", peer, handover, body)
         return m.CommitReply(state="running", epoch=body.epoch, resumed_at_ns=3)
 
+    async def rejoin(self, peer: HostName, handover: HandoverId, body: m.RejoinRequest) -> m.RejoinReply:
+        """Listen."""
+        self._called("rejoin", peer, handover, body)
+        return m.RejoinReply(state="postcopy-running", address="192.0.2.2", port=49152)
+
     async def discard(self, peer: HostName, handover: HandoverId, body: m.Nothing) -> None:
         """Do nothing."""
         self._called("discard", peer, handover, body)

@@ -1,0 +1,159 @@
+"""Post-copy between two conductors on real QEMUs: the memory is whole, agents come back, and a dead QEMU is a loss."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.conductor.fakes import HOST_A, HOST_B
+from tests.conductor.pair import GUEST, Host, follow, running, wait_finished, wait_until
+from tests.conductor.real import ask, make_pair, make_spec, process_of, start
+from tests.conductor.test_real import _FIRST_PORT, home, image
+
+from vmferry.conductor.source import Source
+from vmferry.core.handover.states import SourceState
+from vmferry.core.migration import MigrationStatus, RunState
+from vmferry.core.progress import Finished, StateEntered
+from vmferry.core.units import MIB, BytesPerSecond
+from vmferry.lab.guests import GuestImage
+from vmferry.lab.toolchain import find_qemus
+from vmferry.qemu.userfault import why_no_userfault
+from vmferry.store.sqlite import SqliteJournal
+
+__all__ = ["home", "image"]
+
+_WHY_NOT = why_no_userfault(None, (10, 0, 0)) if find_qemus() else "no QEMU"
+pytestmark = [pytest.mark.real, pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))]
+
+S = SourceState
+#: A post-copy that lasts for many seconds.
+SLOW = BytesPerSecond(2 * MIB)
+
+
+@pytest.fixture
+async def pair(home: Path) -> AsyncIterator[tuple[Host, Host]]:
+    """Two hosts; both are empty."""
+    made = make_pair(home, _FIRST_PORT + 40)
+    here, there = made.hosts[HOST_A], made.hosts[HOST_B]
+    async with running(here, there):
+        yield here, there
+    for host in (here, there):
+        assert isinstance(host.journal, SqliteJournal)
+        host.journal.close()
+
+
+async def end_of(host: Host, source: Source) -> Finished:
+    """Wait for the end of a hand-over on both hosts and return what was said of it."""
+    events = await follow(host, source.request.handover)
+    await wait_finished(*host.pair.hosts.values())
+    last = events[-1]
+    assert isinstance(last, Finished)
+    return last
+
+
+async def begin(here: Host, there: Host) -> Source:
+    """Begin an encrypted post-copy that lasts; the guest runs at the destination."""
+    source = await here.migrate(there, encrypted=True, postcopy_after=1, bandwidth=SLOW)
+    await wait_until(lambda: source.runner.machine.state is S.POSTCOPY_RUNNING, "the guest runs there")
+    return source
+
+
+async def hurry(host: Host) -> None:
+    """Take the limit away."""
+    await process_of(host).set_parameters({"max-postcopy-bandwidth": 0})
+
+
+def states_of(here: Host, there: Host, source: Source) -> tuple[str, str]:
+    """Return what both journals say."""
+    rows = (
+        here.journal.handover(source.request.handover, "source"),
+        there.journal.handover(source.request.handover, "destination"),
+    )
+    return tuple("none" if row is None else row.state for row in rows)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+async def test_memory_is_whole(pair: tuple[Host, Host], image: GuestImage, rounds: int) -> None:
+    """A guest that writes faster than its stream is sent arrives by post-copy, whole."""
+    here, there = pair
+    await start(here, make_spec(image, mb=16, rate=40))
+    source = await here.migrate(there, encrypted=True, postcopy_after=rounds, bandwidth=BytesPerSecond(20 * MIB))
+    events = await follow(here, source.request.handover)
+    await wait_finished(here, there)
+    assert states_of(here, there, source) == ("done", "running")
+    entered = [event.state for event in events if isinstance(event, StateEntered)]
+    assert "postcopy-running" in entered
+    assert source.last_sample is not None
+    assert source.last_sample.postcopy_bytes > 0
+    assert (await ask(there, "o", "oracle")).startswith("oracle clean")
+
+
+@pytest.mark.parametrize("paused", [False, True], ids=["active", "paused"])
+@pytest.mark.parametrize("whose", ["source", "destination"])
+async def test_agent_restarts(pair: tuple[Host, Host], image: GuestImage, whose: str, *, paused: bool) -> None:
+    """Either agent is replaced in mid-post-copy, or while the stream is broken: the guest arrives whole by itself."""
+    here, there = pair
+    await start(here, make_spec(image, mb=16, rate=4))
+    source = await begin(here, there)
+    if paused:
+        here.hold.ask(S.POSTCOPY_PAUSED)
+        await process_of(here).pause_postcopy()
+        await here.hold.wait_reached(S.POSTCOPY_PAUSED)
+        here.hold.let_go(S.POSTCOPY_PAUSED)
+    await (here if whose == "source" else there).restart()
+    await wait_status(here, MigrationStatus.POSTCOPY_ACTIVE)
+    await hurry(here)
+    await wait_finished(here, there)
+    assert states_of(here, there, source) == ("done", "running")
+    assert (await ask(there, "o", "oracle")).startswith("oracle clean")
+
+
+async def wait_status(host: Host, status: MigrationStatus) -> None:
+    """Wait until the source's QEMU says so."""
+    async with asyncio.timeout(30):
+        while (await process_of(host).query_migration()).status is not status:  # noqa: ASYNC110 - another agent's doing
+            await asyncio.sleep(0.01)
+
+
+async def test_broken_streams_are_recovered(pair: tuple[Host, Host], image: GuestImage) -> None:
+    """A stream that breaks three times, at either end, goes on by itself, and the memory is whole."""
+    here, there = pair
+    await start(here, make_spec(image, mb=16, rate=4))
+    source = await begin(here, there)
+    for broken in (here, there, here):
+        await process_of(broken).pause_postcopy()
+        await wait_until(lambda: source.runner.machine.state is S.POSTCOPY_PAUSED, "it is broken")
+        await wait_until(lambda: source.runner.machine.state is S.POSTCOPY_RUNNING, "it is recovered")
+    await hurry(here)
+    assert (await end_of(here, source)).outcome == "moved"
+    assert (await ask(there, "o", "oracle")).startswith("oracle clean")
+
+
+@pytest.mark.parametrize("whose", ["source", "destination"])
+async def test_dead_qemu_is_a_lost_guest(pair: tuple[Host, Host], image: GuestImage, whose: str) -> None:
+    """A QEMU that is killed while pages are missing takes the guest with it: said so on both sides, and never two."""
+    here, there = pair
+    await start(here, make_spec(image, mb=16, rate=4))
+    source = await begin(here, there)
+    await process_of(here if whose == "source" else there).kill()
+    assert (await end_of(here, source)).outcome == "lost"
+    assert states_of(here, there, source) == ("lost", "lost")
+    assert here.guests.process(GUEST) is None
+    assert there.guests.process(GUEST) is None
+    row = there.journal.guest(GUEST)
+    assert row is not None
+    assert row.note is not None
+
+
+async def test_paused_guest(pair: tuple[Host, Host], image: GuestImage) -> None:
+    """A guest that stands is moved by post-copy without ever being started."""
+    here, there = pair
+    await start(here, make_spec(image))
+    await here.guests.pause(GUEST)
+    source = await here.migrate(there, encrypted=True, postcopy_after=1)
+    assert (await end_of(here, source)).outcome == "moved"
+    assert await process_of(there).query_run_state() is RunState.PAUSED
+    await there.guests.resume(GUEST)
+    assert (await ask(there, "o", "oracle")).startswith("oracle clean")
