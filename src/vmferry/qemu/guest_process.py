@@ -33,7 +33,8 @@ from vmferry.qemu.migration import (
     uri,
 )
 from vmferry.qemu.process import Process
-from vmferry.qemu.qmp import QmpSession
+from vmferry.qemu.qmp import QmpSession, SaidNo
+from vmferry.qemu.reconnection import TELLS_CONNECTING, Reconnection
 from vmferry.qemu.run_dir import TLS_DIR, RunDir
 
 QUIT_TIMEOUT_S = 10.0
@@ -71,6 +72,7 @@ class QemuGuestProcess:
         self._uid = uid
         self._session = QmpSession(spec.name)
         self._hub = EventHub()
+        self._reconnection = Reconnection(spec.name, run_dir.log)
         self._resumed_ns = 0  #: when the vCPUs were last started, by QEMU's stamp
         self._watcher: asyncio.Task[None] | None = None
         self._forwarder: asyncio.Task[None] | None = None
@@ -246,12 +248,24 @@ class QemuGuestProcess:
         await self._session.execute("migrate-recover", {"uri": uri(address, port)}, oob=True)
 
     async def resume_stream(self, address: str, port: int) -> None:
-        """Connect anew.
+        """Connect anew; a QEMU that does not tell whether it still tries is waited for.
 
         Raises:
             Broken: the status is not postcopy-paused.
+            TimedOut: it still tries. Only another call of this may follow.
         """
-        await self._session.execute("migrate", {"uri": uri(address, port), "resume": True})
+        order = {"uri": uri(address, port), "resume": True}
+        if await self._version() >= TELLS_CONNECTING:
+            await self._session.execute("migrate", order)
+            return
+        await self._reconnection.settle()
+        self._reconnection.begin()
+        try:
+            await self._session.execute("migrate", order)
+        except SaidNo:
+            self._reconnection.forget()
+            raise
+        await self._reconnection.settle()
 
     async def set_parameters(self, parameters: Mapping[str, bool | int | str]) -> None:
         """Change parameters of a running migration.
@@ -326,6 +340,7 @@ class QemuGuestProcess:
 
     def _publish(self, message: Mapping[str, Any], at_ns: int) -> None:
         if (event := translate(message, at_ns)) is not None:
+            self._reconnection.saw(event)
             if event.kind is GuestEventKind.RESUMED:
                 self._resumed_ns = event.at_ns
             self._hub.publish(event)
