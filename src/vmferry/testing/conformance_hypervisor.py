@@ -96,6 +96,9 @@ async def wait_reading(process: GuestProcess, status: MigrationStatus) -> Migrat
 CRAWL = {"max-postcopy-bandwidth": 1000}
 UNLIMITED = {"max-postcopy-bandwidth": 0}
 
+#: So slow that no round ends before post-copy is ordered: after its last round QEMU completes as pre-copy.
+ROUND_BANDWIDTH = BytesPerSecond(4096)
+
 
 @dataclass
 class Bench:
@@ -164,7 +167,7 @@ class Move:
     async def begin_postcopy(self) -> None:
         """Go as far as post-copy: the source stands for good, the destination could run and pages are missing."""
         port = find_free_port()
-        setup = replace(make_setup(postcopy_ram=True), parameters=CRAWL)
+        setup = replace(make_setup(postcopy_ram=True), max_bandwidth=ROUND_BANDWIDTH, parameters=CRAWL)
         await self.source.prepare_migration(setup, incoming=False)
         await self.destination.prepare_migration(setup, incoming=True)
         await self.destination.listen(ADDRESS, port)
@@ -181,9 +184,10 @@ class Move:
     async def both_in(self, status: MigrationStatus) -> None:
         """Wait until both sides say so.
 
-        The destination by its event: a vCPU that waits for a page may keep QEMU's main loop from answering.
+        By their events: a status may have passed before it is asked for, and a vCPU that waits for a page may keep the
+        destination's main loop from answering.
         """
-        await wait_reading(self.source, status)
+        await wait_status(self.source_events, status)
         await wait_status(self.destination_events, status)
 
     async def recover(self) -> None:
