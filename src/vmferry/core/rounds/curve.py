@@ -50,23 +50,30 @@ class DirtyCurve:
 IDLE = DirtyCurve(0.0, 1.0)
 
 
-def fit(points: Sequence[DirtyPoint]) -> DirtyCurve:
-    """Return the curve through the last measured round, bent as those before it say; without any, an idle guest's."""
+def fit(points: Sequence[DirtyPoint], lengths_differ: float = _LENGTHS_DIFFER) -> DirtyCurve:
+    """Return the curve through the last measured round, bent as those before it say; without any, an idle guest's.
+
+    Args:
+        points: the rounds so far, oldest first.
+        lengths_differ: rounds whose lengths are more alike than this factor give no exponent.
+    """
     if not points or points[-1].dirtied_bytes <= 0 or points[-1].window_ms <= 0:
         return IDLE
     last = points[-1]
-    exponent = next((e for p in reversed(points[:-1]) if (e := _exponent(p, last)) is not None), 1.0)
+    exponent = next((e for p in reversed(points[:-1]) if (e := _exponent(p, last, lengths_differ)) is not None), 1.0)
     return DirtyCurve(last.dirtied_bytes / math.pow(last.window_ms, exponent), exponent)
 
 
-def _exponent(one: DirtyPoint, other: DirtyPoint) -> float | None:
+def _exponent(one: DirtyPoint, other: DirtyPoint, differ: float) -> float | None:
     """Return the exponent that two rounds tell, None when they are too alike."""
     if min(one.dirtied_bytes, other.dirtied_bytes, one.window_ms, other.window_ms) <= 0:
         return None
     longer = one.window_ms / other.window_ms
-    if 1 / _LENGTHS_DIFFER < longer < _LENGTHS_DIFFER:
+    if 1 / differ < longer < differ:
         return None
-    return min(max(math.log(one.dirtied_bytes / other.dirtied_bytes) / math.log(longer), 0.0), 1.0)
+    # differences of logarithms: a quotient of the smallest numbers by large ones is 0, and has none
+    dirtied = math.log(one.dirtied_bytes) - math.log(other.dirtied_bytes)
+    return min(max(dirtied / (math.log(one.window_ms) - math.log(other.window_ms)), 0.0), 1.0)
 
 
 def until_switchover(
