@@ -10,6 +10,7 @@ import signal
 import socket
 import struct
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -34,11 +35,19 @@ def _kernel_can() -> None:
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory, _kernel_can: None) -> Path:
-    """A folder, readable by everybody, with the helper, the victims (one of them static) and the hazards."""
-    folder = tmp_path_factory.mktemp("throttle")
-    for path in (folder, *folder.parents[:2]):
-        path.chmod(0o755)
+def programs(_kernel_can: None) -> Iterator[Path]:
+    """A folder, readable by everybody, with the helper, the victims (one of them static) and the hazards.
+
+    Not pytest's own: a victim that is another user cannot enter those.
+    """
+    with tempfile.TemporaryDirectory(prefix="vmferry-throttle-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        _compile(folder)
+        yield folder
+
+
+def _compile(folder: Path) -> None:
     compile_helper(folder / "helper")
     flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread"]
     for name, source, more in (
@@ -47,7 +56,6 @@ def programs(tmp_path_factory: pytest.TempPathFactory, _kernel_can: None) -> Pat
         ("hazards", "hazards.c", []),
     ):
         subprocess.run(["gcc", *flags, *more, "-o", str(folder / name), str(HERE / source)], check=True)
-    return folder
 
 
 class Shared:
@@ -93,11 +101,9 @@ class Shared:
 
 
 @pytest.fixture
-def shared(tmp_path: Path) -> Iterator[Shared]:
-    """Memory that the throttle does not touch."""
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
-    memory = Shared(tmp_path / "shared")
+def shared(programs: Path) -> Iterator[Shared]:
+    """Memory that the throttle does not touch, and that every user can open."""
+    memory = Shared(programs / "shared")
     yield memory
     memory.end()
 
