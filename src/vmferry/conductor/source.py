@@ -341,8 +341,7 @@ class Source:
     async def _continue(self) -> None:
         process = self._process()
         try:
-            # Side by side: QEMU takes its counters first, and the guest does not wait for the answer.
-            await asyncio.gather(self.steering.read_stop(process), process.migrate_continue())
+            await asyncio.gather(*self.steering.around_stop(process))
         except VmferryError:
             if await _is_dying(process):
                 return  # its death is told by `watch`, and decides more: all may have been sent

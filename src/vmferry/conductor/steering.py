@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from vmferry.conductor import plan
 from vmferry.conductor.asking import ask, ask_wishes
@@ -285,8 +285,17 @@ class Steering:
 
     # -- at the switchover and after it ---------------------------------------------------------------------------
 
-    async def read_stop(self, process: GuestProcess) -> None:
-        """Take QEMU's counters while the guest stands still and no page of the last ones is sent."""
+    def around_stop(self, process: GuestProcess) -> tuple[Coroutine[Any, Any, None], ...]:
+        """Return the order to go on and the look at QEMU's counters, to be sent one behind the other.
+
+        A switchover that was forced is looked at first: its pages are to be exact, and its rest takes long anyway. Else
+        the guest does not wait for the look, and what QEMU sends in that moment is missing in it.
+        """
+        go_on, look = process.migrate_continue(), self._read_stop(process)
+        return (look, go_on) if self.trail.decision is not None else (go_on, look)
+
+    async def _read_stop(self, process: GuestProcess) -> None:
+        """Take QEMU's counters while the guest stands still."""
         with contextlib.suppress(VmferryError):
             self.trail.stopped(await process.query_migration())
 

@@ -15,6 +15,8 @@ from vmferry.core.progress import Progress, RoundEnded
 from vmferry.core.rounds import RoundTracker
 from vmferry.core.units import Milliseconds, Pages, format_ms
 
+_STANDS_STILL = (MigrationStatus.PRE_SWITCHOVER, MigrationStatus.DEVICE)
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -85,8 +87,8 @@ class Trail:
         return events
 
     def stopped(self, sample: MigrationSample) -> None:
-        """Keep the reading of the moment in which the guest stands still and nothing of the last pages is sent."""
-        if sample.status is not MigrationStatus.PRE_SWITCHOVER or not sample.total_bytes:
+        """Keep the reading of the moment in which the guest stands still, at most the first ms of the last pages."""
+        if sample.status not in _STANDS_STILL or not sample.total_bytes:
             return
         self._stopped = sample
         if self.decision is None:
