@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from _bench import conditions, conditions_text, spread, table, write
-from qemu.qmp import EventListener, QMPClient
+from qemu.qmp import ConnectError, EventListener, QMPClient
 
 from vmferry.core.progress import Report
 from vmferry.lab.guest_plans import micro_guest
@@ -75,9 +75,13 @@ class PlainHost:
 
     async def start(self, *extra: str) -> None:
         self._process = subprocess.Popen([*self._argv, *extra], stdin=subprocess.DEVNULL)
-        while not self._socket.exists():
-            await asyncio.sleep(0.01)
-        await self.qmp.connect(str(self._socket))
+        while True:
+            try:
+                await self.qmp.connect(str(self._socket))
+            except ConnectError:
+                await asyncio.sleep(0.01)  # QEMU does not listen yet
+            else:
+                break
         listener = EventListener(("STOP", "RESUME", "MIGRATION"))
         self.qmp.register_listener(listener)
         self._task = asyncio.create_task(self._listen(listener))

@@ -16,6 +16,7 @@ from qemu.qmp import QMPClient
 
 from vmferry.core.errors import NotFound
 from vmferry.lab.guests import GuestImage, GuestKind, build
+from vmferry.lab.qmp import connect_when_listening
 from vmferry.lab.toolchain import QemuBinary, cache_dir, find_qemu
 from vmferry.measure.echo import EchoProber
 from vmferry.measure.receiver import BeatReceiver
@@ -211,10 +212,7 @@ async def _running(
     )
     qmp = QMPClient("guest")
     try:
-        while not (folder / "qmp").exists():
-            assert process.returncode is None, "QEMU ended at once; its error stands above"
-            await asyncio.sleep(0.01)
-        await qmp.connect(str(folder / "qmp"))
+        await connect_when_listening(qmp, folder / "qmp", process)  # if QEMU ends, its error stands above
         yield process, qmp
     finally:
         if process.returncode is None:

@@ -12,9 +12,10 @@ from typing import Any
 
 from qemu.qmp import QMPClient
 
-from vmferry.core.errors import Broken, TimedOut
+from vmferry.core.errors import TimedOut
 from vmferry.guest_throttle import PORT_NAME, ThrottleChannel
 from vmferry.lab.guests.image import GuestImage
+from vmferry.lab.qmp import connect_when_listening
 from vmferry.lab.toolchain import QemuBinary
 
 _READY_S = 120.0
@@ -96,11 +97,7 @@ async def throttled_guest(
     qmp = QMPClient("guest")
     writer = None
     try:
-        while not (folder / "qmp").exists():
-            if process.returncode is not None:
-                raise Broken(f"QEMU ended with status {process.returncode} before its guest ran")
-            await asyncio.sleep(0.01)
-        await qmp.connect(str(folder / "qmp"))
+        await connect_when_listening(qmp, folder / "qmp", process)
         reader, writer = await asyncio.open_unix_connection(folder / "control")
         if not incoming:
             await _line(reader, _READY_S)
