@@ -137,7 +137,6 @@ def _options(
 def _choice(policy: str | None, max_gap: str | None, deadline: str | None, throttle: str | None) -> dict[str, object]:
     """Return what was said of the policy; what is not given is left to the agent."""
     from vmferry.cli.quantities import parse_duration
-    from vmferry.core.convergence import Throttle
 
     options: dict[str, object] = {}
     if policy is not None:
@@ -147,6 +146,8 @@ def _choice(policy: str | None, max_gap: str | None, deadline: str | None, throt
     if deadline is not None:
         options["deadline_ms"] = parse_duration(deadline, "--deadline", most_ms=1e10)
     if throttle is not None:
+        from vmferry.core.convergence import Throttle  # all policies: 50 ms
+
         kinds = [*map(str, Throttle), "none"]
         if throttle not in kinds:
             raise BadInput(f"--throttle {throttle!r} is none of the brakes", fix=f"take one of {', '.join(kinds)}")
