@@ -6,9 +6,9 @@ Source: qapi/migration.json of QEMU 7.2 and 10.0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from vmferry.core.capabilities.conflict import find_conflict
 from vmferry.core.errors import BadInput
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import MigrationSample, MigrationSetup
@@ -50,45 +50,13 @@ TUNABLE = frozenset(
 _FIXED = ("multifd-", "direct-io")
 
 
-@dataclass(frozen=True, slots=True)
-class Exclusion:
-    """Two capabilities that must not be on together."""
-
-    one: str
-    other: str
-    why: str
-    until: Version | None = None  #: first version that can do it; None = none yet
-
-
-#: Ours, because 7.2 accepts some of these and fails or hangs later.
-EXCLUSIONS = (
-    Exclusion("multifd", "postcopy-ram", "multifd channels do not carry post-copy pages", (10, 1, 0)),
-    Exclusion("multifd", "xbzrle", "multifd does not know xbzrle"),
-    Exclusion("multifd", "compress", "multifd compresses by itself (multifd-compression)"),
-    Exclusion("postcopy-ram", "compress", "post-copy pages are whole"),
-    Exclusion("auto-converge", "dirty-limit", "both slow the guest down"),
-    Exclusion("postcopy-ram", "release-ram", "a broken post-copy could not be recovered"),
-    Exclusion("mapped-ram", "xbzrle", "mapped-ram has a place for each page"),
-    Exclusion("mapped-ram", "postcopy-ram", "mapped-ram is a file"),
-    Exclusion("background-snapshot", "postcopy-ram", "the guest runs on at the source"),
-    Exclusion("background-snapshot", "pause-before-switchover", "there is no switchover"),
-)
-
-#: (needs this, when that is on)
-REQUIREMENTS = (
-    ("postcopy-ram", "postcopy-preempt"),
-    ("return-path", "switchover-ack"),
-    ("multifd", "zero-copy-send"),
-)
-
-
 def check_setup(setup: MigrationSetup, known: frozenset[str], version: Version) -> None:
     """Check that a set of capabilities works on this version.
 
     Args:
         setup: the capabilities, and whether the stream is encrypted.
         known: capabilities of this QEMU.
-        version: of this QEMU: it only selects rows of our own table.
+        version: of this QEMU: it only selects rows of our own table (core/capabilities).
 
     Raises:
         BadInput: one is unknown here, lacks another, or excludes another; says why.
@@ -97,14 +65,9 @@ def check_setup(setup: MigrationSetup, known: frozenset[str], version: Version) 
     where = f"QEMU {'.'.join(map(str, version))}"
     if unknown := sorted(on - known):
         raise BadInput(f"{where} has no migration capability {', '.join(unknown)}", fix="leave it out")
-    for rule in EXCLUSIONS:
-        if {rule.one, rule.other} <= on and (rule.until is None or version < rule.until):
-            raise BadInput(f"{rule.one} and {rule.other} exclude each other on {where}: {rule.why}", fix="choose one")
-    for needed, user in REQUIREMENTS:
-        if user in on and needed not in on:
-            raise BadInput(f"migration capability {user} needs {needed}", fix=f"switch {needed} on")
-    if "zero-copy-send" in on and setup.psk_key is not None:
-        raise BadInput("zero-copy-send cannot be encrypted", fix="switch one of the two off")
+    given = frozenset(on | {"tls"} if setup.psk_key is not None else on)
+    if (conflict := find_conflict(given, version)) is not None:
+        raise BadInput(conflict.what, fix=conflict.fix)
 
 
 def changed_capabilities(wanted: Mapping[str, bool], current: Mapping[str, bool]) -> list[dict[str, object]]:
