@@ -20,7 +20,7 @@ from vmferry.lab.guest_plans import GuestPlan, micro_guest
 from vmferry.lab.guest_runs import GuestRun
 from vmferry.lab.hosts import Lab
 from vmferry.lab.processes import identify, is_alive
-from vmferry.lab.scenarios import empty, migrate, remove, started, wait_finished, wait_handover, wait_state, wait_until
+from vmferry.lab.scenarios import empty, migrate, remove, started, wait_finished, wait_state, wait_until
 from vmferry.ports.hypervisor import RunState
 
 pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
@@ -143,7 +143,7 @@ async def test_a_power_off_in_mid_migration_is_told_apart_from_a_crash(slow_lab:
 
     await wait_until(is_off, "the power-off")
     widen(slow_lab)
-    view = await wait_handover(slow_lab, "host-a", handover, lambda seen: seen.finished)
+    view = await wait_finished(slow_lab, "host-a", handover)
     where = "host-b" if outcome(view) == Outcome.MOVED else "host-a"
     guest.moved_to(where)
     seen = await guest.view()

@@ -175,7 +175,7 @@ class HandoverView(Reply):
     state: str
     step: Step | None
     owner: str | None
-    finished: bool
+    finished: bool  #: the guest is free for the next order; its report may follow a moment later
     created_at: float  #: Unix time
     progress: Progress | None = None
     report: Report | None = None

@@ -1,4 +1,4 @@
-"""What is wrong with capabilities that somebody else put together, a peer for one QEMU: by the tables that we choose by."""
+"""What is wrong with capabilities that somebody else put together, by the tables that we choose by."""
 
 from __future__ import annotations
 
