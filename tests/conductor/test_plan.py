@@ -18,10 +18,10 @@ def asked(choice: Choice | None = None, limit: float | None = None, bandwidth: B
 
 @pytest.mark.parametrize(
     ("gap", "limit", "goal"),
-    [(None, None, 90.0), (300.0, None, 300.0), (None, 80.0, 130.0), (300.0, 80.0, 130.0), (100.0, 80.0, 100.0)],
+    [(None, None, 90.0), (300.0, None, 300.0), (None, 81.0, 140.0), (300.0, 81.0, 140.0), (100.0, 81.0, 100.0)],
 )
 def test_the_goal_is_the_tighter_of_gap_and_downtime_limit(gap: float | None, limit: float | None, goal: float) -> None:
-    """A downtime limit alone is a goal of that and the fixed cost; with both the tighter one counts."""
+    """A downtime limit alone is a goal of that with its tenth and the fixed cost; with both the tighter one counts."""
     choice = Choice(max_gap_ms=None if gap is None else Milliseconds(gap))
     assert asked(choice, limit).goal.max_gap_ms == goal
 

@@ -14,7 +14,7 @@ from tests.conductor.pair import GUEST, Host, follow, wait_finished, wait_until
 from vmferry.conductor import asking
 from vmferry.conductor.plan import DEFAULT_MAX_GAP, UNLIMITED, Choice
 from vmferry.core.convergence import Facts, Goal, Policy, Throttle, Wishes, registry
-from vmferry.core.convergence.facts import Description
+from vmferry.core.convergence.facts import Description, limit_within
 from vmferry.core.convergence.observations import Sample
 from vmferry.core.convergence.orders import (
     MAX_DOWNTIME_MS,
@@ -198,7 +198,7 @@ async def test_qemus_own_rule_is_told_as_the_one_that_fired(hosts: tuple[Host, H
     source = await here.migrate(there)
     end, events = await end_of(here, source.request.handover)
     assert end.outcome == "moved"
-    limit = DEFAULT_MAX_GAP - 50
+    limit = limit_within(DEFAULT_MAX_GAP)
     assert f"downtime limit {limit:.1f} ms" in [event.order for event in ordered(events)]
     decision = source.steering.trail.decision
     assert decision is not None
@@ -310,7 +310,7 @@ async def test_a_policy_that_refuses_at_the_start_touches_nothing(
     ("choice", "limit", "error", "words"),
     [
         (Choice("novaa"), None, NotFound, "choose one of vmferry, article"),
-        (Choice(max_gap_ms=Milliseconds(20.0)), None, BadInput, "allow at least 51 ms"),
+        (Choice(max_gap_ms=Milliseconds(20.0)), None, BadInput, "allow at least 52 ms"),
         (Choice("nova", deadline_ms=Milliseconds(9.0)), None, BadInput, "--deadline does nothing"),
         (Choice(throttle="dirty-limit"), None, BadInput, "nothing bounds how long a vCPU stalls"),
     ],

@@ -18,7 +18,7 @@ from vmferry.core.capabilities import (
     choose,
 )
 from vmferry.core.convergence import DEFAULT, Facts, Goal, Policy, Throttle, Wishes, check_goal
-from vmferry.core.convergence.facts import TYPICAL_FIXED_COST_MS
+from vmferry.core.convergence.facts import gap_with, limit_within
 from vmferry.core.convergence.orders import (
     MAX_DOWNTIME_MS,
     Order,
@@ -36,8 +36,8 @@ from vmferry.ports.hypervisor import MigrationSetup
 
 #: `max-bandwidth` when the link does not say how fast it is: QEMU's own default of 128 MiB/s would be a silent cap.
 UNLIMITED = BytesPerSecond(16 * 1024**3)
-#: Less the fixed cost of 50 ms it is a downtime limit of 40 ms. With that, 42 moves of a guest that writes 20 MiB/s on
-#: a fast link had a pause of 80 ms in the median and 132 ms at the most; with 80 ms there were pauses of 209 ms.
+#: It is a downtime limit of 36 ms (`limit_within`). With 40 ms, 42 moves of a guest that writes 20 MiB/s on a fast link
+#: had a pause of 80 ms in the median and 132 ms at the most; with 80 ms there were pauses of 209 ms.
 DEFAULT_MAX_GAP = Milliseconds(90.0)
 #: Where a policy sets none: QEMU's own default.
 _QEMU_LIMIT = Milliseconds(300.0)
@@ -74,14 +74,14 @@ class Asked:
     @property
     def first_limit_ms(self) -> Milliseconds:
         """Return the downtime limit of the default policy, before it has ordered one."""
-        return self.downtime_limit_ms or Milliseconds(self.goal.max_gap_ms - TYPICAL_FIXED_COST_MS)
+        return self.downtime_limit_ms or limit_within(self.goal.max_gap_ms)
 
     @property
     def goal(self) -> Goal:
         """Return the goal; a downtime limit is one too: no longer a pause than it makes."""
         gaps = [] if self.choice.max_gap_ms is None else [self.choice.max_gap_ms]
         if self.downtime_limit_ms is not None:
-            gaps.append(Milliseconds(self.downtime_limit_ms + TYPICAL_FIXED_COST_MS))
+            gaps.append(gap_with(self.downtime_limit_ms))
         goal = Goal(
             max_gap_ms=min(gaps, default=DEFAULT_MAX_GAP),
             deadline_ms=self.choice.deadline_ms,

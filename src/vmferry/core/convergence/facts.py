@@ -12,10 +12,13 @@ from vmferry.core.units import GIB, KIB, Bytes, BytesPerSecond, Milliseconds, fo
 #: Every stop costs this beyond the last pages (device state, commit, load), as long as nobody knows it better: the
 #: median guest_gap of 20 idle moves was 43 ms (docs/bench/commit.md).
 TYPICAL_FIXED_COST_MS = Milliseconds(50.0)
+#: How much of the gap QEMU may plan with: it goes by the bandwidth of the last 0.1 s, and the guest writes on meanwhile.
+#: With 250 ms QEMU 10.0 was seen to take 270 (docs/bench/migrate.md).
+_KEPT = 0.9
 MAX_GAP_MS = Milliseconds(300.0)
 PAGE_BYTES = Bytes(4 * KIB)
 #: QEMU counts its downtime limit in whole milliseconds.
-_LEAST_LIMIT_MS = 1.0
+_LEAST_LIMIT_MS = Milliseconds(1.0)
 
 
 class Throttle(enum.StrEnum):
@@ -92,6 +95,16 @@ class Description:
     forces: bool = False  #: whether it may switch over whatever the downtime
 
 
+def limit_within(gap_ms: Milliseconds, fixed_cost_ms: Milliseconds = TYPICAL_FIXED_COST_MS) -> Milliseconds:
+    """Return the downtime limit with which a switchover stays within a gap; 0 or less: none does."""
+    return Milliseconds(_KEPT * (gap_ms - fixed_cost_ms))
+
+
+def gap_with(limit_ms: Milliseconds, fixed_cost_ms: Milliseconds = TYPICAL_FIXED_COST_MS) -> Milliseconds:
+    """Return the gap that a downtime limit makes: the inverse of `limit_within`."""
+    return Milliseconds(limit_ms / _KEPT + fixed_cost_ms)
+
+
 def check_goal(goal: Goal, facts: Facts) -> None:
     """Return if the goal can be met at all by a switchover.
 
@@ -102,7 +115,7 @@ def check_goal(goal: Goal, facts: Facts) -> None:
         raise BadInput(f"a largest gap of {goal.max_gap_ms} ms makes no sense", fix="give a duration above 0")
     if goal.deadline_ms is not None and not 0 < goal.deadline_ms < math.inf:
         raise BadInput(f"a deadline of {goal.deadline_ms} ms makes no sense", fix="give a duration above 0")
-    least = math.ceil(facts.fixed_cost_ms + _LEAST_LIMIT_MS)
+    least = math.ceil(gap_with(_LEAST_LIMIT_MS, facts.fixed_cost_ms))
     if goal.max_gap_ms < least:
         raise BadInput(
             f"a largest gap of {format_ms(goal.max_gap_ms)} cannot be met: every switchover of this guest costs"

@@ -1,8 +1,9 @@
 """`vmferry`, the default: a goal (largest gap, deadline), and whatever of the allowed means gets there soonest.
 
-1. QEMU's limit is the goal's gap less the fixed cost, so that QEMU itself switches at the first moment at which the
-   rest fits: the soonest switchover within the goal is the least total time. When it underestimates the link and the
-   rest fits by our measure (a local minimum, for example), the limit is raised for one round.
+1. QEMU's limit is the goal's gap less the fixed cost, and less a tenth since QEMU overshoots, so that QEMU itself
+   switches at the first moment at which the rest fits: the soonest switchover within the goal is the least total time.
+   When it underestimates the link and the rest fits by our measure (a local minimum, for example), the limit is raised
+   for one round.
 2. After each round from the second on: can pre-copy get there at all (outlook.py)? If it seems not, post-copy starts
    at once if it is allowed. If it is proven or seen twice, the brake is put on as softly as the curve says will do,
    never so hard that a stall eats more than half of the gap, and the limit shrinks by that stall: a vCPU may be asleep
@@ -13,7 +14,7 @@
 from __future__ import annotations
 
 from vmferry.core.convergence import throttle
-from vmferry.core.convergence.facts import AtDeadline, Description, Facts, Throttle, Wishes, check_goal
+from vmferry.core.convergence.facts import AtDeadline, Description, Facts, Throttle, Wishes, check_goal, limit_within
 from vmferry.core.convergence.observations import Observation, Round, Sample
 from vmferry.core.convergence.orders import (
     NEARLY_ZERO_MS,
@@ -53,13 +54,13 @@ class Vmferry(Policy):
         name="vmferry",
         what="Meets the goal (largest gap, deadline) in the least time that the allowed means give.",
         rules=(
-            "the rest fits bandwidth x (gap - fixed cost): QEMU switches at that moment",
+            "the rest fits bandwidth x 0.9 x (gap - fixed cost): QEMU switches at that moment",
             "from the second round on, the dirty curve shows no end and post-copy is allowed: post-copy",
             "the same, proven or seen twice, no post-copy: the brake, as soft as will do, stalls at most half the gap",
             "three rounds later still no end: the strongest brake within that bound",
             "the deadline has come: post-copy if allowed, else as asked: cancel with the reason, or switch",
         ),
-        qemu="decides within the goal: limit = gap - fixed cost - stall of the brake",
+        qemu="decides within the goal: limit = 0.9 x (gap - fixed cost) - stall of the brake",
         source="design note in docs/policies.md; stalls: QEMU 10.0, migration/cpu-throttle.c",
         parameters=(
             ("--max-gap", "90 ms (simulate: 300 ms)"),
@@ -85,7 +86,7 @@ class Vmferry(Policy):
             BadInput: no switchover of this guest is that short; the least possible is told.
         """
         check_goal(self.goal, self.facts)
-        self._budget_ms = self.goal.max_gap_ms - self.facts.fixed_cost_ms
+        self._budget_ms = limit_within(self.goal.max_gap_ms, self.facts.fixed_cost_ms)
         self._stall_ms = 0.0
         self._points: list[DirtyPoint] = []
         self._doubts = 0
@@ -94,7 +95,8 @@ class Vmferry(Policy):
         self._raised = False
         self._last: Round | None = None
         gap, cost = format_ms(self.goal.max_gap_ms), format_ms(self.facts.fixed_cost_ms)
-        return (SetDowntimeLimit(self._limit_ms(), f"goal: gap {gap} less {cost} of fixed cost"), *self._idle_brake())
+        rule = f"goal: gap {gap} less {cost} of fixed cost and a tenth"
+        return (SetDowntimeLimit(self._limit_ms(), rule), *self._idle_brake())
 
     def on_sample(self, sample: Sample) -> Orders:
         """Look at the deadline."""
