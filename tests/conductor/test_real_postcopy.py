@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from vmferry.core.progress import Finished, StateEntered
 from vmferry.core.units import MIB, BytesPerSecond
 from vmferry.lab.guests import GuestImage
 from vmferry.lab.toolchain import find_qemus
+from vmferry.qemu import QemuGuestProcess
 from vmferry.qemu.userfault import why_no_userfault
 from vmferry.store.sqlite import SqliteJournal
 
@@ -28,6 +31,8 @@ _WHY_NOT = why_no_userfault(None, (10, 0, 0)) if find_qemus() else "no QEMU"
 pytestmark = [pytest.mark.real, pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))]
 
 S = SourceState
+#: As much as the kernel's buffers of one connection surely hold.
+LITTLE = 1 * MIB
 #: A post-copy that lasts for many seconds.
 SLOW = BytesPerSecond(2 * MIB)
 
@@ -145,6 +150,38 @@ async def test_dead_qemu_is_a_lost_guest(pair: tuple[Host, Host], image: GuestIm
     row = there.journal.guest(GUEST)
     assert row is not None
     assert row.note is not None
+
+
+async def test_source_that_fails_behind_its_last_page_never_runs(
+    pair: tuple[Host, Host], image: GuestImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU 10.0 fails when the stream breaks between its last page and the last word: the guest stays stopped there."""
+    here, there = pair
+    await start(here, make_spec(image, mb=16, rate=4))
+    source = await begin(here, there)
+    qemu, doomed = process_of(here), process_of(there)
+    states: list[tuple[MigrationStatus, RunState]] = []
+
+    async def end_failed() -> None:
+        states.append(((await qemu.query_migration()).status, await qemu.query_run_state()))
+        await real_kill()
+
+    real_kill = qemu.kill
+    monkeypatch.setattr(qemu, "kill", end_failed)
+    await wait_left(qemu, LITTLE)
+    os.kill(doomed.record.pid, signal.SIGSTOP)  # what is sent from now on stays in the kernel's buffers
+    await hurry(here)
+    await wait_left(qemu, 0)
+    os.kill(doomed.record.pid, signal.SIGKILL)
+    assert (await end_of(here, source)).outcome == "lost"
+    assert states == [(MigrationStatus.FAILED, RunState.PAUSED)]
+
+
+async def wait_left(process: QemuGuestProcess, most: int) -> None:
+    """Wait until no more than so many bytes are left to send."""
+    async with asyncio.timeout(30):
+        while (await process.query_migration()).remaining_bytes > most:  # noqa: ASYNC110 - QEMU does not tell
+            await asyncio.sleep(0.005)
 
 
 async def test_paused_guest(pair: tuple[Host, Host], image: GuestImage) -> None:

@@ -64,3 +64,12 @@ def test_a_group_of_the_device_is_given_to_the_process(device: Path) -> None:
     os.chown(device, 0, 0)
     device.chmod(0o660)
     assert userfault_groups() == []
+
+
+def test_an_agent_outside_the_group_has_no_access(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a process with a user of its own is put into the device's group; the agent's own user must be in it."""
+    device.chmod(0o660)
+    monkeypatch.setattr(userfault, "userfault_groups", lambda: [54321])
+    monkeypatch.setattr("vmferry.qemu.userfault.os.geteuid", lambda: 1000)
+    assert why_no_userfault(None, NEW) is not None
+    assert why_no_userfault(UID, NEW) is None

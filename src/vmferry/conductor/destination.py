@@ -17,7 +17,7 @@ from vmferry.conductor.guests import ARRIVING, Guests
 from vmferry.conductor.marks import Marks
 from vmferry.conductor.postcopy_destination import PostcopyDestination
 from vmferry.conductor.runner import Order, Runner, background
-from vmferry.core.errors import Broken, Refused, VmferryError
+from vmferry.core.errors import Broken, Refused, TimedOut, VmferryError
 from vmferry.core.handover.effects import AnyEffect, DestinationEffect
 from vmferry.core.handover.events import DestinationEvent
 from vmferry.core.handover.states import DestinationState
@@ -83,6 +83,7 @@ class Destination:
         self.last_run_state: RunState | None = None
         self.last_status: MigrationStatus | None = None
         self._seen: RunState | None = None  #: with the intent; good for one `cont`
+        self._ran = False  #: `cont` was answered: nothing that fails after it is a refusal
         self._setup = setup
         self._guests = guests
         self._peer = peer
@@ -267,6 +268,7 @@ class Destination:
             return
         seen, self._seen = self._seen, None
         self.marks.mark("resumed", await process.cont(seen=seen))
+        self._ran = True
         self.last_run_state = RunState.RUNNING
         if not self._guests.row(self.name).token.running:
             await process.stop()  # an operator paused it a moment ago
@@ -277,9 +279,9 @@ class Destination:
             self._died(str(error))
             return
         state = await process.query_run_state()  # a failure begins all of it again
-        if state is RunState.PAUSED:
+        if state is RunState.PAUSED and not self._ran:
             self.error = str(error)
-            if self.state is _T.POSTCOPY_STARTING:
+            if self.state is _T.POSTCOPY_STARTING or isinstance(error, TimedOut):
                 raise error  # nobody can take it back: begun again until it works, or every page is here
             self.runner.post(_E.START_REFUSED, self.error, only_in=_T.STARTING)
         else:

@@ -98,6 +98,7 @@ class PostcopySource:
         self._heard_at = 0.0
         self._asked_at = 0.0
         self._continued_at = -_CONTINUES_S
+        self.has_stopped_guest = False  #: no cancel lets it run again
 
     def orders(self) -> dict[AnyEffect, Order]:
         """Return how its effects are carried out."""
@@ -131,7 +132,14 @@ class PostcopySource:
     # -- crossing -------------------------------------------------------------------------------------------------
 
     async def _begin(self) -> None:
-        await self._alive().start_postcopy()
+        """Stop the guest, then end the rounds: a QEMU that stopped it by itself starts it again when it fails later.
+
+        QEMU 10.0 does so behind the commit, when the stream breaks between its last page and the last word.
+        """
+        process = self._alive()
+        await process.stop()
+        self.has_stopped_guest = True
+        await process.start_postcopy()
         self._trip.marks.mark("postcopy_ordered")
 
     async def _cross(self) -> None:
@@ -142,10 +150,14 @@ class PostcopySource:
             sample = await process.query_migration()
             if sample.status is _M.PRE_SWITCHOVER and _now() - self._continued_at > _CONTINUES_S:
                 if why := sample.error or await self._why_not_there():
+                    if (await process.query_migration()).status is not _M.PRE_SWITCHOVER:
+                        continue  # it was on its way: nothing leads back
                     self._post(_E.STREAM_FAILED, why, only_in=_S.POSTCOPY_CROSSING)
                     return
-                self._continued_at = _now()
-                await process.migrate_continue()
+                try:
+                    await process.migrate_continue()
+                finally:
+                    self._continued_at = _now()
                 self._trip.marks.mark("continued")
                 continue
             if sample.status in _ENDED:
@@ -219,6 +231,9 @@ class PostcopySource:
                 self._trip.marks.mark("pages_completed")
                 self._post(_E.SOURCE_COMPLETED)
                 return
+            if sample.status in _ENDED:  # the stream broke behind the last page: QEMU can send nothing more
+                await process.kill()
+                continue
             if sample.status is _M.POSTCOPY_ACTIVE:
                 self._post(_E.STREAM_RECOVERED, only_in=_S.POSTCOPY_PAUSED)
                 await self._listen_for_silence(process, sample)

@@ -29,7 +29,7 @@ from vmferry.core.handover.effects import AnyEffect, SourceEffect
 from vmferry.core.handover.events import SourceEvent
 from vmferry.core.handover.states import DestinationState, SourceState
 from vmferry.core.ids import GuestName, HandoverId, HostName
-from vmferry.core.migration import MigrationSample, MigrationStatus, RunState
+from vmferry.core.migration import POSTCOPY, MigrationSample, MigrationStatus, RunState
 from vmferry.core.progress import Guarantee, Throttled
 from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
@@ -479,6 +479,9 @@ class Source:
     async def _undo_migration(self, process: GuestProcess) -> None:
         sample = await process.query_migration()
         self.steering.trail.remember(sample)
+        if sample.status in POSTCOPY:
+            await self._guests.kill(self.name)  # it can never run the guest again
+            raise Broken(f"QEMU of guest {self.name} at the source was in post-copy already", side="source")
         if sample.status in UNDER_WAY:
             await process.migrate_cancel()
         while sample.status in UNDER_WAY:
@@ -493,7 +496,7 @@ class Source:
         An operator who paused it meanwhile finds it paused, although QEMU may have resumed it.
         """
         loop = asyncio.get_running_loop()
-        patience = loop.time() + _RESUMES_ITSELF_S
+        patience = loop.time() + (0.0 if self._postcopy.has_stopped_guest else _RESUMES_ITSELF_S)
         while (state := await process.query_run_state()) in _STOPPED_BY_US:
             if state is not RunState.FINISH_MIGRATE:
                 if not self.token.running:

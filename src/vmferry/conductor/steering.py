@@ -277,7 +277,8 @@ class Steering:
 
     def _give_up(self, why: str) -> None:
         self.trail.gave_up = True
-        self._machinery.post(_E.CANCEL_REQUESTED, why, only_in=_S.PRECOPY)
+        for state in (_S.PRECOPY, _S.POSTCOPY_ORDERED):
+            self._machinery.post(_E.CANCEL_REQUESTED, why, only_in=state)
 
     @property
     def _name(self) -> str:

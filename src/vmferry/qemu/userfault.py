@@ -44,7 +44,7 @@ def why_no_userfault(uid: int | None, version: tuple[int, ...]) -> str | None:
             f"QEMU {'.'.join(map(str, version))} as uid {user} may not use userfaultfd on this host: "
             f"set vm.unprivileged_userfaultfd = 1 with sysctl, or take QEMU {'.'.join(map(str, OPENS_DEVICE))} or newer"
         )
-    if _may_open(user):
+    if _may_open(user, in_group=uid is not None):
         return None
     return (
         f"QEMU as uid {user} may not open {DEVICE} on this host: give the device to a group, for all to read and "
@@ -59,9 +59,10 @@ def _sysctl_allows() -> bool:
         return False
 
 
-def _may_open(user: int) -> bool:
-    if userfault_groups():
-        return True  # `spawn` puts the process into that group
+def _may_open(user: int, *, in_group: bool) -> bool:
+    own_groups = {os.getegid(), *os.getgroups()}
+    if (groups := userfault_groups()) and (in_group or own_groups.issuperset(groups)):
+        return True  # `spawn` puts a process with a user of its own into that group
     try:
         found = DEVICE.stat()
     except OSError:

@@ -76,6 +76,8 @@ class SourcePages:
         qemu = self._process
         if qemu is None:
             self._agent.say(Word.SOURCE_GONE)
+        elif qemu.status in (_M.FAILED, _M.CANCELLED):
+            qemu.kill()
         elif qemu.status is _M.COMPLETED:
             self._agent.post(_E.SOURCE_COMPLETED)
         elif qemu.status is _M.POSTCOPY_PAUSED:

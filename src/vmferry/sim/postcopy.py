@@ -54,6 +54,11 @@ class PostcopyQemu:
 
     # -- orders over QMP ------------------------------------------------------------------------------------------
 
+    def stop(self) -> None:
+        """Stop the vCPUs; nothing but `cont` lets them run again."""
+        if self.run is RunState.RUNNING:
+            self.run = RunState.PAUSED
+
     def start_postcopy(self) -> None:
         """End the rounds; `migrate-continue` will begin post-copy."""
         self.postcopy_ordered = True
@@ -149,8 +154,13 @@ class PostcopyQemu:
         return True
 
     def _break_off(self) -> None:
+        stream = self._stream
+        if self.side is Side.SOURCE and stream.strands and stream.arrived and not stream.owed:
+            stream.failed_late = True
+            self._fail()  # and lets the vCPUs run, if it was QEMU itself that had stopped them
+            return
         self.status = _M.POSTCOPY_PAUSED
-        self._stream.listens = False
+        stream.listens = False
         self._tell(Fact.BROKE)
 
     def _has_recovered(self) -> bool:
@@ -161,4 +171,7 @@ class PostcopyQemu:
         return True
 
     def _complete(self) -> bool:
+        raise NotImplementedError
+
+    def _fail(self) -> bool:
         raise NotImplementedError

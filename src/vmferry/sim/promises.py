@@ -78,7 +78,9 @@ def _died_since(world: World) -> bool:
 
 
 def _may_be_lost(world: World) -> bool:
-    """Tell whether what happened allows a loss: one death only where a state needed that QEMU."""
+    """Tell whether what happened allows a loss: the last pages, or one death where a state needed that QEMU."""
+    if world.stream.failed_late:
+        return True
     if len(world.deaths) == 1 and not world.fenced and not world.refused:
         return world.deaths[0].needed
     return bool(world.deaths)

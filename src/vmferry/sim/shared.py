@@ -77,8 +77,11 @@ class Stream:
     copy: int = -1
     converges: bool = True  #: the rounds end by themselves
     postcopy: bool = False  #: the switchover began post-copy
-    strands: bool = True  #: 10.0: broken in post-copy's `device`, the source hangs there; 7.2: `failed`, can go on
+    #: 10.0: broken in post-copy's `device` the source hangs there, and behind its last page it fails; 7.2: `failed` and
+    #: can go on, and paused
+    strands: bool = True
     arrived: bool = False  #: the destination is postcopy-active
     owed: int = 16  #: pages that are missing at the destination; with few, all have come before the commit
     listens: bool = False  #: the destination waits for the recovered stream
+    failed_late: bool = False  #: the source failed behind its last page; what was still on its way is gone
     unaware: Side | None = None  #: the stream was broken at the other side, behind a cut: nobody told this one

@@ -161,6 +161,7 @@ class SimSource(SimAgent):
 
     def _begin_postcopy(self) -> bool:
         if self._process is not None:
+            self._process.stop()
             self._process.start_postcopy()
         return True
 

@@ -11,6 +11,7 @@ the guest back: the fake's QEMU is 10.0 at its worst, stuck in `device` or in `p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import itertools
 from collections.abc import Callable
@@ -262,6 +263,16 @@ class FakeLink:
         self._pause_source(stream, "Channel error: Input/output error")
         if not self.is_cut:
             self._pause_destination(stream)
+
+    def break_behind_last_page(self, stream: FakeStream) -> None:
+        """Cut a post-copy whose last page is sent: the source fails, and runs again if it had stopped by itself."""
+        stream.broken = True
+        stream.error = "Unable to read from socket: Connection reset by peer"
+        stream.status = MigrationStatus.FAILED
+        stream.source.emit_status(MigrationStatus.FAILED)
+        self._pause_destination(stream)
+        with contextlib.suppress(Broken):  # 10.0 starts nothing whose image somebody else has locked
+            self._restart(stream)
 
     def pause_arrival(self, qemu: FakeQemu) -> None:
         """Cut the stream of a post-copy at its destination; over a cut link the source does not notice."""
