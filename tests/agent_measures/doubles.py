@@ -10,7 +10,8 @@ from vmferry.agent.beats import BeatBook
 from vmferry.agent.measuring import Measuring
 from vmferry.conductor.marks import Marks
 from vmferry.conductor.plan import Asked, Choice
-from vmferry.conductor.source import Request, Source
+from vmferry.conductor.rows import Request
+from vmferry.conductor.source import Source
 from vmferry.conductor.trail import Trail
 from vmferry.core.errors import Unreachable, VmferryError
 from vmferry.core.guest import Acceleration, BiosBoot, FrozenGuest, GuestSpec

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from vmferry.conductor.around import Checked, Surroundings
 from vmferry.conductor.guests import Guests, HostSettings
-from vmferry.conductor.handovers import DEFAULT_CHOICE, Handovers
+from vmferry.conductor.handovers import DEFAULT_CHOICE, Handovers, Postcopy
 from vmferry.conductor.plan import Choice
-from vmferry.conductor.source import Postcopy, Source
+from vmferry.conductor.source import Source
 from vmferry.core.convergence.facts import Throttle
 from vmferry.core.convergence.trace import Trace
 from vmferry.core.errors import Blocker, Unreachable
@@ -233,25 +233,31 @@ class DirectPeer:
         raise NotImplementedError
 
     async def reserve(self, request: ReserveRequest) -> ReserveReply:
-        return await self._pair.call(self._host, lambda there: there.reserve(request))
+        return await self._pair.call(self._host, lambda there: there.arrivals.reserve(request))
 
     async def wait_loaded(self, handover: HandoverId, limit_ms: Milliseconds) -> PeerStatus:
-        return await self._pair.call(self._host, lambda there: there.wait_loaded(handover, min(limit_ms, 500) / 1000))
+        return await self._pair.call(
+            self._host, lambda there: there.arrivals.wait_loaded(handover, min(limit_ms, 500) / 1000)
+        )
 
     async def commit(self, handover: HandoverId, epoch: Epoch, *, running: bool) -> CommitReply:
-        return await self._pair.call(self._host, lambda there: there.commit(handover, epoch, 5.0, running=running))
+        return await self._pair.call(
+            self._host, lambda there: there.arrivals.commit(handover, epoch, 5.0, running=running)
+        )
 
     async def rejoin(self, handover: HandoverId, *, source_alive: bool) -> RejoinReply:
-        return await self._pair.call(self._host, lambda there: there.rejoin(handover, source_alive=source_alive))
+        return await self._pair.call(
+            self._host, lambda there: there.arrivals.rejoin(handover, source_alive=source_alive)
+        )
 
     async def discard(self, handover: HandoverId) -> None:
         async def discard(there: Handovers) -> None:
-            there.discard(handover)
+            there.arrivals.discard(handover)
 
         await self._pair.call(self._host, discard)
 
     async def status(self, handover: HandoverId) -> PeerStatus:
-        return await self._pair.call(self._host, lambda there: there.wait_loaded(handover, 0.001))
+        return await self._pair.call(self._host, lambda there: there.arrivals.wait_loaded(handover, 0.001))
 
     async def verdict(self, handover: HandoverId) -> Verdict:
         async def verdict(there: Handovers) -> Verdict:
@@ -287,7 +293,7 @@ async def wait_finished(*hosts: Host) -> None:
     """Wait until no hand-over is open anywhere, and nobody is busy with one."""
 
     def finished() -> bool:
-        return not any(h.handovers.unfinished() or h.handovers._living for h in hosts)
+        return not any(h.handovers.unfinished() or h.handovers.lives for h in hosts)
 
     def standing() -> str:
         return str([(h.name, [(row.side, row.state) for row in h.handovers.unfinished()]) for h in hosts])

@@ -169,7 +169,7 @@ async def test_commit_of_another_epoch_is_refused(hosts: tuple[Host, Host]) -> N
     source = await here.migrate(there)
     await there.hold.wait_reached(DestinationState.RECEIVING)
     with pytest.raises(Refused, match="epoch 9, expected 2"):
-        await there.handovers.commit(source.request.handover, Epoch(9), 1.0, running=True)
+        await there.handovers.arrivals.commit(source.request.handover, Epoch(9), 1.0, running=True)
     there.hold.let_go(DestinationState.RECEIVING)
     await wait_finished(here, there)
 
@@ -223,10 +223,10 @@ async def test_failed_preparation_can_be_tried_again_at_once(hosts: tuple[Host, 
     request = _request(here, "h1")
     hypervisor.refuse_next("listen", Broken("port is taken"))
     with pytest.raises(Refused, match="port is taken"):
-        await there.handovers.reserve(request)
-    reply = await there.handovers.reserve(_request(here, "h2"))
+        await there.handovers.arrivals.reserve(request)
+    reply = await there.handovers.arrivals.reserve(_request(here, "h2"))
     assert reply.port in there.ports
-    again = await there.handovers.reserve(_request(here, "h2"))
+    again = await there.handovers.arrivals.reserve(_request(here, "h2"))
     assert again == reply
     await wait_finished(here)
     # the source never heard of it: the arrival finds out, and undoes itself

@@ -23,9 +23,8 @@ from vmferry.agent.traces import TraceStore
 from vmferry.agent.views import guest_view, handover_view, past_events
 from vmferry.api import models as m
 from vmferry.conductor.guests import Guests
-from vmferry.conductor.handovers import Handovers
+from vmferry.conductor.handovers import Handovers, Postcopy
 from vmferry.conductor.plan import Asked, Choice, left_out_text
-from vmferry.conductor.source import Postcopy
 from vmferry.core.convergence import DEFAULT
 from vmferry.core.errors import BadInput, Blocked, Denied, NotFound, VmferryError
 from vmferry.core.handover.states import Side
@@ -153,15 +152,16 @@ class Service:
         """Return everything that keeps a guest from moving."""
         self._known_host(body.destination)
         destination = HostName(body.destination)
-        found = await self.checking.check(name, destination, None, postcopy=body.options.postcopy)
         options = body.options
+        postcopy = _postcopy(options) is not None
+        found = await self.checking.check(name, destination, None, postcopy=postcopy)
         asked = Asked(
             _choice(options),
             self.guests.row(name).guest.spec.memory_bytes,
             options.max_bandwidth,
             options.downtime_limit_ms,
             encrypted=not options.plain,
-            postcopy=options.postcopy or options.postcopy_after is not None,
+            postcopy=postcopy,
         )
         chosen = await self.handovers.foresee(asked, found.qemus)
         left_out = tuple(left_out_text(left) for left in chosen.left_out)
@@ -181,7 +181,7 @@ class Service:
             time_limit_s=options.time_limit_s,
             encrypted=not options.plain,
             choice=_choice(options),
-            postcopy=Postcopy(options.postcopy_after) if options.postcopy or options.postcopy_after else None,
+            postcopy=_postcopy(options),
         )
         return m.MigrateReply(handover=handover)
 
@@ -254,13 +254,13 @@ class Service:
         if body.source != peer:
             raise Denied(f"Host {peer} asked for a reservation in the name of {body.source}")
         request = ReserveRequest(handover, body.guest, body.epoch, body.running, body.source, body.setup)
-        reply = await self.handovers.reserve(request)
+        reply = await self.handovers.arrivals.reserve(request)
         return m.ReserveReply(address=reply.address, port=reply.port)
 
     async def wait_loaded(self, peer: HostName, handover: HandoverId, body: m.WaitLoadedRequest) -> m.PeerStatus:
         """Wait until everything is loaded, it failed, or the time is over."""
         self._of_peer(peer, handover, Side.DESTINATION)
-        status = await self.handovers.wait_loaded(handover, body.timeout_ms / 1000)
+        status = await self.handovers.arrivals.wait_loaded(handover, body.timeout_ms / 1000)
         return m.PeerStatus(
             state=status.state,
             run_state=status.run_state,
@@ -277,7 +277,7 @@ class Service:
         """Take the guest over; repeating it changes nothing."""
         if self._of_peer(peer, handover, Side.DESTINATION) is None:
             raise NotFound(f"Hand-over {handover} was never reserved on host {self.guests.settings.name}")
-        reply = await self.handovers.commit(handover, body.epoch, _COMMIT_LIMIT_S, running=body.running)
+        reply = await self.handovers.arrivals.commit(handover, body.epoch, _COMMIT_LIMIT_S, running=body.running)
         return m.CommitReply(
             state=reply.state,
             epoch=reply.epoch,
@@ -290,13 +290,13 @@ class Service:
         """Listen anew for the rest of a guest, or hear that it will not come."""
         if self._of_peer(peer, handover, Side.DESTINATION) is None:
             raise NotFound(f"Hand-over {handover} was never reserved on host {self.guests.settings.name}")
-        reply = await self.handovers.rejoin(handover, source_alive=body.source_alive)
+        reply = await self.handovers.arrivals.rejoin(handover, source_alive=body.source_alive)
         return m.RejoinReply(state=reply.state, address=reply.address, port=reply.port, detail=reply.detail)
 
     async def discard(self, peer: HostName, handover: HandoverId, body: m.Nothing) -> None:
         """Drop the arrival; repeating it changes nothing."""
         if self._of_peer(peer, handover, Side.DESTINATION) is not None:
-            self.handovers.discard(handover)
+            self.handovers.arrivals.discard(handover)
 
     async def verdict(self, peer: HostName, handover: HandoverId, body: m.Nothing) -> m.VerdictReply:
         """Return who owns the guest, from the source's journal."""
@@ -366,6 +366,11 @@ class Service:
         if row is not None and row.peer != peer:
             raise Denied(f"Hand-over {handover} is not one with host {peer}")
         return row
+
+
+def _postcopy(options: m.MigrateOptions) -> Postcopy | None:
+    """Return whether post-copy is allowed; who names its round allows it."""
+    return Postcopy(options.postcopy_after) if options.postcopy or options.postcopy_after else None
 
 
 def _choice(options: m.MigrateOptions) -> Choice:

@@ -52,16 +52,17 @@ class Surroundings:
     Args:
         peer: another host's agent, by name.
         check: every blocker for a guest and a destination, what is promised, and what both QEMUs can do.
-        opened: begins to measure a hand-over that this agent opened; must return at once.
-        passed: as `opened`, when the checks have passed.
         leaving: takes what is measured at the source before the guest is forgotten there.
         report: measures a source's hand-over, journals the report and publishes the end.
         link_bandwidth: what the link to an address gives; None when it does not say.
         free_memory: what this host has now, reservations not subtracted.
         listen_address: where this host's QEMUs listen for streams.
-        ports: from which of them.
+        ports: on which of its ports.
+        port_is_free: whether nobody listens on a port of an address.
         throttle: slows the writes of this host's guests.
         hold: fault injection in the lab.
+        opened: begins to measure a hand-over that this agent opened; must return at once.
+        passed: as `opened`, when the checks have passed.
         keep_trace: stores what a policy saw and ordered; may wait for the disk, raises nothing.
     """
 

@@ -16,15 +16,16 @@ import structlog
 from vmferry.conductor.guests import ARRIVING, Guests
 from vmferry.conductor.marks import Marks
 from vmferry.conductor.postcopy_destination import PostcopyDestination
+from vmferry.conductor.rows import Arrival, claim_of
 from vmferry.conductor.runner import Order, Runner, background
 from vmferry.core.errors import Broken, Refused, TimedOut, VmferryError
 from vmferry.core.handover.effects import AnyEffect, DestinationEffect
 from vmferry.core.handover.events import DestinationEvent
-from vmferry.core.handover.states import DestinationState
-from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
+from vmferry.core.handover.states import DestinationState, Side
+from vmferry.core.ids import Epoch, GuestName
 from vmferry.core.migration import MigrationStatus, RunState
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
-from vmferry.ports.peer import Peer, PeerStatus, ReserveReply, Verdict
+from vmferry.ports.peer import Peer, PeerStatus, Verdict
 
 _log = structlog.get_logger(__name__)
 
@@ -37,17 +38,6 @@ UNDER_WAY = frozenset({_T.LOADED, _T.ACQUIRED, _T.STARTING, _T.GIVING_BACK, _T.P
 #: It could run the guest, and waits for the token.
 _HELD = frozenset({_T.LOADED, _T.POSTCOPY_LOADED})
 _ASK_SOURCE_EVERY_S = 2.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Arrival:
-    """What is held here, for whom; stands in the journal."""
-
-    handover: HandoverId
-    guest: GuestName
-    source: HostName
-    epoch: Epoch  #: the source's; a commit names the next one
-    reply: ReserveReply  #: where QEMU listens
 
 
 class Destination:
@@ -76,7 +66,7 @@ class Destination:
         arrived: Callable[[], None],
     ) -> None:
         self.arrival = arrival
-        self.claim = f"arrival {arrival.handover}"  #: what the guest is busy with
+        self.claim = claim_of(arrival.handover, Side.DESTINATION)  #: what the guest is busy with
         self.runner = runner
         self.marks = marks
         self.error: str | None = None

@@ -1,6 +1,6 @@
-"""Every hand-over of this host, on either side: opened, reserved, found again after a restart.
+"""Every hand-over of this host: opened at its source, found again after a restart; arrivals are in arrivals.py.
 
-The journal is the memory; objects here exist only while a hand-over is unfinished, or until the agent restarts.
+The journal is the memory; what is kept here ends with the agent, and only what is unfinished is found again.
 """
 
 from __future__ import annotations
@@ -9,46 +9,39 @@ import asyncio
 import dataclasses
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
-from typing import Any
-
-import structlog
 
 from vmferry.conductor.around import Surroundings
+from vmferry.conductor.arrivals import Arrivals
 from vmferry.conductor.asking import ask_wishes
 from vmferry.conductor.brake import Brake
-from vmferry.conductor.destination import Arrival, Destination
+from vmferry.conductor.destination import Destination
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.guests import Guests
+from vmferry.conductor.lives import Lives
 from vmferry.conductor.marks import Marks
 from vmferry.conductor.plan import UNLIMITED, Asked, Choice, Qemus, check_asked, choose_stream, make_facts, policy_of
 from vmferry.conductor.recorder import JournalRecorder, Parties
+from vmferry.conductor.rows import Request, claim_of, replayed, request_of, row_of, source_row
 from vmferry.conductor.runner import Runner
-from vmferry.conductor.source import Calls, Postcopy, Request, Source
+from vmferry.conductor.source import Calls, Source
 from vmferry.conductor.steering import Steering
 from vmferry.core.capabilities import CapabilitySet
-from vmferry.core.checks import memory_needed
 from vmferry.core.convergence import Guarded
 from vmferry.core.convergence.facts import Throttle
-from vmferry.core.errors import Blocker, GuestBusy, NotFound, Refused
+from vmferry.core.errors import Blocker, GuestBusy
 from vmferry.core.guest import FrozenGuest
-from vmferry.core.handover.events import DestinationEvent, Happened, SourceEvent
+from vmferry.core.handover.events import Happened, SourceEvent
 from vmferry.core.handover.machine import Machine
-from vmferry.core.handover.replay import replay, to_json
 from vmferry.core.handover.states import FACTS, POSTCOPY_STATES, AnyState, DestinationState, Owner, Side, SourceState
 from vmferry.core.handover.table import OPENING
-from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
+from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.progress import Guarantee, StateEntered
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
-from vmferry.ports.hypervisor import MigrationSetup
-from vmferry.ports.peer import CommitReply, PeerStatus, RejoinReply, ReserveReply, ReserveRequest, Verdict
-from vmferry.ports.store import HandoverRow, Reservation
-
-_log = structlog.get_logger(__name__)
+from vmferry.ports.peer import Verdict
+from vmferry.ports.store import HandoverRow
 
 #: The default policy with its defaults.
 DEFAULT_CHOICE = Choice()
-_ARRIVAL_OVER_S = 5.0
 #: The guest stands still, or is between two owners: whoever stops an agent waits for the end of these.
 _DELICATE: frozenset[AnyState] = frozenset(
     {
@@ -68,8 +61,15 @@ _CANCELLABLE: frozenset[AnyState] = frozenset(
 ) - {SourceState.ORPHANED, SourceState.RETURNING, SourceState.POSTCOPY_CROSSING}
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Postcopy:
+    """Post-copy is allowed: whoever steers may begin it."""
+
+    after_rounds: int | None = None  #: begun when this round begins, whoever steers (1: at once)
+
+
 class Handovers:
-    """Opens, receives and recovers hand-overs.
+    """Opens and recovers hand-overs.
 
     Args:
         guests: this host's guests, with the journal.
@@ -80,9 +80,9 @@ class Handovers:
         self._guests = guests
         self._journal = guests.journal
         self._around = around
+        self.lives = Lives()
+        self.arrivals = Arrivals(guests, around, self.lives)
         self._sources: dict[HandoverId, Source] = {}
-        self._destinations: dict[HandoverId, Destination] = {}
-        self._living: dict[tuple[HandoverId, Side], asyncio.Task[None]] = {}
         guests.why_held = self._why_held
 
     # -- the source's side ----------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class Handovers:
             BadInput: the goal cannot be met.
             GuestBusy: something else holds the guest.
         """
-        await self._arrival_over(guest)
+        await self.arrivals.wait_over(guest)
         row = self._guests.row(guest)
         request = Request(
             handover=HandoverId(secrets.token_hex(8)),
@@ -121,36 +121,17 @@ class Handovers:
             postcopy_after_rounds=None if postcopy is None else postcopy.after_rounds,
         )
         check_asked(self._asked(request, row.guest))
-        claim = _claim_of(request.handover)
+        claim = claim_of(request.handover, Side.SOURCE)
         self._guests.claim(guest, claim)
         try:
-            self._journal.open_handover(self._row(request))
+            self._journal.open_handover(source_row(request))
         except BaseException:
             self._guests.unclaim(guest, claim)
             raise
         source = self._source(request, Machine(Side.SOURCE))
-        self._spawn(request.handover, Side.SOURCE, self._live_source(source, claim, new=True))
+        self.lives.begin(request.handover, Side.SOURCE, self._live(source, new=True))
         self._around.opened(source)
         return request.handover
-
-    async def _arrival_over(self, guest: GuestName) -> None:
-        """Wait, shortly, for the last orders of an arrival that runs here already: it may move on at once."""
-        for destination in self._destinations.values():
-            if destination.name == guest and destination.state is DestinationState.RUNNING:
-                await self._ended(destination.arrival.handover, Side.DESTINATION, _ARRIVAL_OVER_S)
-
-    def _row(self, request: Request) -> HandoverRow:
-        return HandoverRow(
-            id=request.handover,
-            guest=request.guest,
-            side=str(Side.SOURCE),
-            peer=request.destination,
-            state=str(SourceState.CHECKING),
-            request=dataclasses.asdict(request),
-            report=None,
-            finished=False,
-            created_at=time.time(),
-        )
 
     def _source(self, request: Request, machine: Machine, age_s: float = 0.0) -> Source:
         feed, marks = Feed(), Marks(time.monotonic_ns)
@@ -188,7 +169,7 @@ class Handovers:
     def _over(self, request: Request) -> None:
         """Free the guest's name here; a crash from now on costs the report and nothing else."""
         self._journal.finish(request.handover, str(Side.SOURCE))
-        self._guests.unclaim(request.guest, _claim_of(request.handover))
+        self._guests.unclaim(request.guest, claim_of(request.handover, Side.SOURCE))
 
     def _asked(self, request: Request, guest: FrozenGuest | None) -> Asked:
         bandwidth = request.bandwidth or self._around.link_bandwidth(request.destination)
@@ -230,7 +211,7 @@ class Handovers:
         """Return what the stream may take."""
         return request.bandwidth or self._around.link_bandwidth(request.destination) or UNLIMITED
 
-    async def _live_source(self, source: Source, claim: str, *, new: bool) -> None:
+    async def _live(self, source: Source, *, new: bool) -> None:
         handover = source.request.handover
         opening = OPENING[Side.SOURCE].effects if new else ()
         first = () if new else (Happened(SourceEvent.AGENT_RESTARTED, "the source's agent was restarted"),)
@@ -243,186 +224,12 @@ class Handovers:
             await source.runner.run(opening, first)
             self._journal.finish(handover, str(Side.SOURCE))
         finally:
-            self._guests.unclaim(source.name, claim)
+            self._guests.unclaim(source.name, claim_of(handover, Side.SOURCE))
             source.feed.close()
             await self._around.throttle.end(handover)  # of a guest that left or died: its port is closed
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
-
-    # -- the destination's side -----------------------------------------------------------------------------------
-
-    async def reserve(self, request: ReserveRequest) -> ReserveReply:
-        """Hold everything for an arrival and have its QEMU listen. The same hand-over again: the same answer.
-
-        Raises:
-            Refused: memory, port or name is gone, or QEMU could not be prepared; nothing is left.
-        """
-        known = self._destinations.get(request.handover)
-        if known is None:
-            known = self._hold_place(request)
-            self._spawn(request.handover, Side.DESTINATION, self._live_destination(known, new=True))
-        await known.runner.wait_left(frozenset({DestinationState.PREPARING, DestinationState.DISCARDING}))
-        if known.state is DestinationState.DISCARDED:
-            await self._ended(request.handover, Side.DESTINATION)
-            raise Refused(
-                f"Host {self._guests.settings.name} could not prepare for guest {known.name}:"
-                f" {known.error or known.runner.why or 'discarded'}",
-                side="destination",
-            )
-        return known.arrival.reply
-
-    def _hold_place(self, request: ReserveRequest) -> Destination:
-        name = request.guest.spec.name
-        claim = f"arrival {request.handover}"
-        self._guests.claim(name, claim)
-        try:
-            self._guests.check_free(name)
-            reply = ReserveReply(self._around.listen_address, self._free_port())
-            reservation = Reservation(request.handover, name, memory_needed(request.guest), reply.port)
-            self._journal.reserve(reservation, self._around.free_memory())
-            try:
-                self._journal.open_handover(self._arrival_row(request, reply))
-                self._guests.arrival(request.guest, request.epoch, request.source, running=request.running)
-            except BaseException:
-                self._journal.release(request.handover)
-                raise
-        except BaseException:
-            self._guests.unclaim(name, claim)
-            raise
-        arrival = Arrival(request.handover, name, request.source, request.epoch, reply)
-        return self._destination(arrival, request.setup, Machine(Side.DESTINATION))
-
-    def _free_port(self) -> int:
-        taken = {reservation.port for reservation in self._journal.reservations()}
-        address = self._around.listen_address
-        for port in self._around.ports:
-            if port not in taken and self._around.port_is_free(address, port):
-                return port
-        ports = self._around.ports
-        raise Refused(
-            f"No migration port is free on {address} between {ports.start} and {ports.stop - 1}",
-            side="destination",
-            retry=True,
-        )
-
-    def _arrival_row(self, request: ReserveRequest, reply: ReserveReply) -> HandoverRow:
-        # The stream's key is of no use after a restart (QEMU has it already) and has no place in a journal.
-        return HandoverRow(
-            id=request.handover,
-            guest=request.guest.spec.name,
-            side=str(Side.DESTINATION),
-            peer=request.source,
-            state=str(DestinationState.PREPARING),
-            request={"epoch": request.epoch, "running": request.running, **dataclasses.asdict(reply)},
-            report=None,
-            finished=False,
-            created_at=time.time(),
-        )
-
-    def _destination(self, arrival: Arrival, setup: MigrationSetup | None, machine: Machine) -> Destination:
-        marks = Marks(time.monotonic_ns)
-        marks.mark("start")
-        parties = Parties(arrival.handover, arrival.guest, arrival.source, self._guests.settings.name)
-        recorder = JournalRecorder(Side.DESTINATION, parties, self._journal, None, marks.since_start_ms)
-        destination = Destination(
-            arrival,
-            setup,
-            self._guests,
-            self._around.peer(arrival.source),
-            Runner(machine, recorder, self._around.hold),
-            marks,
-            lambda: self._journal.release(arrival.handover),
-            lambda: self._around.throttle.arrived(arrival.guest, arrival.handover),
-        )
-        self._destinations[arrival.handover] = destination
-        return destination
-
-    async def _live_destination(self, destination: Destination, *, new: bool) -> None:
-        handover = destination.arrival.handover
-        opening = OPENING[Side.DESTINATION].effects if new else ()
-        try:
-            state = await destination.runner.run(opening, () if new else self._found(destination))
-            if state in (DestinationState.DISCARDED, DestinationState.RETURNED):
-                self._journal.release(handover)
-                await self._guests.forget(destination.name)
-            self._journal.finish(handover, str(Side.DESTINATION))
-        finally:
-            self._guests.unclaim(destination.name, destination.claim)
-
-    def _found(self, destination: Destination) -> Sequence[Happened]:
-        """Return what a restarted agent begins an arrival with; whether QEMU lives is certain by now."""
-        found = [Happened(DestinationEvent.AGENT_RESTARTED, "the destination's agent was restarted")]
-        if self._guests.process(destination.name) is None:
-            destination.error = f"QEMU of guest {destination.name} at the destination is gone"
-            found.insert(0, Happened(DestinationEvent.QEMU_DIED, destination.error))
-        return found
-
-    async def wait_loaded(self, handover: HandoverId, limit_s: float) -> PeerStatus:
-        """Answer the source's long poll."""
-        known = self._destinations.get(handover)
-        if known is None:
-            return self._past(handover)
-        return await known.wait_decided(limit_s)
-
-    async def commit(self, handover: HandoverId, epoch: Epoch, limit_s: float, *, running: bool) -> CommitReply:
-        """Take the token over, or give it back. Idempotent.
-
-        Raises:
-            NotFound: this host never heard of the hand-over.
-            Refused: the epoch is not the one that follows the reservation's.
-        """
-        known = self._destinations.get(handover)
-        if known is not None and not known.runner.machine.facts.final:
-            await known.commit(epoch, limit_s, running=running)
-        if self._past_state(handover) is DestinationState.DISCARDED:
-            await self._ended(handover, Side.DESTINATION)
-            self._return_late(handover)
-        return self._commit_reply(handover)
-
-    def _return_late(self, handover: HandoverId) -> None:
-        """Journal the return of a token that reached an arrival which was gone already; its row is gone with it."""
-        machine = Machine(Side.DESTINATION, self._past_state(handover))
-        happened = Happened(DestinationEvent.COMMIT_RECEIVED)
-        transition = machine.handle(happened)
-        if not transition.ignored:
-            side, state = str(Side.DESTINATION), str(transition.after)
-            self._journal.append(handover, side, [(to_json(happened), state)], finished=True)
-        self._destinations.pop(handover, None)
-
-    def _commit_reply(self, handover: HandoverId) -> CommitReply:
-        row = self._handover_row(handover, Side.DESTINATION)
-        guest = self._journal.guest(row.guest)
-        epoch = _epoch(row) if guest is None else guest.token.epoch
-        known = self._destinations.get(handover)
-        if known is None:
-            return CommitReply(row.state, epoch)
-        marks = known.marks
-        parts = {
-            "destination_acquire": marks.between_ms("commit_received", "acquired"),
-            "destination_intent": marks.between_ms("acquired", "intent"),
-            "destination_cont": marks.between_ms("intent", "resumed"),
-        }
-        parts_ms = tuple((name, float(value)) for name, value in parts.items() if value is not None)
-        return CommitReply(str(known.state), epoch, marks.at("resumed"), known.error, parts_ms)
-
-    async def rejoin(self, handover: HandoverId, *, source_alive: bool) -> RejoinReply:
-        """Have an arrival in post-copy listen anew, or hear that its source is dead; raises if QEMU does not listen."""
-        known = self._destinations.get(handover)
-        if known is None or not known.postcopy.is_fetching:
-            state = self._handover_row(handover, Side.DESTINATION).state if known is None else str(known.state)
-            return RejoinReply(state, detail=None if known is None else known.postcopy.error or known.error)
-        if source_alive:
-            return await known.postcopy.rejoin()
-        known.error = "the source's QEMU died in post-copy, with pages that had not been sent"
-        known.postcopy.source_is_gone(known.error)
-        return RejoinReply(str(known.state))
-
-    def discard(self, handover: HandoverId) -> None:
-        """Have an arrival undone; unknown ones are no error."""
-        known = self._destinations.get(handover)
-        if known is not None:
-            known.discard("the source gave the hand-over up")
 
     # -- asked by anybody -----------------------------------------------------------------------------------------
 
@@ -434,7 +241,7 @@ class Handovers:
         state = SourceState(row.state)
         if state in (SourceState.ABORTED, SourceState.CRASHED):
             return Verdict.ABORTED
-        if FACTS[state].owner.value == "destination":
+        if FACTS[state].owner is Owner.DESTINATION:
             return Verdict.RELEASED
         return Verdict.OPEN
 
@@ -445,7 +252,7 @@ class Handovers:
             NotFound: it is not a hand-over of which this host is the source.
             GuestBusy: post-copy has begun: there is no way back, and nothing that a cancel could do but harm.
         """
-        row = self._handover_row(handover, Side.SOURCE)
+        row = row_of(self._journal, handover, Side.SOURCE, self._guests.settings.name)
         source = self._sources.get(handover)
         if source is not None:
             if why := self._why_held(row.guest):
@@ -455,7 +262,7 @@ class Handovers:
 
     def _why_held(self, guest: GuestName) -> str | None:
         """Return why nobody may stop, pause or cancel a guest now: both hosts hold a part of it."""
-        sides: list[Source | Destination] = [*self._sources.values(), *self._destinations.values()]
+        sides: list[Source | Destination] = [*self._sources.values(), *self.arrivals.every()]
         states = [side.runner.machine.state for side in sides if side.name == guest]
         state = next((state for state in states if state in POSTCOPY_STATES), None)
         return state and f"Guest {guest} is in the middle of post-copy ({state}): both hosts hold a part of its memory"
@@ -463,10 +270,6 @@ class Handovers:
     def source(self, handover: HandoverId) -> Source | None:
         """Return the source's side of a hand-over that lives in this agent's memory."""
         return self._sources.get(handover)
-
-    def destination(self, handover: HandoverId) -> Destination | None:
-        """Return the destination's side of a hand-over that lives in this agent's memory."""
-        return self._destinations.get(handover)
 
     def unfinished(self) -> list[HandoverRow]:
         """Return the journal's unfinished hand-overs."""
@@ -477,31 +280,11 @@ class Handovers:
         concerned = [row for row in self.unfinished() if row.peer == host]
         for row in concerned:
             why = f"an operator says that host {host} is off"
-            source, destination = self._sources.get(row.id), self._destinations.get(row.id)
+            source = self._sources.get(row.id)
             if source is not None:
                 source.runner.post(SourceEvent.DESTINATION_FENCED, why)
-            if destination is not None:
-                destination.error = why
-                destination.runner.post(DestinationEvent.SOURCE_FENCED, why)
-                destination.postcopy.source_is_gone(why)
+            self.arrivals.fenced(row.id, why)
         return concerned
-
-    def _past(self, handover: HandoverId) -> PeerStatus:
-        """Return what the journal says; an arrival that is about to be taken up again is not dead for that."""
-        row = self._journal.handover(handover, str(Side.DESTINATION))
-        if row is None:
-            return PeerStatus("unknown", qemu_alive=False)
-        return PeerStatus(row.state, qemu_alive=not row.finished)
-
-    def _past_state(self, handover: HandoverId) -> DestinationState | None:
-        row = self._journal.handover(handover, str(Side.DESTINATION))
-        return None if row is None else DestinationState(row.state)
-
-    def _handover_row(self, handover: HandoverId, side: Side) -> HandoverRow:
-        row = self._journal.handover(handover, str(side))
-        if row is None:
-            raise NotFound(f"Hand-over {handover} is not known on host {self._guests.settings.name} as {side}")
-        return row
 
     # -- after a restart ------------------------------------------------------------------------------------------
 
@@ -509,34 +292,19 @@ class Handovers:
         """Take every unfinished hand-over up where the journal left it; `Guests.adopt_all` came before."""
         rows = self.unfinished()
         for row in rows:
-            kind = "hand-over" if row.side == str(Side.SOURCE) else "arrival"
-            claim = f"{kind} {row.id}"
-            self._guests.claim_again(row.guest, claim)
-            self._spawn(row.id, Side(row.side), self._recover(row, claim))
+            side = Side(row.side)
+            self._guests.claim_again(row.guest, claim_of(row.id, side))
+            self.lives.begin(row.id, side, self._recover(row))
         return rows
 
-    async def _recover(self, row: HandoverRow, claim: str) -> None:
+    async def _recover(self, row: HandoverRow) -> None:
         """Take one up, as soon as it is certain whether its QEMU lives."""
         await self._guests.adopted(row.guest)
-        if row.side == str(Side.SOURCE):
-            await self._recover_source(row, claim)
-        else:
-            await self._live_destination(self._arrived(row), new=False)
-
-    def _replayed(self, row: HandoverRow, side: Side) -> Machine:
-        events = self._journal.events(row.id, row.side)
-        return replay(side, [event.event for event in events])
-
-    async def _recover_source(self, row: HandoverRow, claim: str) -> None:
-        request = Request(**_known(Request, row.request))
-        source = self._source(request, self._replayed(row, Side.SOURCE), max(0.0, time.time() - row.created_at))
-        await self._live_source(source, claim, new=False)
-
-    def _arrived(self, row: HandoverRow) -> Destination:
-        """Return the arrival of a row; its guest's row may be missing when a crash came before it or after its end."""
-        reply = ReserveReply(str(row.request["address"]), int(str(row.request["port"])))
-        arrival = Arrival(row.id, row.guest, row.peer, _epoch(row), reply)
-        return self._destination(arrival, None, self._replayed(row, Side.DESTINATION))
+        if row.side == str(Side.DESTINATION):
+            await self.arrivals.take_up(row)
+            return
+        age_s = max(0.0, time.time() - row.created_at)
+        await self._live(self._source(request_of(row), replayed(self._journal, row), age_s), new=False)
 
     # -- the agent's end ------------------------------------------------------------------------------------------
 
@@ -546,7 +314,7 @@ class Handovers:
         Returns the hand-overs that are still in such a state.
         """
         runners = {handover: source.runner for handover, source in self._sources.items()}
-        runners |= {handover: arrival.runner for handover, arrival in self._destinations.items()}
+        runners |= {arrival.arrival.handover: arrival.runner for arrival in self.arrivals.every()}
         waits = {asyncio.create_task(runner.wait_left(_DELICATE)): handover for handover, runner in runners.items()}
         if not waits:
             return []
@@ -558,41 +326,5 @@ class Handovers:
 
     async def close(self) -> None:
         """Stop driving; everything is journalled and goes on with the next agent."""
-        tasks = list(self._living.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.lives.close()
         await self._around.throttle.close()
-
-    def _spawn(self, handover: HandoverId, side: Side, life: Coroutine[Any, Any, None]) -> None:
-        key = (handover, side)
-        task = asyncio.create_task(life, name=f"{side}:{handover}")
-        self._living[key] = task
-        task.add_done_callback(lambda ended: self._bury(key, ended))
-
-    def _bury(self, key: tuple[HandoverId, Side], ended: asyncio.Task[None]) -> None:
-        self._living.pop(key, None)
-        if not ended.cancelled() and (error := ended.exception()) is not None:
-            _log.error("hand-over is not driven any more", handover=key[0], side=str(key[1]), error=repr(error))
-
-    async def _ended(self, handover: HandoverId, side: Side, limit_s: float | None = None) -> None:
-        """Wait until everything of a hand-over that has reached its final state is tidied up."""
-        task = self._living.get((handover, side))
-        if task is not None:
-            await asyncio.wait([task], timeout=limit_s)
-
-
-def _epoch(row: HandoverRow) -> Epoch:
-    """Return the source's epoch, as an arrival's row has it."""
-    return Epoch(int(str(row.request["epoch"])))
-
-
-def _known(kind: type[Request], values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that this version's request has: an older agent may have written fewer, a newer one more."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    return {key: value for key, value in values.items() if key in names}
-
-
-def _claim_of(handover: HandoverId) -> str:
-    """Return what holds a guest's operation while it is moved away."""
-    return f"hand-over {handover}"

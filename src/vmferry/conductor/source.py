@@ -17,21 +17,21 @@ from vmferry.conductor.brake import Brake
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.marks import Marks
-from vmferry.conductor.plan import Choice
 from vmferry.conductor.postcopy_source import PostcopySource, Trip
+from vmferry.conductor.rows import Request
 from vmferry.conductor.runner import Order, Runner, background
-from vmferry.conductor.steering import UNDER_WAY, Steering
-from vmferry.core.convergence import DEFAULT
+from vmferry.conductor.source_qemu import go_on, is_dying, undo_migration, wait_postmigrate
+from vmferry.conductor.steering import Steering
 from vmferry.core.convergence.facts import Throttle
 from vmferry.core.errors import Blocker, Broken, Refused, TimedOut, Unreachable, VmferryError
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.effects import AnyEffect, SourceEffect
 from vmferry.core.handover.events import SourceEvent
 from vmferry.core.handover.states import DestinationState, SourceState
-from vmferry.core.ids import GuestName, HandoverId, HostName
+from vmferry.core.ids import GuestName
 from vmferry.core.migration import POSTCOPY, MigrationSample, MigrationStatus, RunState
 from vmferry.core.progress import Guarantee, Throttled
-from vmferry.core.units import BytesPerSecond, Milliseconds
+from vmferry.core.units import Milliseconds
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
 from vmferry.ports.peer import CommitReply, Peer, PeerStatus, ReserveRequest
 from vmferry.ports.store import Token
@@ -46,47 +46,9 @@ _ASK_AGAIN_S = 0.2
 _QUICK_S = 0.02
 _LONGEST_PAUSE_S = 2.0
 _WAIT_LOADED_MS = Milliseconds(10_000)
-_POSTMIGRATE_LIMIT_S = 2.0
 _DISCARD_LIMIT_S = 3.0
 #: How long the last reading of a QEMU that is ended anyway may take.
 _LAST_READING_S = 1.0
-#: How long a QEMU whose connection broke may take to be proven dead: its memory is freed first.
-_DEATH_LIMIT_S = 5.0
-#: How long after a cancel QEMU may take to let the vCPUs run again by itself.
-_RESUMES_ITSELF_S = 0.3
-#: Run states on the way to another one, or in which the guest waits for `cont`.
-_STOPPED_BY_US = frozenset({RunState.PAUSED, RunState.POSTMIGRATE, RunState.FINISH_MIGRATE})
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Postcopy:
-    """Post-copy is allowed: whoever steers may begin it."""
-
-    after_rounds: int | None = None  #: begun when this round begins, whoever steers (1: at once)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Request:
-    """What was asked for; stands in the journal, so that a restarted agent goes on with it."""
-
-    handover: HandoverId
-    guest: GuestName
-    destination: HostName
-    downtime_limit_ms: Milliseconds | None  #: the longest that a policy may set; None = the policy's
-    bandwidth: BytesPerSecond | None  #: None = the link's
-    encrypted: bool
-    time_limit_s: float | None = None  #: pre-copy is given up after this
-    postcopy: bool = False  #: allowed; whoever steers may begin it
-    postcopy_after_rounds: int | None = None  #: begun when this round begins, whoever steers (1: at once)
-    policy: str = DEFAULT
-    max_gap_ms: Milliseconds | None = None
-    deadline_ms: Milliseconds | None = None
-    throttle: str | None = None
-
-    @property
-    def choice(self) -> Choice:
-        """Return the policy, and what it shall reach."""
-        return Choice(self.policy, self.max_gap_ms, self.deadline_ms, self.throttle)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -206,6 +168,9 @@ class Source:
             raise Broken(f"Guest {self.name} is not in the journal any more")
         return row.token
 
+    def _shall_run(self) -> bool:
+        return self.token.running
+
     def cancel(self) -> None:
         """Ask for the end of the hand-over; has no effect after the commit."""
         self.cancelled = True
@@ -286,7 +251,7 @@ class Source:
     async def _saw_completed(self, process: GuestProcess) -> None:
         """Tell of `completed` once the run state is `postmigrate` too; asked while the destination still loads."""
         try:
-            await self._wait_postmigrate(process)
+            await self._see_postmigrate(process)
         except VmferryError as error:
             _log.warning("source completed, and then", guest=self.name, error=str(error))
             return  # the state's deadline ends it, or the death that is told next
@@ -343,7 +308,7 @@ class Source:
         try:
             await asyncio.gather(*self.steering.around_stop(process))
         except VmferryError:
-            if await _is_dying(process):
+            if await is_dying(process):
                 return  # its death is told by `watch`, and decides more: all may have been sent
             raise
         self.runner.post(_E.SWITCHOVER_BEGAN)
@@ -378,26 +343,16 @@ class Source:
         process = self._guests.process(self.name)
         if process is not None and not self._is_postmigrate:
             try:
-                await self._wait_postmigrate(process)
+                await self._see_postmigrate(process)
             except VmferryError as error:
-                if not await _is_dying(process):
+                if not await is_dying(process):
                     self.runner.post(_E.DESTINATION_FAILED, error.what, only_in=_S.LOADED)
                     return
         self.marks.mark("released")
         self.runner.post(_E.OWNERSHIP_RELEASED)
 
-    async def _wait_postmigrate(self, process: GuestProcess) -> None:
-        """Wait for run state `postmigrate`, which QEMU enters right after it says `completed`."""
-        try:
-            async with asyncio.timeout(_POSTMIGRATE_LIMIT_S):
-                state = await process.query_run_state()
-                while state is not RunState.POSTMIGRATE:
-                    await asyncio.sleep(0.001)
-                    state = await process.query_run_state()
-        except TimeoutError as error:
-            raise Broken(
-                f"QEMU of guest {self.name} at the source says completed but not postmigrate", side="source"
-            ) from error
+    async def _see_postmigrate(self, process: GuestProcess) -> None:
+        await wait_postmigrate(process, self.name)
         self._is_postmigrate = True  # from here it never runs again by itself
 
     async def _tell_destination(self) -> None:
@@ -466,7 +421,12 @@ class Source:
                 self.runner.post(_E.SOURCE_QEMU_DIED, f"QEMU of guest {self.name} at the source is gone")
                 return
             try:
-                await self._undo_migration(process)
+                sample = await process.query_migration()
+                self.steering.trail.remember(sample)
+                if sample.status in POSTCOPY:
+                    await self._guests.kill(self.name)  # it can never run the guest again
+                    continue
+                await undo_migration(process, sample, self._shall_run, resumes=not self._postcopy.has_stopped_guest)
             except VmferryError as error:
                 _log.warning("source not restored yet", guest=self.name, error=str(error))
                 await asyncio.sleep(_ASK_AGAIN_S)
@@ -475,37 +435,6 @@ class Source:
             self.marks.mark("restored")
             self.runner.post(_E.SOURCE_RESUMED)
             return
-
-    async def _undo_migration(self, process: GuestProcess) -> None:
-        sample = await process.query_migration()
-        self.steering.trail.remember(sample)
-        if sample.status in POSTCOPY:
-            await self._guests.kill(self.name)  # it can never run the guest again
-            raise Broken(f"QEMU of guest {self.name} at the source was in post-copy already", side="source")
-        if sample.status in UNDER_WAY:
-            await process.migrate_cancel()
-        while sample.status in UNDER_WAY:
-            await asyncio.sleep(0.02)
-            sample = await process.query_migration()
-        await self._go_on(process)
-        await process.cleanup_migration()
-
-    async def _go_on(self, process: GuestProcess) -> None:
-        """See to it that the guest runs if it shall: QEMU resumes it by itself after a cancel, not after `completed`.
-
-        An operator who paused it meanwhile finds it paused, although QEMU may have resumed it.
-        """
-        loop = asyncio.get_running_loop()
-        patience = loop.time() + (0.0 if self._postcopy.has_stopped_guest else _RESUMES_ITSELF_S)
-        while (state := await process.query_run_state()) in _STOPPED_BY_US:
-            if state is not RunState.FINISH_MIGRATE:
-                if not self.token.running:
-                    return
-                if state is RunState.POSTMIGRATE or loop.time() > patience:
-                    await process.cont()
-            await asyncio.sleep(0.01)
-        if not self.token.running:
-            await process.stop()
 
     async def _take_back(self) -> None:
         process = self._guests.process(self.name)
@@ -516,7 +445,7 @@ class Source:
             await self._guests.kill(self.name)
             self.runner.post(_E.SOURCE_QEMU_DIED, f"guest {self.name} came back in the middle of post-copy")
             return
-        await self._go_on(process)
+        await go_on(process, self._shall_run)
         await self._calls.brake.end()
         with contextlib.suppress(VmferryError):
             await process.cleanup_migration()
@@ -531,18 +460,6 @@ class Source:
         if process is None:
             raise Broken(f"QEMU of guest {self.name} at the source is gone", side="source")
         return process
-
-
-async def _is_dying(process: GuestProcess) -> bool:
-    """Tell whether a process whose connection broke is dead now, or will be in a moment."""
-    for _ in range(round(_DEATH_LIMIT_S / 0.01)):
-        if not process.is_alive():
-            return True
-        with contextlib.suppress(VmferryError):
-            await process.query_run_state()
-            return False
-        await asyncio.sleep(0.01)
-    return False
 
 
 def _is_gone(status: PeerStatus) -> bool:

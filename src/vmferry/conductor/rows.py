@@ -1,0 +1,126 @@
+"""What the journal holds of a hand-over: what was asked for at its source, what is held at its destination.
+
+Each is written and read back here, so that a restarted agent goes on with what an earlier one began.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+from vmferry.conductor.plan import Choice
+from vmferry.core.convergence import DEFAULT
+from vmferry.core.errors import NotFound
+from vmferry.core.handover.machine import Machine
+from vmferry.core.handover.replay import replay
+from vmferry.core.handover.states import DestinationState, Side, SourceState
+from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
+from vmferry.core.units import BytesPerSecond, Milliseconds
+from vmferry.ports.peer import ReserveReply, ReserveRequest
+from vmferry.ports.store import HandoverRow, Journal
+
+_CLAIMS = {Side.SOURCE: "hand-over", Side.DESTINATION: "arrival"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for, as the source's row has it."""
+
+    handover: HandoverId
+    guest: GuestName
+    destination: HostName
+    downtime_limit_ms: Milliseconds | None  #: the longest that a policy may set; None = the policy's
+    bandwidth: BytesPerSecond | None  #: None = the link's
+    encrypted: bool
+    time_limit_s: float | None = None  #: pre-copy is given up after this
+    postcopy: bool = False  #: allowed; whoever steers may begin it
+    postcopy_after_rounds: int | None = None  #: begun when this round begins, whoever steers (1: at once)
+    policy: str = DEFAULT
+    max_gap_ms: Milliseconds | None = None
+    deadline_ms: Milliseconds | None = None
+    throttle: str | None = None
+
+    @property
+    def choice(self) -> Choice:
+        """Return the policy, and what it shall reach."""
+        return Choice(self.policy, self.max_gap_ms, self.deadline_ms, self.throttle)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arrival:
+    """What is held here, for whom, as the destination's row has it."""
+
+    handover: HandoverId
+    guest: GuestName
+    source: HostName
+    epoch: Epoch  #: the source's; a commit names the next one
+    reply: ReserveReply  #: where QEMU listens
+
+
+def claim_of(handover: HandoverId, side: Side) -> str:
+    """Return what a guest is busy with while it moves away, or arrives."""
+    return f"{_CLAIMS[side]} {handover}"
+
+
+def source_row(request: Request) -> HandoverRow:
+    """Return the row of a hand-over that begins."""
+    return HandoverRow(
+        id=request.handover,
+        guest=request.guest,
+        side=str(Side.SOURCE),
+        peer=request.destination,
+        state=str(SourceState.CHECKING),
+        request=dataclasses.asdict(request),
+        report=None,
+        finished=False,
+        created_at=time.time(),
+    )
+
+
+def request_of(row: HandoverRow) -> Request:
+    """Return what a source's row asks for: an older agent may have written fewer values, a newer one more."""
+    names = {field.name for field in dataclasses.fields(Request)}
+    known: dict[str, Any] = {key: value for key, value in row.request.items() if key in names}
+    return Request(**known)
+
+
+def arrival_row(request: ReserveRequest, reply: ReserveReply) -> HandoverRow:
+    """Return the row of an arrival that begins.
+
+    The stream's key is of no use after a restart (QEMU has it already) and has no place in a journal.
+    """
+    return HandoverRow(
+        id=request.handover,
+        guest=request.guest.spec.name,
+        side=str(Side.DESTINATION),
+        peer=request.source,
+        state=str(DestinationState.PREPARING),
+        request={"epoch": request.epoch, "running": request.running, **dataclasses.asdict(reply)},
+        report=None,
+        finished=False,
+        created_at=time.time(),
+    )
+
+
+def arrival_of(row: HandoverRow) -> Arrival:
+    """Return what a destination's row holds."""
+    reply = ReserveReply(str(row.request["address"]), int(str(row.request["port"])))
+    return Arrival(row.id, row.guest, row.peer, Epoch(int(str(row.request["epoch"]))), reply)
+
+
+def replayed(journal: Journal, row: HandoverRow) -> Machine:
+    """Return the machine where the journal left it."""
+    return replay(Side(row.side), [event.event for event in journal.events(row.id, row.side)])
+
+
+def row_of(journal: Journal, handover: HandoverId, side: Side, here: HostName) -> HandoverRow:
+    """Return a hand-over's row.
+
+    Raises:
+        NotFound: this host was never that side of it.
+    """
+    row = journal.handover(handover, str(side))
+    if row is None:
+        raise NotFound(f"Hand-over {handover} is not known on host {here} as {side}")
+    return row
