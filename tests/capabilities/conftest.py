@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from tests.qemus import VERSIONS, find_or_skip
 
 from vmferry.core.capabilities import FEATURES, Kind, Resource, StreamFacts, Version
-from vmferry.core.errors import NotFound
 from vmferry.core.host import QemuFacts
-from vmferry.lab.toolchain import QemuBinary, find_qemu
+from vmferry.lab.toolchain import QemuBinary
 
 EVERYTHING = StreamFacts(source=frozenset(Resource), destination=frozenset(Resource))
 
@@ -42,12 +42,7 @@ def qemu_10_2() -> QemuFacts:
     return make_qemu(10, 2)
 
 
-VERSIONS = ((10, 0), (7, 2))
-
-
-def binary_of(version: tuple[int, int]) -> QemuBinary:
-    """Return a QEMU of this machine, or skip saying how to get it."""
-    try:
-        return find_qemu(*version)
-    except NotFound as error:
-        pytest.skip(str(error))
+@pytest.fixture(params=VERSIONS, ids=lambda version: f"{version[0]}.{version[1]}")
+def binary(request: pytest.FixtureRequest) -> QemuBinary:
+    """Each QEMU of this machine."""
+    return find_or_skip(request.param)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 from tests.capabilities.bare_qemu import BareQemu
-from tests.capabilities.conftest import VERSIONS, binary_of
 
 from vmferry.core.capabilities import (
     BY_NAME,
@@ -31,12 +30,6 @@ pytestmark = pytest.mark.real
 
 #: A resource that this machine lacks: QEMU refuses for that reason, before it looks at a pair.
 _ABSENT = {"dirty-limit": "dirty-ring-size"}
-
-
-@pytest.fixture(params=VERSIONS, ids=lambda version: f"{version[0]}.{version[1]}")
-def binary(request: pytest.FixtureRequest) -> QemuBinary:
-    """Each QEMU of this machine."""
-    return binary_of(request.param)
 
 
 @pytest.fixture(params=["source", "destination"])

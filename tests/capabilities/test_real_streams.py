@@ -18,7 +18,7 @@ from tests.capabilities.bare_qemu import (
     two,
     ways,
 )
-from tests.capabilities.conftest import VERSIONS, binary_of
+from tests.qemus import find_or_skip
 
 from vmferry.core.capabilities import (
     BY_NAME,
@@ -44,12 +44,6 @@ pytestmark = pytest.mark.real
 _HANGS_AFTER_S = 3.0
 _COMPLETED = "completed"
 _TRIED = ("fd", "pipe", "exec", "file", "unix")
-
-
-@pytest.fixture(params=VERSIONS, ids=lambda version: f"{version[0]}.{version[1]}")
-def binary(request: pytest.FixtureRequest) -> QemuBinary:
-    """Each QEMU of this machine."""
-    return binary_of(request.param)
 
 
 def stream(binary: QemuBinary, on: tuple[str, ...], transport: str, directory: Path) -> tuple[str, str]:
@@ -122,7 +116,7 @@ def test_ways_that_exclude(binary: QemuBinary, rule: Exclusion, tmp_path: Path) 
 
 def test_mapped_ram_excludes(tmp_path: Path) -> None:
     """10.0 writes places to a file, through several channels too, but neither encrypted nor compressed."""
-    binary = binary_of((10, 0))
+    binary = find_or_skip((10, 0))
     assert stream(binary, ("mapped-ram", "multifd"), "file", tmp_path) == ("", _COMPLETED)
     refusal, _ = stream(binary, ("mapped-ram", "tls"), "file", tmp_path)
     assert "TLS with mapped-ram" in refusal
@@ -133,7 +127,7 @@ def test_mapped_ram_excludes(tmp_path: Path) -> None:
 
 def test_7_2_accepts_channels_with_post_copy_and_the_destination_dies() -> None:
     """The table's reason to be: 7.2 says yes to both, the source completes, and the only copy of the guest is dead."""
-    binary = binary_of((7, 2))
+    binary = find_or_skip((7, 2))
     slow, fast = {"max-bandwidth": 64 * 1024}, {"max-bandwidth": 1 << 30}
     with two(binary, *PAUSED_GUEST) as sides:
         source, destination = sides
@@ -153,7 +147,7 @@ def test_7_2_accepts_channels_with_xbzrle_and_ignores_it(on: tuple[str, ...], *,
     """Pages sent again never reach xbzrle's cache when there are channels; without channels they do."""
     (tmp_path / "disk").write_bytes(WRITER)
     disk = ("-drive", f"file={tmp_path}/disk,format=raw,if=ide")
-    with two(binary_of((7, 2)), "-machine", "pc,accel=tcg", "-m", "32", *disk, "-snapshot") as sides:
+    with two(find_or_skip((7, 2)), "-machine", "pc,accel=tcg", "-m", "32", *disk, "-snapshot") as sides:
         source, destination = sides
         assert set_up(sides, on, **{"max-bandwidth": 1 << 20, "downtime-limit": 1}) is None
         while source.peek(WRITTEN_AT) == 0:

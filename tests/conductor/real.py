@@ -3,24 +3,62 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import pytest
 from tests.conductor.fakes import HOST_A, HOST_B
-from tests.conductor.pair import GUEST, Host, Pair, wait_until
+from tests.conductor.pair import GUEST, Host, Pair, follow, running, wait_finished, wait_until
 
+from vmferry.conductor.source import Source
 from vmferry.core.guest import Acceleration, Disk, GuestSpec, KernelBoot
 from vmferry.core.migration import RunState
+from vmferry.core.progress import Finished
 from vmferry.core.units import MIB, Bytes
-from vmferry.lab.guests import GuestImage
-from vmferry.lab.toolchain import find_qemus
+from vmferry.lab.guests import GuestImage, build
+from vmferry.lab.toolchain import cache_dir, find_qemus
 from vmferry.qemu import QemuBinaryConfig, QemuGuestProcess, QemuHypervisor
 from vmferry.store.sqlite import SqliteJournal
 
 #: Enough that a slow stream lasts, little enough that a fast one takes a moment.
 MEMORY = Bytes(64 * MIB)
+#: Workers of one run share the loopback address.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_FIRST_PORT = 47400 + 100 * _WORKER
 
 
-def make_pair(directory: Path, first_port: int) -> Pair:
+@pytest.fixture(scope="session")
+def image() -> GuestImage:
+    """The micro guest."""
+    return build("micro", cache_dir())
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory whose sockets have short names; no QEMU may outlive it."""
+    directory = Path(tempfile.mkdtemp(prefix="vf-"))
+    yield directory
+    left = qemus_left(directory)
+    shutil.rmtree(directory)
+    assert left == []
+
+
+@pytest.fixture
+async def pair(home: Path) -> AsyncIterator[tuple[Host, Host]]:
+    """Two hosts; both are empty."""
+    made = make_pair(home)
+    here, there = made.hosts[HOST_A], made.hosts[HOST_B]
+    async with running(here, there):
+        yield here, there
+    for host in (here, there):
+        assert isinstance(host.journal, SqliteJournal)
+        host.journal.close()
+
+
+def make_pair(directory: Path) -> Pair:
     """Return two hosts on this machine's newest QEMU: 7.2 loses a running TCG guest's writes while it copies them."""
     pair = Pair()
     qemu = find_qemus()[0]
@@ -30,7 +68,7 @@ def make_pair(directory: Path, first_port: int) -> Pair:
         run_dir = home / "run"
         run_dir.mkdir(parents=True)
         hypervisor = QemuHypervisor(binary, Acceleration.TCG, state_dir=directory / "probes")
-        ports = range(first_port + 10 * number, first_port + 10 * number + 10)
+        ports = range(_FIRST_PORT + 10 * number, _FIRST_PORT + 10 * number + 10)
         pair.hosts[name] = Host(name, SqliteJournal(home / "journal.sqlite"), hypervisor, run_dir, ports, pair)
     return pair
 
@@ -89,6 +127,15 @@ async def press(host: Host, command: str) -> None:
     await writer.drain()
     writer.close()
     await writer.wait_closed()
+
+
+async def end_of(host: Host, source: Source) -> Finished:
+    """Wait for the end of a hand-over on both hosts and return what was said of it."""
+    events = await follow(host, source.request.handover)
+    await wait_finished(*host.pair.hosts.values())
+    last = events[-1]
+    assert isinstance(last, Finished)
+    return last
 
 
 def qemus_left(directory: Path) -> list[str]:

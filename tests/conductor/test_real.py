@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import subprocess
-import tempfile
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from tests.conductor.fakes import HOST_A, HOST_B
-from tests.conductor.pair import GUEST, Host, follow, running, wait_finished
-from tests.conductor.real import ask, make_pair, make_spec, press, process_of, qemus_left, run_state_of, start
+from tests.conductor.pair import GUEST, Host, follow, wait_finished
+from tests.conductor.real import ask, end_of, home, image, make_spec, pair, press, process_of, run_state_of, start
 
 from vmferry.conductor.source import Source
 from vmferry.core.checks import memory_needed
@@ -23,55 +18,15 @@ from vmferry.core.ids import GuestName
 from vmferry.core.migration import RunState
 from vmferry.core.progress import Finished
 from vmferry.core.units import MIB, Bytes, BytesPerSecond
-from vmferry.lab.guests import GuestImage, build
-from vmferry.lab.toolchain.cache import cache_dir
+from vmferry.lab.guests import GuestImage
 from vmferry.ports.hypervisor import GuestEventKind
-from vmferry.store.sqlite import SqliteJournal
+
+__all__ = ["home", "image", "pair"]
 
 pytestmark = pytest.mark.real
 
 #: A stream that lasts seconds: what is to happen in mid-migration happens in PRECOPY for certain.
 SLOW = BytesPerSecond(2 * MIB)
-#: Workers of one run share the loopback address.
-_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_FIRST_PORT = 47400 + 100 * _WORKER
-
-
-@pytest.fixture(scope="session")
-def image() -> GuestImage:
-    """The micro guest."""
-    return build("micro", cache_dir())
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A directory whose sockets have short names; no QEMU may outlive it."""
-    directory = Path(tempfile.mkdtemp(prefix="vf-"))
-    yield directory
-    left = qemus_left(directory)
-    shutil.rmtree(directory)
-    assert left == []
-
-
-@pytest.fixture
-async def pair(home: Path) -> AsyncIterator[tuple[Host, Host]]:
-    """Two hosts; both are empty."""
-    made = make_pair(home, _FIRST_PORT)
-    here, there = made.hosts[HOST_A], made.hosts[HOST_B]
-    async with running(here, there):
-        yield here, there
-    for host in (here, there):
-        assert isinstance(host.journal, SqliteJournal)
-        host.journal.close()
-
-
-async def end_of(host: Host, source: Source) -> Finished:
-    """Wait for the end of a hand-over on both hosts and return what was said of it."""
-    events = await follow(host, source.request.handover)
-    await wait_finished(*host.pair.hosts.values())
-    last = events[-1]
-    assert isinstance(last, Finished)
-    return last
 
 
 async def slowly(here: Host, there: Host) -> Source:

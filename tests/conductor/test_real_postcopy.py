@@ -5,27 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-from tests.conductor.fakes import HOST_A, HOST_B
-from tests.conductor.pair import GUEST, Host, follow, running, wait_finished, wait_until
-from tests.conductor.real import ask, make_pair, make_spec, process_of, start
-from tests.conductor.test_real import _FIRST_PORT, home, image
+from tests.conductor.pair import GUEST, Host, follow, wait_finished, wait_until
+from tests.conductor.real import ask, end_of, home, image, make_spec, pair, process_of, start
 
 from vmferry.conductor.source import Source
 from vmferry.core.handover.states import SourceState
 from vmferry.core.migration import MigrationStatus, RunState
-from vmferry.core.progress import Finished, StateEntered
+from vmferry.core.progress import StateEntered
 from vmferry.core.units import MIB, BytesPerSecond
 from vmferry.lab.guests import GuestImage
 from vmferry.lab.toolchain import find_qemus
 from vmferry.qemu import QemuGuestProcess
 from vmferry.qemu.userfault import why_no_userfault
-from vmferry.store.sqlite import SqliteJournal
 
-__all__ = ["home", "image"]
+__all__ = ["home", "image", "pair"]
 
 _WHY_NOT = why_no_userfault(None, (10, 0, 0)) if find_qemus() else "no QEMU"
 pytestmark = [pytest.mark.real, pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))]
@@ -35,27 +30,6 @@ S = SourceState
 LITTLE = 1 * MIB
 #: A post-copy that lasts for many seconds.
 SLOW = BytesPerSecond(2 * MIB)
-
-
-@pytest.fixture
-async def pair(home: Path) -> AsyncIterator[tuple[Host, Host]]:
-    """Two hosts; both are empty."""
-    made = make_pair(home, _FIRST_PORT + 40)
-    here, there = made.hosts[HOST_A], made.hosts[HOST_B]
-    async with running(here, there):
-        yield here, there
-    for host in (here, there):
-        assert isinstance(host.journal, SqliteJournal)
-        host.journal.close()
-
-
-async def end_of(host: Host, source: Source) -> Finished:
-    """Wait for the end of a hand-over on both hosts and return what was said of it."""
-    events = await follow(host, source.request.handover)
-    await wait_finished(*host.pair.hosts.values())
-    last = events[-1]
-    assert isinstance(last, Finished)
-    return last
 
 
 async def begin(here: Host, there: Host) -> Source:

@@ -8,11 +8,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.qemus import binary_of
 
-from vmferry.core.errors import NotFound
 from vmferry.core.guest import Acceleration, Disk
-from vmferry.lab.toolchain import find_qemu
-from vmferry.qemu import QemuBinaryConfig, QemuHypervisor
+from vmferry.qemu import QemuHypervisor
 from vmferry.testing.conformance_hypervisor import ADDRESS, Bench, HypervisorConformance
 from vmferry.testing.conformance_postcopy import PostcopyConformance
 from vmferry.testing.fake_hypervisor import FakeHypervisor, FakeLink
@@ -47,11 +46,7 @@ class RealConformance(HypervisorConformance, PostcopyConformance):
     @pytest.fixture
     def hypervisor(self, state_dir: Path) -> QemuHypervisor:
         """This machine's QEMU of that version."""
-        try:
-            found = find_qemu(*self.version)
-        except NotFound as error:
-            pytest.skip(str(error))
-        return QemuHypervisor(QemuBinaryConfig(found.argv, found.env), Acceleration.TCG, state_dir=state_dir)
+        return QemuHypervisor(binary_of(self.version), Acceleration.TCG, state_dir=state_dir)
 
     @pytest.fixture
     def image(self, tmp_path: Path) -> Disk:

@@ -13,24 +13,15 @@ from typing import Any
 
 import pytest
 from qemu.qmp import QMPClient
+from tests.qemus import VERSIONS, find_or_skip
 
-from vmferry.core.errors import NotFound
 from vmferry.lab.guests import GuestImage, GuestKind, build
 from vmferry.lab.qmp import connect_when_listening
-from vmferry.lab.toolchain import QemuBinary, cache_dir, find_qemu
+from vmferry.lab.toolchain import QemuBinary, cache_dir
 from vmferry.measure.echo import EchoProber
 from vmferry.measure.receiver import BeatReceiver
 
 LINE_LIMIT_S = 60.0
-VERSIONS = ((10, 0), (7, 2))
-
-
-def find_or_skip(version: tuple[int, int]) -> QemuBinary:
-    """Return the QEMU of a version, or skip the test with what is missing."""
-    try:
-        return find_qemu(*version)
-    except NotFound as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(params=VERSIONS, ids=lambda version: f"qemu{version[0]}")

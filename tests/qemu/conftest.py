@@ -9,25 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.qemus import VERSIONS, binary_of
 
-from vmferry.core.errors import NotFound
 from vmferry.core.guest import Acceleration, Disk, FrozenGuest
-from vmferry.lab.toolchain import find_qemu
 from vmferry.ports.hypervisor import HostResources
 from vmferry.qemu import QemuBinaryConfig, QemuGuestProcess, QemuHypervisor
 
-VERSIONS = ((10, 0), (7, 2))
-
 Start = Callable[..., Coroutine[Any, Any, QemuGuestProcess]]
-
-
-def binary_of(version: tuple[int, int]) -> QemuBinaryConfig:
-    """Return a QEMU of this machine, or skip saying how to get it."""
-    try:
-        found = find_qemu(*version)
-    except NotFound as error:
-        pytest.skip(str(error))
-    return QemuBinaryConfig(found.argv, found.env)
 
 
 @pytest.fixture(params=VERSIONS, ids=lambda version: f"{version[0]}.{version[1]}")

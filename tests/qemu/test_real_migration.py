@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.qemu.conftest import VERSIONS, Start, binary_of, holds_lock
+from tests.qemu.conftest import Start, holds_lock
+from tests.qemus import VERSIONS, binary_of
 
 from vmferry.core.errors import Broken
 from vmferry.core.guest import Acceleration, Disk, DiskFormat, GuestSpec, IoPath, Nic

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.qemu.conftest import VERSIONS, Start, binary_of
+from tests.qemu.conftest import Start
+from tests.qemus import VERSIONS, binary_of
 
 from vmferry.core.errors import Broken, TimedOut
 from vmferry.core.guest import Acceleration, KernelBoot

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.qemu.conftest import VERSIONS, Start
+from tests.qemu.conftest import Start
+from tests.qemus import VERSIONS
 
 from vmferry.core.errors import Broken, TimedOut
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, MigrationStatus
