@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import subprocess
+import contextlib
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from _bench import conditions, conditions_text, spread, table, write
-from qemu.qmp import ConnectError, EventListener, QMPClient
+from _plain import plain_qemu
+from qemu.qmp import EventListener, QMPClient
 
+from vmferry.core.guest import KernelBoot
 from vmferry.core.progress import Report
 from vmferry.lab.guest_plans import micro_guest
 from vmferry.lab.guest_runs import GuestRun
@@ -42,8 +46,8 @@ class Plain:
     downtime_ms: float
 
 
-def plain_argv(argv: list[str], qmp: Path, kernel: str) -> list[str]:
-    """Return the guest's command line without the agent's sockets and descriptors, and without its pause at the start."""
+def plain_argv(argv: list[str], kernel: str) -> list[str]:
+    """Return the guest's command line without the agent's sockets and descriptors, and without its pause at first."""
     kept: list[str] = []
     rest = iter(argv)
     for word in rest:
@@ -53,9 +57,12 @@ def plain_argv(argv: list[str], qmp: Path, kernel: str) -> list[str]:
             value = next(rest)
             if word == "-chardev" and "id=qmp" not in value:
                 kept += ["-chardev", _null(value)]
-            continue
-        kept += [word, next(rest) and kernel] if word == "-kernel" else [word]
-    return [*kept, "-qmp", f"unix:{qmp},server=on,wait=off"]
+        elif word == "-kernel":
+            next(rest)  # a descriptor of the agent's
+            kept += ["-kernel", kernel]
+        else:
+            kept.append(word)
+    return kept
 
 
 def _null(chardev: str) -> str:
@@ -63,71 +70,58 @@ def _null(chardev: str) -> str:
     return f"null,{identity}"
 
 
-class PlainHost:
-    """One QEMU over plain QMP in a lab host's namespace."""
+class Stamps:
+    """When which event of a QEMU came, and each status of its migration."""
 
-    def __init__(self, inside: list[str], argv: list[str], kernel: str, folder: Path, name: str) -> None:
-        self.qmp = QMPClient(name)
-        self._socket = folder / f"{name}.sock"
-        self._argv = [*inside, *plain_argv(argv, self._socket, kernel)]
-        self._process: subprocess.Popen[bytes] | None = None
-        self.stamps: dict[str, float] = {}
+    def __init__(self) -> None:
+        self._at: dict[str, float] = {}
+        self._came: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
-    async def start(self, *extra: str) -> None:
-        self._process = subprocess.Popen([*self._argv, *extra], stdin=subprocess.DEVNULL)
-        while True:
-            try:
-                await self.qmp.connect(str(self._socket))
-            except ConnectError:
-                await asyncio.sleep(0.01)  # QEMU does not listen yet
-            else:
-                break
-        listener = EventListener(("STOP", "RESUME", "MIGRATION"))
-        self.qmp.register_listener(listener)
-        self._task = asyncio.create_task(self._listen(listener))
-        on = [{"capability": name, "state": True} for name in ("events", "return-path")]
-        await self.qmp.execute("migrate-set-capabilities", {"capabilities": on})
-
-    async def _listen(self, listener: EventListener) -> None:
+    async def take(self, listener: EventListener) -> None:
+        """Stamp events, for ever."""
         async for event in listener:
-            name = event["event"]
-            if name == "MIGRATION":
-                name = event["data"]["status"]
-            self.stamps[str(name)] = time.monotonic()
+            name = str(event["data"]["status"] if event["event"] == "MIGRATION" else event["event"])
+            self._at[name] = time.monotonic()
+            self._came[name].set()
 
-    async def end(self) -> None:
-        self._task.cancel()
-        await self.qmp.disconnect()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        self._socket.unlink(missing_ok=True)
+    async def of(self, name: str) -> float:
+        """Wait for an event or a status; returns the last moment of it, in seconds."""
+        await self._came[name].wait()
+        return self._at[name]
 
 
-async def plain_move(lab: Lab, argv: list[str], kernel: str, folder: Path) -> Plain:
+@contextlib.asynccontextmanager
+async def plain_host(inside: list[str], argv: list[str], qmp: Path) -> AsyncIterator[tuple[QMPClient, Stamps]]:
+    """Run the guest's command line in a lab host's namespace."""
+    async with plain_qemu([*inside, *argv], qmp) as client:
+        stamps = Stamps()
+        listener = EventListener(("STOP", "RESUME", "MIGRATION"))
+        client.register_listener(listener)
+        taking = asyncio.create_task(stamps.take(listener))
+        on = [{"capability": name, "state": True} for name in ("events", "return-path")]
+        await client.execute("migrate-set-capabilities", {"capabilities": on})
+        try:
+            yield client, stamps
+        finally:
+            taking.cancel()
+
+
+async def plain_move(lab: Lab, argv: list[str], folder: Path) -> Plain:
     """Move the same guest once over plain QMP."""
-    source = PlainHost(lab.inside("host-a"), argv, kernel, folder, "source")
-    destination = PlainHost(lab.inside("host-b"), argv, kernel, folder, "destination")
-    await source.start()
-    await destination.start("-incoming", "defer")
-    try:
+    incoming = [*argv, "-incoming", "defer"]
+    async with (
+        plain_host(lab.inside("host-a"), argv, folder / "source.sock") as (source, seen_here),
+        plain_host(lab.inside("host-b"), incoming, folder / "destination.sock") as (destination, seen_there),
+    ):
         await asyncio.sleep(1.0)  # the guest boots and writes
         address = f"tcp:{lab.hosts['host-b'].address}:{PORT}"
-        await destination.qmp.execute("migrate-incoming", {"uri": address})
-        await source.qmp.execute("migrate-set-parameters", {"max-bandwidth": 16 * 2**30, "downtime-limit": 100})
-        await source.qmp.execute("migrate", {"uri": address})
-        while not {"completed", "STOP"} <= source.stamps.keys() or "RESUME" not in destination.stamps:
-            await asyncio.sleep(0.01)
-        info: dict[str, Any] = await source.qmp.execute("query-migrate")  # type: ignore[assignment]
-        resumed = destination.stamps["RESUME"]
-        return Plain(
-            1000 * (resumed - source.stamps["completed"]),
-            1000 * (resumed - source.stamps["STOP"]),
-            float(info["downtime"]),
-        )
-    finally:
-        await source.end()
-        await destination.end()
+        await destination.execute("migrate-incoming", {"uri": address})
+        await source.execute("migrate-set-parameters", {"max-bandwidth": 16 * 2**30, "downtime-limit": 100})
+        await source.execute("migrate", {"uri": address})
+        completed, stopped = await seen_here.of("completed"), await seen_here.of("STOP")
+        resumed = await seen_there.of("RESUME")
+        info: dict[str, Any] = await source.execute("query-migrate")  # type: ignore[assignment]
+        return Plain(1000 * (resumed - completed), 1000 * (resumed - stopped), float(info["downtime"]))
 
 
 async def our_move(lab: Lab, guest: GuestRun) -> Report:
@@ -147,13 +141,15 @@ async def measure(runs: int) -> tuple[list[Report], list[Plain], str, str]:
     async with Lab() as lab:
         guest = await started(lab, micro_guest())
         view = await guest.view()
-        argv = Path(f"/proc/{view.pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
-        kernel = view.spec.boot.kernel
+        command = await asyncio.to_thread(Path(f"/proc/{view.pid}/cmdline").read_bytes)
+        if not isinstance(view.spec.boot, KernelBoot):
+            raise SystemExit(f"the guest has no kernel of the host's: {view.spec.boot}")
+        argv = plain_argv(command.decode().rstrip("\0").split("\0"), view.spec.boot.kernel)
         facts = await lab.hosts["host-a"].api.get("/v1/host")
         with tempfile.TemporaryDirectory(prefix="vmferry-bench-") as folder:
             for number in range(runs):
                 ours.append(await our_move(lab, guest))
-                plain.append(await plain_move(lab, argv, kernel, Path(folder)))
+                plain.append(await plain_move(lab, argv, Path(folder)))
                 print(
                     f"run {number + 1}/{runs}: commit {ours[-1].commit_ms:.1f} ms,"
                     f" plain completed->RESUME {plain[-1].completed_to_resume_ms:.1f} ms",
@@ -195,8 +191,8 @@ def main() -> None:
         + table(("figure", "runs", "min", "median", "p90", "max"), rows)
         + "\n*commit* is `pause_to_continue` (pre-switchover -> device at the source) plus"
         " `completed_to_resume` (completed at the source -> RESUME at the destination, moved to the source's clock),"
-        " all by QEMU's own stamps. Plain QMP has neither: QEMU at the destination starts the guest by itself, often before"
-        " the source says completed, and nobody could take it back.\n"
+        " all by QEMU's own stamps. Plain QMP has neither: QEMU at the destination starts the guest by itself, often"
+        " before the source says completed, and nobody could take it back.\n"
     )
     write("commit", {"conditions": found, "series_ms": series}, page)
 

@@ -2,8 +2,8 @@
 
     ./run bench tcg_writes [--runs 6]
 
-The micro guest writes 40 MiB/s over 16 MiB and keeps its own oracle; the stream gets 60 MiB/s, so that there are several
-rounds. For each QEMU (7.2, 10.0), both kinds of TCG threads, running and paused for the move.
+The micro guest writes 40 MiB/s over 16 MiB and keeps its own oracle; the stream gets 60 MiB/s, so that there are
+several rounds. For each QEMU (7.2, 10.0), both kinds of TCG threads, running and paused for the move.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import argparse
 import asyncio
 import contextlib
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from _bench import conditions, conditions_text, table, write
-from qemu.qmp import ConnectError, QMPClient
+from _plain import plain_qemu
+from qemu.qmp import QMPClient
 
 from vmferry.core.units import MIB
 from vmferry.lab.guests.build import build
@@ -30,92 +31,66 @@ STREAM = "tcp:127.0.0.1:49399"
 PARAMETERS = {"max-bandwidth": 60 * MIB, "downtime-limit": 20}
 
 
-class Plain:
-    """One QEMU with the micro guest."""
-
-    def __init__(self, qemu: QemuBinary, threads: str, folder: Path, *extra: str) -> None:
-        image = build("micro", cache_dir())
-        self._serial, self._socket = folder / "serial", folder / "qmp"
-        folder.mkdir()
-        self.qmp = QMPClient(folder.name)
-        self._process = subprocess.Popen(
-            [
-                *qemu.argv,
-                *("-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc-q35-7.2", "-cpu", "qemu64"),
-                *("-accel", f"tcg,thread={threads}", "-m", "64", "-kernel", str(image.kernel)),
-                *("-append", image.append(mb=16, rate=40), "-serial", f"unix:{self._serial},server=on,wait=off"),
-                *("-qmp", f"unix:{self._socket},server=on,wait=off", *extra),
-            ],
-            env={**os.environ, **qemu.env},
-        )
-
-    async def connect(self) -> None:
-        """Connect to QMP and set the migration up."""
-        while True:
-            try:
-                await self.qmp.connect(str(self._socket))
-            except ConnectError:
-                await asyncio.sleep(0.02)  # QEMU does not listen yet
-            else:
-                break
-        await self.qmp.execute("migrate-set-capabilities", {"capabilities": CAPABILITIES})
-        await self.qmp.execute("migrate-set-parameters", PARAMETERS)
-
-    async def oracle(self) -> str:
-        """Ask the guest whether each page holds what was last written."""
-        reader, writer = await asyncio.open_unix_connection(str(self._serial))
-        try:
-            writer.write(b"o")
-            async with asyncio.timeout(20):
-                return (await reader.readuntil(b"\n")).decode().strip()
-        except TimeoutError:
-            return "oracle silent: the guest hangs"
-        finally:
-            writer.close()
-
-    async def end(self) -> None:
-        """End the process."""
-        with contextlib.suppress(Exception):
-            await self.qmp.disconnect()
-        self._process.kill()
-        self._process.wait()
-
-
 @contextlib.asynccontextmanager
-async def pair(qemu: QemuBinary, threads: str) -> AsyncIterator[tuple[Plain, Plain]]:
-    """Yield a source and a destination; both are ended afterwards."""
-    with tempfile.TemporaryDirectory(prefix="vmferry-bench-") as folder:
-        source = Plain(qemu, threads, Path(folder, "source"))
-        destination = Plain(qemu, threads, Path(folder, "destination"), "-incoming", "defer")
-        try:
-            await source.connect()
-            await destination.connect()
-            await destination.qmp.execute("migrate-incoming", {"uri": STREAM})
-            await asyncio.sleep(1.0)  # the guest boots and writes
-            yield source, destination
-        finally:
-            await source.end()
-            await destination.end()
+async def guest(qemu: QemuBinary, threads: str, folder: Path, *extra: str) -> AsyncIterator[QMPClient]:
+    """Run the micro guest, set up for a move; its console is the socket `serial` in its folder."""
+    image = await asyncio.to_thread(build, "micro", cache_dir())
+    await asyncio.to_thread(folder.mkdir)
+    argv = [
+        *qemu.argv,
+        *("-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc-q35-7.2", "-cpu", "qemu64"),
+        *("-accel", f"tcg,thread={threads}", "-m", "64", "-kernel", str(image.kernel)),
+        *("-append", image.append(mb=16, rate=40), "-serial", f"unix:{folder}/serial,server=on,wait=off"),
+        *extra,
+    ]
+    async with plain_qemu(argv, folder / "qmp", {**os.environ, **qemu.env}) as qmp:
+        await qmp.execute("migrate-set-capabilities", {"capabilities": CAPABILITIES})
+        await qmp.execute("migrate-set-parameters", PARAMETERS)
+        yield qmp
+
+
+async def oracle(folder: Path) -> str:
+    """Ask a guest whether each page holds what was last written."""
+    reader, writer = await asyncio.open_unix_connection(str(folder / "serial"))
+    try:
+        writer.write(b"o")
+        async with asyncio.timeout(20):
+            return (await reader.readuntil(b"\n")).decode().strip()
+    except TimeoutError:
+        return "oracle silent: the guest hangs"
+    finally:
+        writer.close()
 
 
 async def move(qemu: QemuBinary, threads: str, *, paused: bool) -> tuple[int, str]:
     """Move the guest once; returns the rounds and the oracle's word."""
-    async with pair(qemu, threads) as (source, destination):
-        if paused:
-            await source.qmp.execute("stop")
-        await source.qmp.execute("migrate", {"uri": STREAM})
-        while True:
-            info = await source.qmp.execute("query-migrate")
-            status = info["status"]  # type: ignore[call-overload, index]
-            if status == "pre-switchover":
-                await source.qmp.execute("migrate-continue", {"state": "pre-switchover"})
-            if status in {"completed", "failed"}:
-                break
-            await asyncio.sleep(0.02)
-        if paused:
-            await destination.qmp.execute("cont")
-        await asyncio.sleep(0.2)
-        return int(info["ram"]["dirty-sync-count"]), await destination.oracle()  # type: ignore[call-overload, index]
+    with tempfile.TemporaryDirectory(prefix="vmferry-bench-") as name:
+        here, there = Path(name, "source"), Path(name, "destination")
+        async with (
+            guest(qemu, threads, here) as source,
+            guest(qemu, threads, there, "-incoming", "defer") as destination,
+        ):
+            await destination.execute("migrate-incoming", {"uri": STREAM})
+            await asyncio.sleep(1.0)  # the guest boots and writes
+            if paused:
+                await source.execute("stop")
+            rounds = await _sent(source)
+            if paused:
+                await destination.execute("cont")
+            await asyncio.sleep(0.2)
+            return rounds, await oracle(there)
+
+
+async def _sent(source: QMPClient) -> int:
+    """Have the guest sent; returns the rounds that it took."""
+    await source.execute("migrate", {"uri": STREAM})
+    while True:
+        info: dict[str, Any] = await source.execute("query-migrate")  # type: ignore[assignment]
+        if info["status"] == "pre-switchover":
+            await source.execute("migrate-continue", {"state": "pre-switchover"})
+        if info["status"] in {"completed", "failed"}:
+            return int(info["ram"]["dirty-sync-count"])
+        await asyncio.sleep(0.02)
 
 
 async def measure(runs: int) -> list[tuple[str, str, str, int, int, str]]:
@@ -159,8 +134,8 @@ def main() -> None:
         + "\nPlain QMP, source and destination of the same version, micro guest writing 40 MiB/s, stream of 60 MiB/s;"
         " the guest's own oracle is asked after the move.\n\n"
         + table(header, rows)
-        + "\nSo `vmferry check` has the blocker `qemu.tcg-loses-writes` for a running TCG guest on such a source. KVM has"
-        " a dirty log of its own and is not concerned.\n"
+        + "\nSo `vmferry check` has the blocker `qemu.tcg-loses-writes` for a running TCG guest on such a source. KVM"
+        " has a dirty log of its own and is not concerned.\n"
     )
     write("tcg_writes", {"conditions": found, "rows": [dict(zip(header, row, strict=True)) for row in rows]}, page)
 
