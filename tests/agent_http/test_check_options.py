@@ -1,0 +1,48 @@
+"""What `check` asks of the hosts, by the options of the move that is thought of."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vmferry.agent.service import Service
+from vmferry.api import models as m
+from vmferry.conductor.plan import Asked
+from vmferry.core.ids import GuestName
+
+
+class Asks:
+    """The parts of an agent that `check` asks; they remember whether post-copy was spoken of."""
+
+    def __init__(self) -> None:
+        self.postcopy: list[bool] = []
+
+    async def check(self, name: object, destination: object, handover: object, *, postcopy: bool) -> SimpleNamespace:
+        self.postcopy.append(postcopy)
+        return SimpleNamespace(blockers=(), guarantee=None, qemus=None)
+
+    async def foresee(self, asked: Asked, qemus: object) -> SimpleNamespace:
+        self.postcopy.append(asked.postcopy)
+        return SimpleNamespace(blockers=(), left_out=())
+
+    def row(self, name: object) -> SimpleNamespace:
+        return SimpleNamespace(guest=SimpleNamespace(spec=SimpleNamespace(memory_bytes=0)))
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [({}, False), ({"postcopy": True}, True), ({"postcopy_after": 2}, True)],
+    ids=["nothing", "allowed", "a round"],
+)
+async def test_a_round_for_postcopy_allows_it(options: dict[str, Any], allowed: bool) -> None:
+    """Who names only the round is told of post-copy's blockers beforehand, as `migrate` will find them."""
+    asks = Asks()
+    parts: dict[str, Any] = {field.name: None for field in fields(Service)}
+    parts |= {"checking": asks, "handovers": asks, "guests": asks, "known_hosts": lambda: ("host-b",)}
+    await Service(**parts).check(
+        GuestName("web-7"), m.CheckRequest(destination="host-b", options=m.MigrateOptions(**options))
+    )
+    assert asks.postcopy == [allowed, allowed]
