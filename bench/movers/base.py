@@ -15,7 +15,7 @@ from grid.figures import Figures, Word
 from grid.observe import DESTINATION, NS_PER_MS, SOURCE, GuestMeter, Observers, Progress
 from grid.wire import Wire
 
-from vmferry.core.errors import Broken, VmferryError
+from vmferry.core.errors import VmferryError
 from vmferry.lab.hosts import Lab
 from vmferry.lab.probe import Window
 
@@ -198,12 +198,6 @@ def lost_work(quiet: Progress, start: Progress, end: Progress | None) -> tuple[f
     window_s = (end.at_ns - start.at_ns) / 1e9
     lost_s = window_s - (end.work - start.work) / undisturbed
     return lost_s * 1000, lost_s / window_s
-
-
-def require(found: object, what: str) -> None:
-    """Raise Broken when something that must be there is not."""
-    if not found:
-        raise Broken(what)
 
 
 def _round(value: float | None, digits: int = 1) -> float | None:

@@ -113,7 +113,7 @@ class Host:
         settings = HostSettings(self.name, self.run_dir, self.uids)
         self.guests = Guests(settings, self.journal, self.hypervisor, NoBeats())
         around = Surroundings(
-            peer=lambda host: DirectPeer(self.pair, self.name, host),
+            peer=lambda host: DirectPeer(self.pair, host),
             check=self._check,
             leaving=lambda source: None,
             report=self._report,
@@ -221,9 +221,8 @@ class Pair:
 class DirectPeer:
     """The peer port by direct calls."""
 
-    def __init__(self, pair: Pair, here: HostName, host: HostName) -> None:
+    def __init__(self, pair: Pair, host: HostName) -> None:
         self._pair = pair
-        self._here = here
         self._host = host
 
     async def hello(self) -> HostFacts:

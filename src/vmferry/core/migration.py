@@ -88,10 +88,6 @@ class MigrationSample:
     downtime_ms: Milliseconds | None = None
     expected_downtime_ms: Milliseconds | None = None
     throttle_percent: int | None = None  #: auto-converge's, as it is now
-    dirty_limit_throttle_us: int | None = None  #: dirty-limit: the longest that a vCPU was held in the last round
-    precopy_bytes: Bytes = _NO_BYTES  #: sent while the guest ran at the source
-    downtime_bytes: Bytes = _NO_BYTES  #: sent while it stood
     postcopy_bytes: Bytes = _NO_BYTES  #: sent since post-copy began
     postcopy_requests: int = 0  #: pages that the destination asked for because a vCPU waited for them
-    postcopy_blocktime_ms: Milliseconds | None = None  #: destination: all vCPUs waited at once (`postcopy-blocktime`)
     blocked_reasons: tuple[str, ...] = ()

@@ -149,12 +149,8 @@ def sample(info: Mapping[str, Any]) -> MigrationSample:
         downtime_ms=_ms(info, "downtime"),
         expected_downtime_ms=_ms(info, "expected-downtime"),
         throttle_percent=info.get("cpu-throttle-percentage"),
-        dirty_limit_throttle_us=info.get("dirty-limit-throttle-time-per-round"),
-        precopy_bytes=Bytes(ram.get("precopy-bytes", 0)),
-        downtime_bytes=Bytes(ram.get("downtime-bytes", 0)),
         postcopy_bytes=Bytes(ram.get("postcopy-bytes", 0)),
         postcopy_requests=int(ram.get("postcopy-requests", 0)),
-        postcopy_blocktime_ms=_ms(info, "postcopy-blocktime"),
         blocked_reasons=tuple(info.get("blocked-reasons") or ()),
     )
 

@@ -370,10 +370,6 @@ class FakeGuestProcess:
         self.qemu.emit(GuestEventKind.POWERED_OFF, detail="guest-shutdown")
         self.qemu.emit(GuestEventKind.STOPPED)
 
-    def guest_reboots(self) -> None:
-        """Let the guest reboot itself."""
-        self.qemu.emit(GuestEventKind.RESET, detail="guest-reset")
-
     def guest_panics(self) -> None:
         """Let the guest's kernel panic."""
         self.qemu.state = RunState.PANICKED
