@@ -80,7 +80,8 @@ class Stamps:
     async def take(self, listener: EventListener) -> None:
         """Stamp events, for ever."""
         async for event in listener:
-            name = str(event["data"]["status"] if event["event"] == "MIGRATION" else event["event"])
+            data: dict[str, Any] = event.get("data", {})  # type: ignore[assignment]
+            name = str(data["status"] if event["event"] == "MIGRATION" else event["event"])
             self._at[name] = time.monotonic()
             self._came[name].set()
 
@@ -93,11 +94,11 @@ class Stamps:
 @contextlib.asynccontextmanager
 async def plain_host(inside: list[str], argv: list[str], qmp: Path) -> AsyncIterator[tuple[QMPClient, Stamps]]:
     """Run the guest's command line in a lab host's namespace."""
-    async with plain_qemu([*inside, *argv], qmp) as client:
+    async with plain_qemu([*inside, *argv], qmp) as client, asyncio.TaskGroup() as group:
         stamps = Stamps()
         listener = EventListener(("STOP", "RESUME", "MIGRATION"))
         client.register_listener(listener)
-        taking = asyncio.create_task(stamps.take(listener))
+        taking = group.create_task(stamps.take(listener))
         on = [{"capability": name, "state": True} for name in ("events", "return-path")]
         await client.execute("migrate-set-capabilities", {"capabilities": on})
         try:

@@ -26,7 +26,7 @@ def test_ruff_finds_nothing(words: tuple[str, ...]) -> None:
 
 @pytest.mark.slow
 def test_mypy_finds_nothing() -> None:
-    """Source and tests pass in strict mode; the first run takes twelve seconds, later ones two."""
+    """Source, tests and benches pass in strict mode; the first run takes twelve seconds, later ones two."""
     done = run("mypy")
     assert done.returncode == 0, done.stdout + done.stderr
 
