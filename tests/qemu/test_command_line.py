@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmferry.core.guest import (
+    DIRECT_CACHES,
     Acceleration,
     BiosBoot,
     Disk,
@@ -68,6 +69,7 @@ MICRO = replace(
 THROTTLED = replace(LINUX, throttle=True)
 THROTTLE_ALONE = replace(BIOS, throttle=True)
 
+RESOURCES = HostResources("/run/vmferry/guests/web-7", 70001, 40001)
 CASES = {
     "bios": (BIOS, Descriptors(), False),
     "linux": (LINUX, Descriptors((7, 8, 6), (9, None), kernel=10, initrd=11), False),
@@ -91,8 +93,7 @@ def make_frozen(spec: GuestSpec) -> FrozenGuest:
 def make_argv(name: str, port: int | None = 40001) -> list[str]:
     """Return a case's arguments."""
     spec, descriptors, incoming = CASES[name]
-    resources = HostResources("/run/vmferry/guests/web-7", 70001, port)
-    return command_line(make_frozen(spec), resources, descriptors, incoming=incoming)
+    return command_line(make_frozen(spec), replace(RESOURCES, beat_port=port), descriptors, incoming=incoming)
 
 
 def values_of(argv: list[str], option: str) -> list[str]:
@@ -160,6 +161,18 @@ def test_the_throttle_adds_its_port_and_nothing_else() -> None:
     assert [value for value in with_port if value not in added and value not in {"-chardev", "-device"}] == [
         value for value in without if value not in {"-chardev", "-device"}
     ]
+
+
+@pytest.mark.parametrize("path", list(IoPath))
+def test_every_cache_mode_of_a_guest_file_can_be_built(path: IoPath) -> None:
+    """`directsync` is `none` whose writes the guest waits for; the host's page cache is in neither."""
+    lines = {}
+    for mode in DIRECT_CACHES:
+        guest = make_frozen(replace(BIOS, disks=(Disk("/shared/a.raw", DiskFormat.RAW, path, cache=mode),)))
+        lines[mode] = command_line(guest, RESOURCES, Descriptors((7,)), incoming=False)
+        assert all(json.loads(node)["cache"]["direct"] for node in values_of(lines[mode], "-blockdev"))
+    changed = [value for value in lines["directsync"] if value not in lines["none"]]
+    assert [json.loads(device).pop("write-cache") for device in changed] == ["off"]
 
 
 def test_host_paths_stay_out() -> None:

@@ -38,6 +38,7 @@ def test_disks_are_opened_as_qemu_looks_for_them(tmp_path: Path) -> None:
         (disk, os.O_RDWR),
         (replace(disk, read_only=True), os.O_RDONLY),
         (replace(disk, cache="none"), os.O_RDWR | os.O_DIRECT),
+        (replace(disk, cache="directsync"), os.O_RDWR | os.O_DIRECT),
     ):
         fd = open_disk(wanted)
         try:

@@ -13,7 +13,7 @@ from tests.qemu.conftest import Start, holds_lock
 from tests.qemus import VERSIONS, binary_of
 
 from vmferry.core.errors import Broken
-from vmferry.core.guest import Acceleration, Disk, DiskFormat, GuestSpec, IoPath, Nic
+from vmferry.core.guest import DIRECT_CACHES, Acceleration, Disk, DiskFormat, GuestSpec, IoPath, Nic
 from vmferry.core.units import Milliseconds
 from vmferry.ports.hypervisor import MigrationStatus, RunState
 from vmferry.qemu import QemuGuestProcess, QemuHypervisor
@@ -52,7 +52,7 @@ async def make_move(
     return Move(source, destination, source.events(), destination.events())
 
 
-@pytest.mark.parametrize("cache", ["none", "writeback"])
+@pytest.mark.parametrize("cache", [*DIRECT_CACHES, "writeback"])
 @pytest.mark.parametrize("pair", PAIRS, ids=name_of)
 async def test_lock_follows_the_owner(
     pair: tuple[Version, Version], cache: str, image: Disk, start: Start, probes_dir: Path

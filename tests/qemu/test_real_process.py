@@ -17,7 +17,7 @@ from tests.qemu.conftest import Start, holds_lock
 from tests.qemu.images import BEAT, HELLO, PANIC, POWER_OFF, RESET, make_image
 
 from vmferry.core.errors import BadInput, Broken
-from vmferry.core.guest import Disk, GuestSpec, KernelBoot, UefiBoot
+from vmferry.core.guest import Disk, GuestSpec, IoPath, KernelBoot, UefiBoot
 from vmferry.ports.hypervisor import GuestEventKind, HostResources, ProcessRecord, RunState
 from vmferry.qemu import QemuBinaryConfig, QemuHypervisor
 from vmferry.qemu.process import spawn
@@ -87,6 +87,19 @@ async def test_outlives_its_agent(
     assert not process.is_alive()
     await process.quit()
     assert await hypervisor.adopt(guest, HostResources(run_dir, None), record) is None
+
+
+@pytest.mark.parametrize(("cache", "write_back"), [("none", True), ("directsync", False)])
+@pytest.mark.parametrize("path", list(IoPath))
+async def test_cache_modes_are_qemus_own(
+    hypervisor: QemuHypervisor, image: Disk, start: Start, path: IoPath, cache: str, write_back: bool
+) -> None:
+    """QEMU itself says of each disk whether it goes past the page cache, and whether the guest waits for its writes."""
+    spec = replace(SPEC, disks=(replace(image, cache=cache, io_path=path),))
+    process = await start(hypervisor, await hypervisor.freeze(spec))
+    rows = await process._session.execute("query-block")
+    seen = [row["inserted"]["cache"] for row in rows if row.get("inserted")]
+    assert seen == [{"writeback": write_back, "direct": True, "no-flush": False}]
 
 
 async def test_the_agent_keeps_no_descriptor(hypervisor: QemuHypervisor, image: Disk, start: Start) -> None:

@@ -81,6 +81,11 @@ class BiosBoot:
 Boot = KernelBoot | UefiBoot | BiosBoot
 
 
+#: Cache modes that bypass the page cache, so that another host's writes are seen; with `directsync` the guest also
+#: waits with each write until it is on the disk.
+DIRECT_CACHES = ("none", "directsync")
+
+
 @dataclass(frozen=True, slots=True)
 class Disk:
     """One disk image at a path that both hosts see."""

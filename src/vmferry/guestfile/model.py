@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from vmferry.core.guest import Acceleration, DiskFormat, IoPath, NetworkKind
+from vmferry.core.guest import DIRECT_CACHES, Acceleration, DiskFormat, IoPath, NetworkKind
 from vmferry.core.ids import NAME_PATTERN
 from vmferry.guestfile import words
 
@@ -40,7 +40,7 @@ Memory = Annotated[
 ]
 Cpu = Annotated[str, AfterValidator(words.cpu), _schema(**{"not": {"enum": sorted(words.CPU_REFUSED)}})]
 Machine = Annotated[str, AfterValidator(words.machine), _schema(pattern=r"^pc-q35-\d+\.\d+(\.\d+)?$")]
-Cache = Annotated[str, AfterValidator(words.cache), _schema(enum=list(words.CACHES))]
+Cache = Annotated[str, AfterValidator(words.cache), _schema(enum=list(DIRECT_CACHES))]
 Bridge = Annotated[str, AfterValidator(words.bridge), _schema(pattern="^[A-Za-z0-9._-]{1,15}$")]
 Mac = Annotated[str, AfterValidator(words.mac), _schema(pattern="^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")]
 Echo = Annotated[str, AfterValidator(words.echo), _schema(pattern=r"^\d+(\.\d+){3}:\d+$")]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from vmferry.core.guest import IoPath, echo_address
+from vmferry.core.guest import DIRECT_CACHES, IoPath, echo_address
 from vmferry.core.ids import NAME_PATTERN
 from vmferry.core.units import GIB, KIB, MIB
 
@@ -31,7 +31,6 @@ _MACHINE_ALLOWED = "a versioned machine type such as pc-q35-7.2 or pc-q35-10.0"
 #: Known words of the vocabulary whose paths are not built yet.
 LATER_PATHS = ("vhost", "vhost_user", "passthrough", "sriov_vf")
 
-CACHES = ("none", "directsync")
 CACHES_REFUSED = {
     "writeback": "written pages may stay in this host's page cache, where the other host does not see them",
     "writethrough": "read pages stay in the host's page cache and go stale when the other host writes",
@@ -105,9 +104,9 @@ def io_path(value: object) -> IoPath:
 def cache(value: str) -> str:
     """Return a cache mode that both hosts see through."""
     if value in CACHES_REFUSED:
-        raise ValueError(f"{', '.join(CACHES)}; not {value}: {CACHES_REFUSED[value]}")
-    if value not in CACHES:
-        raise ValueError(", ".join(CACHES))
+        raise ValueError(f"{', '.join(DIRECT_CACHES)}; not {value}: {CACHES_REFUSED[value]}")
+    if value not in DIRECT_CACHES:
+        raise ValueError(", ".join(DIRECT_CACHES))
     return value
 
 

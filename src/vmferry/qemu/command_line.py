@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vmferry.core.guest import Acceleration, Disk, FrozenDevice, FrozenGuest, KernelBoot, Nic, UefiBoot
+from vmferry.core.guest import DIRECT_CACHES, Acceleration, Disk, FrozenDevice, FrozenGuest, KernelBoot, Nic, UefiBoot
 from vmferry.core.guest import NetworkKind as Network
 from vmferry.core.ids import GuestName
 from vmferry.ports.hypervisor import HostResources
@@ -169,7 +169,7 @@ def _disks(disks: tuple[Disk, ...], descriptors: tuple[int, ...]) -> list[str]:
     argv: list[str] = []
     for index, (disk, fd) in enumerate(zip(disks, descriptors, strict=True)):
         number = FIRST_DISK_SET + index
-        cache = {"direct": disk.cache == "none", "no-flush": False}
+        cache = {"direct": disk.cache in DIRECT_CACHES, "no-flush": False}
         file = {
             "node-name": f"file{index}",
             "driver": "file",

@@ -16,7 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vmferry.core.errors import BadInput
-from vmferry.core.guest import Disk, DiskFormat, FrozenGuest, GuestSpec, KernelBoot, NetworkKind, UefiBoot
+from vmferry.core.guest import (
+    DIRECT_CACHES,
+    Disk,
+    DiskFormat,
+    FrozenGuest,
+    GuestSpec,
+    KernelBoot,
+    NetworkKind,
+    UefiBoot,
+)
 from vmferry.qemu import nvram_lock
 from vmferry.qemu.command_line import Descriptors
 from vmferry.qemu.image_dirs import ImageDirs
@@ -83,7 +92,7 @@ def open_disk(disk: Disk, images: ImageDirs = ANYWHERE) -> int:
         BadInput: it is a qcow2 image with a backing or data file, or may not be used.
     """
     access = os.O_RDONLY if disk.read_only else os.O_RDWR
-    direct = os.O_DIRECT if disk.cache == "none" else 0
+    direct = os.O_DIRECT if disk.cache in DIRECT_CACHES else 0
     if disk.format is DiskFormat.QCOW2:
         _check_alone(disk.path, images)
     return images.open(disk.path, access | direct, "disk image")

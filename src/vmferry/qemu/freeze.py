@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from vmferry.core.errors import BadInput
 from vmferry.core.guest import (
+    DIRECT_CACHES,
     THROTTLE_PORT,
     Acceleration,
     FrozenDevice,
@@ -49,7 +50,7 @@ MAX_IDE = {"q35": 6, "i440fx": 4}
 #: Only these name the same hardware for ever; `pc` and `q35` follow the newest QEMU.
 VERSIONED_MACHINE = re.compile(r"^pc-(q35|i440fx)-\d+\.\d+(\.\d+)?$")
 
-CACHE_MODES = ("none", "writeback")
+CACHE_MODES = (*DIRECT_CACHES, "writeback")
 
 _MAC = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
 
@@ -194,6 +195,8 @@ def _disk_devices(spec: GuestSpec, bus: str, *, q35: bool) -> list[FrozenDevice]
     ide = 0
     for index, disk in enumerate(spec.disks):
         common: tuple[tuple[str, str | int | bool], ...] = (("bootindex", index + 1),)
+        if disk.cache == "directsync":
+            common = (*common, ("write-cache", "off"))
         if disk.io_path is IoPath.VIRTIO:
             place = f"{FIRST_DISK_SLOT + index:#x}"
             devices.append(FrozenDevice(f"disk{index}", "virtio-blk-pci", bus, place, common, f"image{index}"))

@@ -66,7 +66,7 @@ class ImageDirs:
         except OSError as error:
             fix = "check that the file exists on this host and that the agent may open it"
             if flags & os.O_DIRECT and Path(path).exists():
-                fix = 'check the permissions; where the file system knows no O_DIRECT, set cache = "directsync"'
+                fix = "check the permissions, and that its file system knows O_DIRECT, which a guest that moves needs"
             raise Broken(f"{role} {path} cannot be opened: {error.strerror}", fix=fix) from error
         raise _refused(role, path, why)
 

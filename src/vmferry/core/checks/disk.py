@@ -7,21 +7,19 @@ from collections.abc import Iterator
 from vmferry.core.checks.case import Case
 from vmferry.core.checks.files import is_same_file
 from vmferry.core.errors import Blocker
+from vmferry.core.guest import DIRECT_CACHES
 from vmferry.core.host import FileFacts
-
-#: Modes that bypass the host's page cache: another host's writes are seen.
-SAFE_CACHES = frozenset({"none", "directsync"})
 
 
 def check_disks(case: Case) -> Iterator[Blocker]:
     """Every image is at the destination what it is at the source."""
     for disk in case.guest.spec.disks:
         yield from check_shared_file(case, disk.path, label="disk", writable=not disk.read_only)
-        if disk.cache not in SAFE_CACHES and not disk.read_only:
+        if disk.cache not in DIRECT_CACHES and not disk.read_only:
             yield Blocker(
                 "disk.unsafe-cache",
                 f"disk {disk.path} of guest {case.guest.spec.name} has cache mode {disk.cache!r}: pages of it may stay"
-                f" in the page cache of {case.source.name}; none or directsync is needed",
+                f" in the page cache of {case.source.name}; {' or '.join(DIRECT_CACHES)} is needed",
                 'restart the guest with cache = "none" for this disk',
             )
 
