@@ -108,7 +108,7 @@ def test_an_unknown_throttle_asks_nobody(moving: FakeFleet, vmferry: Vmferry) ->
     """It ends before any agent is asked, with the ones that there are."""
     ran = vmferry("migrate", "web-7", "host-b", "--throttle", "x")
     assert ran.exit_code == 2
-    assert "take one of auto-converge, dirty-limit, 40-writes, none" in ran.err
+    assert "take one of auto-converge, 40-writes, any, none" in ran.err
     assert moving.agents["host-a"].orders() == []
 
 

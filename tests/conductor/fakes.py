@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conductor.pair import GUEST, Host, Pair
+from tests.conductor.pair import GUEST, Host, Pair, wait_until
 
+from vmferry.conductor.source import Source
 from vmferry.core.guest import BiosBoot, Disk, GuestSpec
+from vmferry.core.handover.states import SourceState
 from vmferry.core.ids import HostName
 from vmferry.core.migration import MigrationStatus, RunState
 from vmferry.core.units import MIB, Bytes
+from vmferry.ports.hypervisor import GuestEventKind
 from vmferry.testing.fake_hypervisor import FakeHypervisor
 from vmferry.testing.fake_journal import FakeJournal
 from vmferry.testing.fake_qemu import FakeLink, FakeQemu, FakeStream
@@ -63,6 +66,30 @@ class WatchedLink(FakeLink):
     def _advance(self, stream: FakeStream, destination: FakeQemu) -> None:
         if not (self.keeps_device and stream.loaded and stream.status is MigrationStatus.DEVICE):
             super()._advance(stream, destination)
+
+
+async def endless(host: Host, source: Source, link: FakeLink) -> FakeStream:
+    """Return the hanging stream of a guest that dirties as much in each round as the round sends, in its first."""
+    await wait_until(lambda: source.runner.machine.state is SourceState.PRECOPY, "it is sending")
+    qemu = qemu_of(host, link)
+    assert qemu is not None
+    assert qemu.stream is not None
+    qemu.stream.endless = True
+    await end_rounds(source, qemu.stream, 0)
+    return qemu.stream
+
+
+async def end_rounds(source: Source, stream: FakeStream, count: int) -> None:
+    """End rounds of a stream that hangs; each is read by itself."""
+    for number in range(max(stream.rounds, 1), max(stream.rounds, 1) + count + 1):
+        stream.rounds = number
+        stream.source.emit(GuestEventKind.ROUND_ENDED, round_=number)
+        await wait_until(lambda: _rounds_read(source) == stream.rounds, f"round {number} is under way")
+
+
+def _rounds_read(source: Source) -> int:
+    sample = source.steering.trail.last_sample
+    return 0 if sample is None else sample.rounds
 
 
 def make_pair(directory: Path, link: FakeLink, journal: Callable[[str], FakeJournal] = lambda _: FakeJournal()) -> Pair:

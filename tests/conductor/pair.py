@@ -154,6 +154,7 @@ class Host:
         downtime_limit_ms: Milliseconds | None = None,
         choice: Choice = DEFAULT_CHOICE,
         throttle: Throttle | None = None,
+        postcopy: bool = False,
         postcopy_after: int | None = None,
         bandwidth: BytesPerSecond | None = None,
     ) -> Source:
@@ -166,7 +167,7 @@ class Host:
             time_limit_s=time_limit_s,
             encrypted=encrypted,
             choice=choice if throttle is None else replace(choice, throttle=str(throttle)),
-            postcopy=None if postcopy_after is None else Postcopy(postcopy_after),
+            postcopy=Postcopy(postcopy_after) if postcopy or postcopy_after is not None else None,
         )
         source = self.handovers.source(handover)
         assert source is not None

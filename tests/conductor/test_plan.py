@@ -7,6 +7,7 @@ import pytest
 from vmferry.conductor.plan import NO_THROTTLE, UNLIMITED, Asked, Choice, throttle_parameters
 from vmferry.core.convergence import Throttle
 from vmferry.core.convergence.orders import SetBandwidth, SetDowntimeLimit, SetThrottle, SwitchNow, ThrottleOff
+from vmferry.core.errors import BadInput
 from vmferry.core.units import GIB, MIB, Bytes, BytesPerSecond, Milliseconds
 
 
@@ -31,6 +32,14 @@ def test_no_brake_is_allowed_when_none_is_asked_for() -> None:
     assert asked().goal.throttles == {Throttle.AUTO_CONVERGE}
     assert asked(Choice(throttle=NO_THROTTLE)).goal.throttles == frozenset()
     assert asked(Choice(throttle="auto-converge")).goal.throttles == {Throttle.AUTO_CONVERGE}
+    assert asked(Choice(throttle="any")).goal.throttles == set(Throttle)
+
+
+def test_what_is_in_force_from_the_first_round_is_no_policys_to_order() -> None:
+    """A policy neither puts on nor lets go what a person has put on; it may order 40-writes where any brake may be."""
+    assert asked(Choice(throttle="40-writes")).goal.throttles == frozenset()
+    names = (None, "none", "auto-converge", "40-writes", "any")
+    assert [name for name in names if asked(Choice(throttle=name)).may_hold_writes] == ["any"]
 
 
 def test_orders_are_bounded_by_what_was_asked_for() -> None:
@@ -48,4 +57,20 @@ def test_a_brake_is_in_force_at_once_and_let_go_as_far_as_qemu_can() -> None:
     names = ("cpu-throttle-initial", "cpu-throttle-increment", "max-cpu-throttle")
     assert throttle_parameters(SetThrottle(Throttle.AUTO_CONVERGE, 60, "r")) == dict.fromkeys(names, 60)
     assert throttle_parameters(ThrottleOff(Throttle.AUTO_CONVERGE, "r")) == dict.fromkeys(names, 1)
-    assert throttle_parameters(SetThrottle(Throttle.DIRTY_LIMIT, 9, "r")) == {"vcpu-dirty-limit": 9}
+    with pytest.raises(BadInput, match="none of QEMU's"):
+        throttle_parameters(SetThrottle(Throttle.FORTY_WRITES, 40, "r"))
+
+
+@pytest.mark.parametrize(
+    ("choice", "limit", "most"),
+    [
+        (Choice(throttle="any"), None, 18.0),
+        (Choice(throttle="any", max_gap_ms=Milliseconds(300.0)), None, 112.5),
+        (Choice(throttle="any"), 60.0, 30.0),
+        (Choice(throttle="40-writes"), None, 90.0),
+        (Choice(throttle="40-writes", max_gap_ms=Milliseconds(2000.0)), None, 300.0),
+    ],
+)
+def test_no_write_is_held_for_longer_than_was_promised(choice: Choice, limit: float | None, most: float) -> None:
+    """Under a policy's order, half of the limit: it reckons with that; from the first round on, the gap."""
+    assert asked(choice, limit).most_hold_ms == pytest.approx(most)

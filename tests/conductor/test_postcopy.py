@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from tests.conductor.fakes import WatchedLink, qemu_of
+from tests.conductor.fakes import WatchedLink, end_rounds, endless, qemu_of
 from tests.conductor.pair import GUEST, Host, follow, wait_finished, wait_until
 
 from vmferry.conductor.source import Source
+from vmferry.core.convergence import make_policy
+from vmferry.core.convergence.replay import replay
 from vmferry.core.errors import GuestBusy, Refused
 from vmferry.core.handover.states import AnyState, DestinationState, SourceState
 from vmferry.core.migration import MigrationStatus, RunState
-from vmferry.core.progress import StateEntered
+from vmferry.core.progress import PolicyOrdered, StateEntered
 from vmferry.core.units import MIB, BytesPerSecond
-from vmferry.testing.fake_hypervisor import FakeGuestProcess
+from vmferry.testing.fake_hypervisor import FakeGuestProcess, Fault, FaultAction
 
 S, T = SourceState, DestinationState
 #: On fakes a post-copy with a limit lasts until the limit is taken away.
@@ -66,6 +68,49 @@ async def test_guest_arrives_by_postcopy(hosts: tuple[Host, Host], link: Watched
         "postcopy-ordered", "postcopy-crossing", "postcopy-committed", "postcopy-running", "running", "done"
     ]  # fmt: skip
     assert len(link.alive()) == 1
+
+
+async def test_the_default_policy_decides_for_postcopy(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """Allowed and no more than that: the policy sees after round 2 that pre-copy has no end, and orders it."""
+    here, there = hosts
+    link.script(Fault(MigrationStatus.ACTIVE, FaultAction.HANG))
+    source = await here.migrate(there, postcopy=True, bandwidth=SLOW)
+    stream = await endless(here, source, link)
+    await end_rounds(source, stream, 1)
+    assert not stream.postcopy
+    await end_rounds(source, stream, 1)
+    await wait_until(lambda: stream.postcopy, "post-copy is ordered")
+    link.release()
+    await wait_until(lambda: source.runner.machine.state is S.POSTCOPY_RUNNING, "the guest runs there")
+    assert len(link.running()) == 1
+    await let_pages_flow(here)
+    await wait_finished(here, there)
+    assert states_of(here, source) == ("done", "running")
+    events = await follow(here, source.request.handover)
+    told = [event for event in events if isinstance(event, PolicyOrdered)]
+    assert (told[-1].order, told[-1].round, told[-1].refused) == ("start post-copy", 2, None)
+    assert told[-1].rule == "no end: round 2 dirtied 16384 pages while it sent 16384"
+    assert not any("auto-converge" in each.order and each is not told[1] for each in told)
+    trace = here.traces[source.request.handover]
+    dry = replay(trace, make_policy("vmferry", trace.goal))
+    assert (dry.fired[-1].what, dry.fired[-1].rule) == (told[-1].order, told[-1].rule)
+
+
+async def test_a_policy_without_leave_finds_another_way(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """The same guest, post-copy not allowed: no order for it, and none is refused."""
+    here, there = hosts
+    link.script(Fault(MigrationStatus.ACTIVE, FaultAction.HANG))
+    source = await here.migrate(there)
+    stream = await endless(here, source, link)
+    await end_rounds(source, stream, 2)
+    await wait_until(lambda: stream.source.parameters["cpu-throttle-initial"] != 1, "the brake is put on")
+    assert not stream.postcopy
+    link.release()
+    await here.handovers.cancel(source.request.handover)
+    await wait_finished(here, there)
+    told = [event for event in await follow(here, source.request.handover) if isinstance(event, PolicyOrdered)]
+    assert "start post-copy" not in {each.order for each in told}
+    assert [each.refused for each in told if each.refused] == []
 
 
 async def test_paused_guest_arrives_paused(hosts: tuple[Host, Host], link: WatchedLink) -> None:

@@ -11,9 +11,11 @@ from tests.conductor.pair import GUEST, Host, follow, wait_finished, wait_until
 from tests.conductor.real import ask, end_of, home, image, make_spec, pair, process_of, start
 
 from vmferry.conductor.source import Source
+from vmferry.core.convergence import make_policy
+from vmferry.core.convergence.replay import replay
 from vmferry.core.handover.states import SourceState
 from vmferry.core.migration import MigrationStatus, RunState
-from vmferry.core.progress import StateEntered
+from vmferry.core.progress import Finished, PolicyOrdered, StateEntered
 from vmferry.core.units import MIB, BytesPerSecond
 from vmferry.lab.guests import GuestImage
 from vmferry.lab.toolchain import find_qemus
@@ -66,6 +68,28 @@ async def test_memory_is_whole(pair: tuple[Host, Host], image: GuestImage, round
     assert "postcopy-running" in entered
     assert source.last_sample is not None
     assert source.last_sample.postcopy_bytes > 0
+    assert (await ask(there, "o", "oracle")).startswith("oracle clean")
+
+
+async def test_the_default_policy_decides_for_postcopy(pair: tuple[Host, Host], image: GuestImage) -> None:
+    """Allowed and no more than that: a guest that outruns its link is moved by post-copy because the policy says so."""
+    here, there = pair
+    await start(here, make_spec(image, mb=24, rate=100))
+    source = await here.migrate(there, encrypted=True, postcopy=True, bandwidth=BytesPerSecond(16 * MIB))
+    events = await follow(here, source.request.handover)
+    await wait_finished(here, there)
+    assert states_of(here, there, source) == ("done", "running")
+    told = [event for event in events if isinstance(event, PolicyOrdered)]
+    assert (told[-1].order, told[-1].refused) == ("start post-copy", None)
+    assert told[-1].rule.startswith("no end: round ")
+    assert [each.order for each in told if each.elapsed_ms > 0] == ["start post-copy"]  # and no brake before it
+    entered = [event.state for event in events if isinstance(event, StateEntered)]
+    assert "postcopy-running" in entered
+    assert source.last_sample is not None
+    assert source.last_sample.postcopy_bytes > 0
+    trace = here.traces[source.request.handover]
+    dry = replay(trace, make_policy("vmferry", trace.goal))
+    assert (dry.fired[-1].what, dry.fired[-1].round) == ("start post-copy", told[-1].round)
     assert (await ask(there, "o", "oracle")).startswith("oracle clean")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from tests.conductor.fakes import WatchedLink
 from tests.conductor.pair import GUEST, Host, follow, wait_finished, wait_until
 
-from vmferry.conductor.plan import UNLIMITED
-from vmferry.core.convergence.facts import MAX_GAP_MS, Throttle
+from vmferry.conductor.plan import DEFAULT_MAX_GAP, UNLIMITED
+from vmferry.core.convergence.facts import Throttle
+from vmferry.core.convergence.trace import Ordered
 from vmferry.core.errors import Blocker, TimedOut
 from vmferry.core.handover.states import SourceState
 from vmferry.core.progress import Finished, Outcome, Throttled
@@ -37,12 +38,14 @@ async def test_the_guest_is_slowed_from_the_first_round_to_its_stop(hosts: tuple
     here.hold.let_go(SourceState.RESERVED)
     await here.hold.wait_reached(SourceState.SWITCHOVER)
     await wait_until(lambda: here.throttle.calls == ["blockers", "begin", "hush"], "the guest is not spoken to")
-    assert here.throttle.in_force == {source.request.handover: WriteBudget(UNLIMITED, MAX_GAP_MS, 40)}
+    assert here.throttle.in_force == {source.request.handover: WriteBudget(UNLIMITED, DEFAULT_MAX_GAP, 40)}
     here.hold.let_go(SourceState.SWITCHOVER)
     await wait_finished(here, there)
     assert here.throttle.calls == ["blockers", "begin", "hush", "end"]
     assert there.throttle.calls == [f"arrived {source.request.handover}"]
     assert source.throttled == Throttled(40, 20, 1, 0, 0, Milliseconds(0.0))
+    orders = [item for item in here.traces[source.request.handover].items if isinstance(item, Ordered)]
+    assert (orders[0].value, orders[0].rule) == ("40-writes 40", "asked for: from the first round on")
 
 
 async def test_a_cancelled_move_lets_the_guest_go(hosts: tuple[Host, Host], link: WatchedLink) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmferry.core.convergence import POLICIES, Facts, Goal, Guarded, Observation, Round, Sample, Throttle, make_policy
-from vmferry.core.convergence.facts import AtDeadline
+from vmferry.core.convergence.facts import AtDeadline, limit_within
 from vmferry.core.convergence.orders import (
     MAX_DOWNTIME_MS,
     NEARLY_ZERO_MS,
@@ -20,7 +20,7 @@ from vmferry.core.convergence.orders import (
     fault,
     is_final,
 )
-from vmferry.core.convergence.throttle import stall_ms
+from vmferry.core.convergence.throttle import most_stall_ms, stall_ms
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds, Pages
 
 counts = st.integers(0, 1 << 41)
@@ -117,6 +117,8 @@ def test_ours_never_exceeds_the_goal(course: list[Observation], goal: Goal, abou
         for order in orders:
             if isinstance(order, SetThrottle) and order.throttle is Throttle.AUTO_CONVERGE and order.level > 1:
                 stall = stall_ms(order.level)
+            if isinstance(order, SetThrottle) and order.throttle is Throttle.FORTY_WRITES:
+                stall = most_stall_ms(limit_within(goal.max_gap_ms, about.fixed_cost_ms))
             if isinstance(order, SetDowntimeLimit):
                 last = order.limit_ms / (1.25 if order.rule.startswith("fits") else 1)
         assert stall + max(last, 0) + about.fixed_cost_ms <= goal.max_gap_ms + 1e-6

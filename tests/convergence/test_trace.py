@@ -29,7 +29,7 @@ def test_round_trip() -> None:
     recorder = Recorder("vmferry", FACTS, Goal(deadline_ms=Milliseconds(9.0)), "a note, \u2028 and ünïcode")
     recorder.saw(sample(1, 2))
     recorder.ordered(NOW, [SetBandwidth(None, "a"), SetBandwidth(BytesPerSecond(7), "b"), SwitchNow("c")])
-    recorder.ordered(NOW, [SetThrottle(Throttle.DIRTY_LIMIT, 5, "d")])
+    recorder.ordered(NOW, [SetThrottle(Throttle.FORTY_WRITES, 5, "d")])
     recorder.saw(ended(3, 4, 5))
     recorder.ended(NOW, "cancelled", Milliseconds(3.0))
     trace = recorder.trace()

@@ -14,10 +14,13 @@ from vmferry.core.convergence.orders import (
     SetThrottle,
     StartPostcopy,
     SwitchNow,
+    ThrottleOff,
+    fault,
 )
-from vmferry.core.convergence.throttle import stall_ms, strongest
+from vmferry.core.convergence.throttle import SHORTEST_SLOT_MS, stall_ms, strongest
 from vmferry.core.errors import BadInput
-from vmferry.core.units import Milliseconds
+from vmferry.core.units import BytesPerSecond, Milliseconds
+from vmferry.guest_throttle import order_for_link
 
 BRAKE = replace(FACTS, throttles=frozenset({Throttle.AUTO_CONVERGE}))
 BEHIND = replace(FACTS, postcopy=True)
@@ -158,19 +161,82 @@ def test_wishes_are_what_the_allowed_means_need() -> None:
     """The brake must be switched on before the start; several channels would exclude post-copy."""
     both = replace(FACTS, postcopy=True, throttles=frozenset(Throttle))
     wishes = make_policy("vmferry", POSTCOPY).wishes(both)
-    assert (wishes.postcopy, wishes.auto_converge, wishes.dirty_limit, wishes.multifd_channels) == (
-        True,
-        True,
-        False,
-        0,
-    )
+    assert (wishes.postcopy, wishes.auto_converge, wishes.multifd_channels) == (True, True, 0)
     none = make_policy("vmferry", Goal(throttles=frozenset())).wishes(both)
     assert (none.postcopy, none.auto_converge) == (False, False)
 
 
-def test_the_articles_throttle_is_used_when_asked_for() -> None:
-    """40 writes per slot, once, where there is a helper in the guest."""
-    goal = Goal(throttles=frozenset({Throttle.FORTY_WRITES}))
-    facts = replace(FACTS, throttles=frozenset(Throttle))
+ANY = Goal(throttles=frozenset(Throttle))
+HELPER = replace(FACTS, throttles=frozenset(Throttle))
+WRITES, CPU = Throttle.FORTY_WRITES, Throttle.AUTO_CONVERGE
+
+
+def test_the_articles_throttle_is_used_alone_when_nothing_else_is_allowed() -> None:
+    """40 writes per slot, once, where there is a helper in the guest; the limit leaves room for a held write."""
+    goal = Goal(throttles=frozenset({WRITES}))
+    played = play(make_policy("vmferry", goal), hot(20_000, 20), HELPER)
+    assert [(i, o.throttle, o.level) for i, o in played.of(SetThrottle)] == [(1, WRITES, 40)]
+    limits = [(i, float(o.limit_ms)) for i, o in played.of(SetDowntimeLimit)]
+    assert limits == [(-1, 225.0), (1, 112.5)]
+    assert played.of(ThrottleOff) == []
+
+
+def test_the_brake_that_harms_least_goes_first_and_is_released_where_it_does_not_do() -> None:
+    """40-writes before auto-converge, which takes its place two rounds later and is pulled harder after three more."""
+    played = play(make_policy("vmferry", ANY), proportional(1.05, 12), HELPER)
+    brakes = [(i, o.throttle, o.level) for i, o in played.of(SetThrottle)]
+    assert brakes == [(-1, CPU, 1), (1, WRITES, 40), (3, CPU, 55), (6, CPU, 91)]
+    assert [(i, o.throttle) for i, o in played.of(ThrottleOff)] == [(3, WRITES)]
+    kinds = [type(order) for index, order in played.orders if index == 3]
+    assert kinds == [ThrottleOff, SetThrottle, SetDowntimeLimit]
+    assert [(i, o.limit_ms) for i, o in played.of(SetDowntimeLimit)] == [
+        *((-1, 225), (1, 112.5)),
+        *((3, 225 - stall_ms(55)), (6, 225 - stall_ms(91))),
+    ]
+
+
+def test_auto_converge_is_as_soft_as_the_guest_without_a_brake_needs() -> None:
+    """What was seen under 40-writes says nothing of the guest that it has released."""
+    unbraked = proportional(1.05, 2)
+    under = [replace(one, dirtied_pages=one.sent_pages) for one in hot(20_000, 4)[2:]]
+    played = play(make_policy("vmferry", ANY), [*unbraked, *under], HELPER)
+    assert [(i, o.level) for i, o in played.of(SetThrottle) if o.throttle is CPU] == [(-1, 1), (3, 55)]
+
+
+def test_a_guest_that_converges_under_40_writes_is_left_with_it() -> None:
+    """No second brake, and no release: it ends with the move."""
+    course = [*proportional(1.05, 2), *(ended(n, 30_000 >> n, 15_000 >> n, at_s=20 + n) for n in range(3, 8))]
+    played = play(make_policy("vmferry", ANY), course, HELPER)
+    assert [(i, o.throttle) for i, o in played.of(SetThrottle)] == [(-1, CPU), (1, WRITES)]
+    assert played.of(ThrottleOff) == []
+
+
+@pytest.mark.parametrize(
+    ("goal", "facts"), [(ANY, BRAKE), (Goal(), HELPER), (replace(ANY, max_gap_ms=Milliseconds(59.0)), HELPER)]
+)
+def test_40_writes_needs_leave_a_helper_and_time_for_a_slot(goal: Goal, facts: Facts) -> None:
+    """Not unasked, not where nobody answers, and not where half of what the gap leaves is less than a slot."""
     played = play(make_policy("vmferry", goal), hot(20_000, 20), facts)
-    assert [(i, o.throttle, o.level) for i, o in played.of(SetThrottle)] == [(1, Throttle.FORTY_WRITES, 40)]
+    assert [order for _, order in played.of(SetThrottle) if order.throttle is WRITES] == []
+
+
+def test_postcopy_goes_before_every_brake() -> None:
+    """Where it is allowed it takes nothing from the guest."""
+    played = play(
+        make_policy("vmferry", replace(ANY, allow_postcopy=True)), hot(20_000, 20), replace(HELPER, postcopy=True)
+    )
+    assert [(i, type(o)) for i, o in played.orders if i >= 0] == [(1, StartPostcopy)]
+
+
+def test_the_shortest_slot_is_the_helpers() -> None:
+    """What the policy takes for the shortest slot is what an order is made with."""
+    fast = order_for_link("a", BytesPerSecond(10**12), Milliseconds(1000.0))
+    assert fast.slot_ms == SHORTEST_SLOT_MS
+
+
+@pytest.mark.parametrize("level", [1, 4096])
+def test_every_level_of_40_writes_makes_an_order(level: int) -> None:
+    """What `fault` lets through, the helper's protocol takes."""
+    assert fault(SetThrottle(WRITES, level, "r")) is None
+    assert order_for_link("a", BytesPerSecond(10**9), Milliseconds(20.0), writes=level).writes == level
+    assert fault(SetThrottle(WRITES, 4097, "r")) is not None

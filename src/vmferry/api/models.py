@@ -126,7 +126,7 @@ class MigrateOptions(Request):
     deadline_ms: Annotated[Milliseconds | None, Field(gt=0, le=10**10)] = (
         None  #: switched over by then, or else it is given up
     )
-    throttle: Literal["auto-converge", "dirty-limit", "40-writes", "none"] | None = (
+    throttle: Literal["auto-converge", "40-writes", "any", "none"] | None = (
         None  #: the brake on a guest that writes too fast (docs/policies.md, docs/write-throttle.md)
     )
     postcopy: bool = False  #: post-copy may be used where pre-copy cannot end

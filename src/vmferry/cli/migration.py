@@ -85,7 +85,8 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
         str | None,
         typer.Option(
             metavar="KIND",
-            help="Brake for a guest that writes too fast: auto-converge (the default), 40-writes or none.",
+            help="Brake for a guest that writes too fast: auto-converge (the default), 40-writes (from round 1),"
+            " any (whichever does the least harm) or none.",
         ),
     ] = None,
     postcopy: PostcopyOption = False,
@@ -148,7 +149,7 @@ def _choice(policy: str | None, max_gap: str | None, deadline: str | None, throt
     if throttle is not None:
         from vmferry.core.convergence import Throttle  # all policies: 50 ms
 
-        kinds = [*map(str, Throttle), "none"]
+        kinds = [*map(str, Throttle), "any", "none"]
         if throttle not in kinds:
             raise BadInput(f"--throttle {throttle!r} is none of the brakes", fix=f"take one of {', '.join(kinds)}")
         options["throttle"] = throttle

@@ -142,7 +142,9 @@ class Handovers:
         runner = Runner(machine, recorder, self._around.hold)
         row = self._journal.guest(request.guest)
         asked = self._asked(request, None if row is None else row.guest)
-        steering = Steering(asked, request.guest, feed, marks, runner)
+        throttle, most_hold_ms = self._around.throttle, asked.most_hold_ms
+        brake = Brake(throttle, request.guest, request.handover, lambda: self._link(request), most_hold_ms)
+        steering = Steering(asked, request.guest, feed, marks, runner, brake)
         source = Source(
             request,
             self._guests,
@@ -156,7 +158,7 @@ class Handovers:
                 lambda: self._over(request),
                 self._report,
                 self._around.passed,
-                Brake(self._around.throttle, request.guest, request.handover, lambda: self._link(request)),
+                brake,
             ),
             steering,
         )

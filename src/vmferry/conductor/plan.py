@@ -18,7 +18,7 @@ from vmferry.core.capabilities import (
     choose,
 )
 from vmferry.core.convergence import DEFAULT, Facts, Goal, Policy, Throttle, Wishes, check_goal
-from vmferry.core.convergence.facts import gap_with, limit_within
+from vmferry.core.convergence.facts import MAX_GAP_MS, gap_with, limit_within
 from vmferry.core.convergence.orders import (
     MAX_DOWNTIME_MS,
     Order,
@@ -29,6 +29,7 @@ from vmferry.core.convergence.orders import (
     ThrottleOff,
 )
 from vmferry.core.convergence.registry import find
+from vmferry.core.convergence.throttle import most_stall_ms
 from vmferry.core.errors import BadInput
 from vmferry.core.host import QemuFacts
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
@@ -42,10 +43,13 @@ DEFAULT_MAX_GAP = Milliseconds(90.0)
 #: Where a policy sets none: QEMU's own default.
 _QEMU_LIMIT = Milliseconds(300.0)
 NO_THROTTLE = "none"
+#: Whichever of the brakes does the least harm; the policy says which.
+ANY_THROTTLE = "any"
 POSTCOPY = "postcopy-ram"
 #: The lightest brake that QEMU has: 0.1 ms of sleep in 10 ms. A capability cannot be switched off under way.
 _AT_REST = 1
-_CAPABILITY = {Throttle.AUTO_CONVERGE: "auto-converge", Throttle.DIRTY_LIMIT: "dirty-limit"}
+#: What QEMU must be set to for a brake; those that are not here need nothing of it.
+_CAPABILITY = {Throttle.AUTO_CONVERGE: "auto-converge"}
 
 Qemus = tuple[QemuFacts, QemuFacts]  #: source and destination
 
@@ -57,7 +61,7 @@ class Choice:
     policy: str = DEFAULT
     max_gap_ms: Milliseconds | None = None
     deadline_ms: Milliseconds | None = None
-    throttle: str | None = None  #: a `Throttle`, or `NO_THROTTLE`
+    throttle: str | None = None  #: a `Throttle`, `ANY_THROTTLE` or `NO_THROTTLE`
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +93,22 @@ class Asked:
         )
         if self.choice.throttle is None:
             return goal
-        own = (NO_THROTTLE, Throttle.FORTY_WRITES)  # none at all, or one that is in force whatever the policy says
-        allowed = () if self.choice.throttle in own else (Throttle(self.choice.throttle),)
-        return dataclasses.replace(goal, throttles=frozenset(allowed))
+        return dataclasses.replace(goal, throttles=_allowed(self.choice.throttle))
+
+    @property
+    def may_hold_writes(self) -> bool:
+        """Whether a policy may order 40-writes; in force from the first round, it is none of a policy's."""
+        return Throttle.FORTY_WRITES in self.goal.throttles
+
+    @property
+    def most_hold_ms(self) -> Milliseconds:
+        """Return for how long 40-writes may hold a write.
+
+        Where a policy orders it, it is what the policy reckons with; else no more than the gap of the goal.
+        """
+        if self.may_hold_writes:
+            return most_stall_ms(limit_within(self.goal.max_gap_ms))
+        return min(self.goal.max_gap_ms, MAX_GAP_MS)
 
     def bound(self, order: Order) -> Order:
         """Return an order with what the person asked for as its bound."""
@@ -105,6 +122,15 @@ class Asked:
     def capped(self, wished: BytesPerSecond | None) -> BytesPerSecond:
         """Return a bandwidth that is no more than was asked for, or than the link gives."""
         return min(wished or UNLIMITED, self.bandwidth or UNLIMITED)
+
+
+def _allowed(throttle: str) -> frozenset[Throttle]:
+    """Return which brakes a policy may use."""
+    if throttle == ANY_THROTTLE:
+        return frozenset(Throttle)
+    if throttle in (NO_THROTTLE, Throttle.FORTY_WRITES):  # the last: in force from the first round, whatever it says
+        return frozenset()
+    return frozenset({Throttle(throttle)})
 
 
 def check_asked(asked: Asked) -> None:
@@ -122,33 +148,24 @@ def check_asked(asked: Asked) -> None:
             f"policy {kind.description.name} has its own idea of when to switch over: {', '.join(idle)} does nothing",
             fix=f"leave that out, or take policy {DEFAULT}; --time-limit ends any migration",
         )
-    if not kind.heeds_goal:
-        return
-    check_goal(asked.goal, Facts(asked.ram_bytes))
-    if why := _NEVER.get(choice.throttle or ""):
-        raise BadInput(
-            f"throttle {choice.throttle} cannot be used: {why}", fix=f"take {Throttle.AUTO_CONVERGE} or {NO_THROTTLE}"
-        )
+    if kind.heeds_goal:
+        check_goal(asked.goal, Facts(asked.ram_bytes))
 
 
-_NEVER = {
-    str(Throttle.DIRTY_LIMIT): "nothing bounds how long a vCPU stalls under it, so no gap could be promised",
-}
-
-
-def make_facts(asked: Asked, qemus: Qemus | None) -> Facts:
-    """Return what a policy is told of the guest and its link, and which means both QEMUs have.
+def make_facts(asked: Asked, qemus: Qemus | None, *, holds_writes: bool = False) -> Facts:
+    """Return what a policy is told of the guest and its link, and which means there are.
 
     Args:
         asked: what was asked for.
         qemus: None: not known any more; what was asked for counts as there, and QEMU has the last word.
+        holds_writes: the guest's helper was asked, and can hold writes.
     """
     common = None if qemus is None else qemus[0].capabilities & qemus[1].capabilities
-    brakes = (Throttle.AUTO_CONVERGE,)
+    brakes = {brake for brake, name in _CAPABILITY.items() if common is None or name in common}
     return Facts(
         ram_bytes=asked.ram_bytes,
         link=asked.bandwidth,
-        throttles=frozenset(brake for brake in brakes if common is None or _CAPABILITY[brake] in common),
+        throttles=frozenset(brakes | ({Throttle.FORTY_WRITES} if holds_writes else set())),
         postcopy=asked.postcopy and (common is None or POSTCOPY in common),
     )
 
@@ -164,7 +181,6 @@ def choose_stream(asked: Asked, wishes: Wishes, qemus: Qemus) -> CapabilitySet:
 def _wanted(wishes: Wishes) -> list[Wanted]:
     wanted = {
         "auto-converge": wishes.auto_converge,
-        "dirty-limit": wishes.dirty_limit,
         "xbzrle": wishes.xbzrle,
         "multifd": wishes.multifd_channels > 1,
     }
@@ -174,7 +190,8 @@ def _wanted(wishes: Wishes) -> list[Wanted]:
 
 def granted(facts: Facts, chosen: CapabilitySet) -> Facts:
     """Return the facts without the means that the stream will not have."""
-    usable = {brake for brake in facts.throttles if chosen.capabilities.get(_CAPABILITY.get(brake, ""))}
+    on = {name for name, is_on in chosen.capabilities.items() if is_on}
+    usable = {brake for brake in facts.throttles if _CAPABILITY.get(brake) in {None, *on}}
     postcopy = facts.postcopy and bool(chosen.capabilities.get(POSTCOPY))
     return dataclasses.replace(facts, throttles=frozenset(usable), postcopy=postcopy)
 
@@ -209,9 +226,7 @@ def throttle_parameters(order: SetThrottle | ThrottleOff) -> Mapping[str, int]:
     level = order.level if isinstance(order, SetThrottle) else _AT_REST
     if order.throttle is Throttle.AUTO_CONVERGE:
         return {"cpu-throttle-initial": level, "cpu-throttle-increment": level, "max-cpu-throttle": level}
-    if order.throttle is Throttle.DIRTY_LIMIT and isinstance(order, SetThrottle):
-        return {"vcpu-dirty-limit": level}
-    raise BadInput(f"throttle {order.throttle} cannot be set in QEMU under way", fix="take another policy or throttle")
+    raise BadInput(f"throttle {order.throttle} is none of QEMU's", fix="take another policy or throttle")
 
 
 def left_out_text(left: LeftOut) -> str:

@@ -61,7 +61,7 @@ class Calls:
         over: called when all is done but the report: the guest may be moved again at once, by anybody.
         report: measures and publishes the end.
         passed: called when the checks have passed: measures of the guest begin; must return at once.
-        brake: slows the guest's writes.
+        brake: slows the guest's writes; the steering's too.
     """
 
     check: Callable[[], Awaitable[tuple[tuple[Blocker, ...], Guarantee | None]]]

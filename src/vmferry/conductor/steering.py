@@ -18,18 +18,21 @@ from typing import Any, Protocol
 
 from vmferry.conductor import plan
 from vmferry.conductor.asking import ask, ask_wishes
+from vmferry.conductor.brake import Brake
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.helm import Helm
 from vmferry.conductor.marks import Marks
 from vmferry.conductor.trail import Trail
-from vmferry.core.convergence import Facts, Guarded, Observation, Observer, Round
+from vmferry.core.convergence import Facts, Guarded, Observation, Observer, Round, Throttle
 from vmferry.core.convergence.orders import (
     Cancel,
     Order,
     Orders,
     Pause,
     Resume,
+    SetThrottle,
     StartPostcopy,
+    ThrottleOff,
     order_text,
 )
 from vmferry.core.errors import Blocker, Broken, VmferryError
@@ -92,11 +95,15 @@ class Steering:
         feed: what watchers see.
         marks: when what happened.
         machinery: the hand-over's runner.
+        brake: slows the guest's writes from within.
     """
 
-    def __init__(self, asked: plan.Asked, guest: str, feed: Feed, marks: Marks, machinery: Machinery) -> None:
+    def __init__(
+        self, asked: plan.Asked, guest: str, feed: Feed, marks: Marks, machinery: Machinery, brake: Brake
+    ) -> None:
         self.trail = Trail(asked)
-        self.helm = Helm(asked, lambda extra_ms: machinery.allow(_S.SWITCHOVER, extra_ms))
+        self.helm = Helm(asked, lambda extra_ms: machinery.allow(_S.SWITCHOVER, extra_ms), brake)
+        self._brake = brake
         self._asked = asked
         self._guest = guest
         self._feed = feed
@@ -117,7 +124,8 @@ class Steering:
         Raises:
             NotFound: there is no such policy.
         """
-        guarded, able = Guarded(plan.policy_of(self._asked)), plan.make_facts(self._asked, qemus)
+        guarded, no_writes = Guarded(plan.policy_of(self._asked)), await self._why_no_writes()
+        able = plan.make_facts(self._asked, qemus, holds_writes=no_writes == ())
         wishes = await ask_wishes(guarded, able)
         chosen = plan.choose_stream(self._asked, wishes, qemus)
         if chosen.blockers:
@@ -126,16 +134,18 @@ class Steering:
         orders = await self._begin(guarded, facts)
         if refusal := next((order for order in orders if isinstance(order, Cancel)), None):
             return (Blocker("policy.refuses", refusal.rule, "allow it more, or take another policy"),)
-        self.trail.left_out = tuple(plan.left_out_text(left) for left in chosen.left_out)
+        left_out = (plan.left_out_text(left) for left in chosen.left_out)
+        held = (f"{Throttle.FORTY_WRITES}: {blocker.what}" for blocker in no_writes or ())
+        self.trail.left_out = (*left_out, *held)
         key = secrets.token_hex(_KEY_BYTES) if self._asked.encrypted else None
-        self._setup = plan.make_setup(self._asked, chosen, wishes, orders, key)
+        self._late = tuple(order for order in orders if _is_late(order))
+        folded = tuple(order for order in orders if not _is_late(order))
+        self._setup = plan.make_setup(self._asked, chosen, wishes, folded, key)
         await self._tell_began(guarded, None)
-        self._late = tuple(order for order in orders if isinstance(order, _LATE))
-        for order in orders:
-            if order not in self._late:
-                self.trail.ordered(order, _START.elapsed_ms)
-                self.trail.carried_out(order, None)
-                await self._tell(order, _START, None)
+        for order in folded:
+            self.trail.ordered(order, _START.elapsed_ms)
+            self.trail.carried_out(order, None)
+            await self._tell(order, _START, None)
         return ()
 
     def take_setup(self) -> MigrationSetup:
@@ -147,6 +157,10 @@ class Steering:
         if self._setup is None:
             raise Broken(f"Migration of guest {self._guest} was never prepared", side="source")
         return self._setup
+
+    async def _why_no_writes(self) -> tuple[Blocker, ...] | None:
+        """Return why a policy cannot have 40-writes; None: it may not, and the guest is not asked."""
+        return await self._brake.blockers() if self._asked.may_hold_writes else None
 
     async def _begin(self, guarded: Guarded, facts: Facts) -> Orders:
         answer = await ask(guarded, partial(guarded.begin, facts))
@@ -195,7 +209,8 @@ class Steering:
         except VmferryError as error:
             self._give_up(f"after the agent's restart: {error}")
             return False
-        orders = await self._begin(guarded, plan.make_facts(self._asked, None))
+        holds_writes = await self._why_no_writes() == ()
+        orders = await self._begin(guarded, plan.make_facts(self._asked, None, holds_writes=holds_writes))
         await self._tell_began(guarded, "the source's agent was restarted; what the policy had seen is gone")
         return await self._carry_out(process, orders, _START)
 
@@ -304,6 +319,12 @@ class Steering:
         """Publish the row of the last round."""
         for event in self.trail.finish(self._marks.since_start_ms()):
             await self._feed.publish(event)
+
+
+def _is_late(order: Order) -> bool:
+    """Tell whether a first order is none of the set-up's: it waits for the stream."""
+    in_guest = isinstance(order, SetThrottle | ThrottleOff) and order.throttle is Throttle.FORTY_WRITES
+    return in_guest or isinstance(order, _LATE)
 
 
 def _moment(seen: Observation, sample: MigrationSample) -> _Moment:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmferry.conductor.brake import FORTY
 from vmferry.conductor.plan import Asked
 from vmferry.core.capabilities import FirstRound, restart_price
-from vmferry.core.convergence import Facts, Observation
-from vmferry.core.convergence.orders import MAX_DOWNTIME_MS, Order, SetDowntimeLimit, SwitchNow
+from vmferry.core.convergence import Facts, Observation, Throttle
+from vmferry.core.convergence.orders import MAX_DOWNTIME_MS, Order, SetDowntimeLimit, SetThrottle, SwitchNow
 from vmferry.core.convergence.recorder import Recorder
 from vmferry.core.convergence.trace import Trace
 from vmferry.core.migration import MigrationSample, MigrationStatus
@@ -15,6 +16,7 @@ from vmferry.core.progress import Progress, RoundEnded
 from vmferry.core.rounds import RoundTracker
 from vmferry.core.units import Milliseconds, Pages, format_ms
 
+_BY_HAND = "asked for: from the first round on"
 _STANDS_STILL = (MigrationStatus.PRE_SWITCHOVER, MigrationStatus.DEVICE)
 
 
@@ -47,8 +49,10 @@ class Trail:
         self._elapsed_ms = Milliseconds(0.0)
 
     def begin(self, facts: Facts) -> None:
-        """Begin, or begin anew, with what the policy was told."""
+        """Begin, or begin anew, with what the policy was told, and with what is in force whatever it orders."""
         self._recorder = Recorder(self._asked.choice.policy, facts, self._asked.goal)
+        if self._asked.choice.throttle == Throttle.FORTY_WRITES:
+            self.ordered(SetThrottle(Throttle.FORTY_WRITES, FORTY, _BY_HAND), Milliseconds(0.0))
 
     def ordered(self, order: Order, at_ms: Milliseconds) -> None:
         """Keep an order, carried out or not."""

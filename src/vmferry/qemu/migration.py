@@ -38,7 +38,6 @@ TUNABLE = frozenset(
         "max-cpu-throttle",
         "throttle-trigger-threshold",
         "vcpu-dirty-limit",
-        "x-vcpu-dirty-limit-period",
         "max-postcopy-bandwidth",
         "avail-switchover-bandwidth",
         "announce-initial",

@@ -108,6 +108,7 @@ class FakeStream:
     error: str | None = None
     broken: bool = False  #: the stream is cut, and QEMU has not acted on it yet
     postcopy: bool = False  #: post-copy was ordered
+    endless: bool = False  #: each round dirties as much as it sends
 
     def is_over(self) -> bool:
         """Tell whether nothing will happen any more."""
@@ -117,11 +118,14 @@ class FakeStream:
         """Return a reading; figures are made up and agree with each other."""
         total = self.source.guest.spec.memory_bytes
         left = 0 if self.status is MigrationStatus.COMPLETED else total >> min(self.rounds * 4, 40)
+        sent = total - left if self.rounds else 0
+        if self.endless and self.status is MigrationStatus.ACTIVE:
+            left, sent = total, total * max(self.rounds - 1, 0)
         return MigrationSample(
             status=self.status,
             error=self.error,
             rounds=self.rounds,
-            transferred_bytes=Bytes(total - left if self.rounds else 0),
+            transferred_bytes=Bytes(sent),
             remaining_bytes=Bytes(left),
             total_bytes=total,
             bandwidth=FAKE_BANDWIDTH,

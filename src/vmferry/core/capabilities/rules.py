@@ -71,7 +71,6 @@ class Requirement(Ruled):
 class Resource(enum.StrEnum):
     """What a host must offer, found out by somebody who looked; what nobody looked at is not there."""
 
-    DIRTY_RING = "KVM with accelerator property dirty-ring-size"
     USERFAULTFD = "userfaultfd for QEMU's user"
     WRITE_PROTECTION = "userfaultfd with write protection"
     LOCKED_MEMORY = "a limit of locked memory as large as the guest"
@@ -213,8 +212,6 @@ REQUIREMENTS: tuple[Requirement, ...] = (
 )
 
 HOST_NEEDS: tuple[HostNeed, ...] = (
-    # Both sides: they get the same set, and QEMU looks at its own accelerator only.
-    HostNeed("dirty-limit", Resource.DIRTY_RING, at_source=True, at_destination=True, source=_CAPS),
     HostNeed(
         *("postcopy-ram", Resource.USERFAULTFD),
         at_source=False,

@@ -25,12 +25,11 @@ class Throttle(enum.StrEnum):
     """A brake on what the guest writes; beside each is the unit of its level."""
 
     AUTO_CONVERGE = "auto-converge"  #: percent of each vCPU's time taken away, 1 to 99
-    DIRTY_LIMIT = "dirty-limit"  #: MiB/s that each vCPU may dirty; needs KVM's dirty ring
     FORTY_WRITES = "40-writes"  #: writes per slot that a process may do; needs a helper in the guest
 
 
 #: The least and the most that each throttle's level may be.
-LEVELS = {Throttle.AUTO_CONVERGE: (1, 99), Throttle.DIRTY_LIMIT: (1, 1_000_000), Throttle.FORTY_WRITES: (1, 1_000_000)}
+LEVELS = {Throttle.AUTO_CONVERGE: (1, 99), Throttle.FORTY_WRITES: (1, 4096)}
 
 
 class AtDeadline(enum.StrEnum):
@@ -74,8 +73,6 @@ class Wishes:
 
     max_bandwidth: BytesPerSecond | None = None  #: None: as much as the link carries
     auto_converge: bool = False  #: the capability; without SetThrottle QEMU raises the brake by itself
-    dirty_limit: bool = False
-    forty_writes: bool = False
     postcopy: bool = False
     xbzrle: bool = False
     tls: bool = False

@@ -4,7 +4,7 @@ QEMU's part is its rule: a round is over when its rest is under the threshold (b
 dirtied meanwhile is added, and if that is under the threshold too, the guest is stopped. Left out on purpose: page
 headers (0.2 %), empty pages, the cost of the dirty bitmap, device state. With auto-converge on and no word from the
 policy, the brake goes up as QEMU's does: 20 %, then 10 % more at every second round that dirtied over half of what it
-sent, up to 99 %.
+sent, up to 99 %. 40-writes is not played: which of the guest's programs it covers is nothing that a curve says.
 
 Source: QEMU 10.0, migration_iteration_run in migration/migration.c, migration_trigger_throttle in migration/ram.c.
 """
@@ -191,7 +191,7 @@ class _Play:
             elif isinstance(order, SetThrottle) and order.throttle is Throttle.AUTO_CONVERGE:
                 self.by_qemu = False
                 self._brake(order.level)
-            elif isinstance(order, ThrottleOff):
+            elif isinstance(order, ThrottleOff) and order.throttle is Throttle.AUTO_CONVERGE:
                 self.percent = 0
             elif (outcome := _ENDS.get(type(order))) is not None:
                 self.end = (outcome, order.rule)

@@ -5,10 +5,12 @@
    When it underestimates the link and the rest fits by our measure (a local minimum, for example), the limit is raised
    for one round.
 2. After each round from the second on: can pre-copy get there at all (outlook.py)? If it seems not, post-copy starts
-   at once if it is allowed. If it is proven or seen twice, the brake is put on as softly as the curve says will do,
-   never so hard that a stall eats more than half of the gap, and the limit shrinks by that stall: a vCPU may be asleep
-   when the guest is stopped.
-3. At the deadline: post-copy if allowed, else what the goal says.
+   at once if it is allowed. If it is proven or seen twice, a brake is put on.
+3. The brakes in order of harm, one at a time: 40-writes slows the programs that the guest's owner has put under it and
+   nothing else; where it does not do, it is released, and auto-converge slows the whole guest, as softly as the curve
+   says will do. Neither holds anything for more than half of the limit, and the limit shrinks by that stall: a vCPU
+   may be asleep, or a write held, when the guest is stopped.
+4. At the deadline: post-copy if allowed, else what the goal says.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from vmferry.core.convergence.orders import (
     SetThrottle,
     StartPostcopy,
     SwitchNow,
+    ThrottleOff,
 )
 from vmferry.core.convergence.outlook import Outlook, outlook
 from vmferry.core.convergence.policy import Policy
@@ -42,6 +45,8 @@ FIRST_VERDICT = 2
 HALVES = 0.5
 #: After the brake, so many rounds before it is pulled harder: QEMU applies it at the second bad round.
 PATIENCE = 3
+#: 40-writes is in force at once: the first round under it shows what it does, a second one shows it again.
+WRITES_PATIENCE = 2
 #: The article's slot allows this many writes.
 WRITES = 40
 
@@ -56,8 +61,9 @@ class Vmferry(Policy):
         rules=(
             "the rest fits bandwidth x 0.9 x (gap - fixed cost): QEMU switches at that moment",
             "from the second round on, the dirty curve shows no end and post-copy is allowed: post-copy",
-            "the same, proven or seen twice, no post-copy: the brake, as soft as will do, stalls at most half the gap",
-            "three rounds later still no end: the strongest brake within that bound",
+            "the same, proven or seen twice, no post-copy: 40-writes, where it may be used",
+            "without it, or two rounds later still no end: auto-converge instead, as soft as will do",
+            "three rounds later still no end: the strongest whose stalls take at most half of the limit",
             "the deadline has come: post-copy if allowed, else as asked: cancel with the reason, or switch",
         ),
         qemu="decides within the goal: limit = 0.9 x (gap - fixed cost) - stall of the brake",
@@ -66,17 +72,15 @@ class Vmferry(Policy):
             ("--max-gap", "90 ms (simulate: 300 ms)"),
             ("--deadline", "none"),
             ("post-copy", "when allowed"),
-            ("throttle", "auto-converge, bounded"),
+            ("throttle", "auto-converge, bounded; with --throttle any 40-writes before it"),
         ),
     )
 
     def wishes(self, facts: Facts) -> Wishes:
         """Return what the allowed means need; several channels exclude post-copy on QEMU up to 10.0."""
-        brake = self._brake(facts)
         return Wishes(
             postcopy=self.goal.allow_postcopy and facts.postcopy,
-            auto_converge=brake is Throttle.AUTO_CONVERGE,
-            forty_writes=brake is Throttle.FORTY_WRITES,
+            auto_converge=self._may_use(Throttle.AUTO_CONVERGE, facts),
         )
 
     def started(self) -> Orders:
@@ -87,11 +91,14 @@ class Vmferry(Policy):
         """
         check_goal(self.goal, self.facts)
         self._budget_ms = limit_within(self.goal.max_gap_ms, self.facts.fixed_cost_ms)
+        self._most_stall_ms = throttle.most_stall_ms(self._budget_ms)
         self._stall_ms = 0.0
         self._points: list[DirtyPoint] = []
         self._doubts = 0
         self._level = 0
         self._braked_in = 0
+        self._writes_in = 0  #: the round after which 40-writes was ordered; 0: not yet
+        self._unbraked: tuple[Outlook, float] | None = None  #: what was seen before that: the guest without a brake
         self._raised = False
         self._last: Round | None = None
         gap, cost = format_ms(self.goal.max_gap_ms), format_ms(self.facts.fixed_cost_ms)
@@ -144,26 +151,33 @@ class Vmferry(Policy):
             return (StartPostcopy(f"no end: {_dirtied(ended)}"),)
         if not view.proven and self._doubts < 2:
             return ()
+        if self._writes_in == 0 and self._level == 0 and self._may_hold_writes():
+            return self._hold_writes(ended, view, speed)
+        if not self._may_use(Throttle.AUTO_CONVERGE, self.facts):
+            return ()
+        strongest = throttle.strongest(self._most_stall_ms)
         if self._level == 0:
-            return self._put_on(ended, view, speed)
-        strongest = throttle.strongest(self._budget_ms / 2)
+            return self._put_on(ended, view, speed, strongest)
         is_late = ended.round >= self._braked_in + PATIENCE
-        if self._brake(self.facts) is Throttle.AUTO_CONVERGE and self._level < strongest and is_late:
-            return self._brake_by(strongest, ended)
-        return ()
+        return self._brake_by(strongest, ended) if self._level < strongest and is_late else ()
 
-    def _put_on(self, ended: Round, view: Outlook, speed: float) -> Orders:
-        brake = self._brake(self.facts)
-        if brake is None:
+    def _hold_writes(self, ended: Round, view: Outlook, speed: float) -> Orders:
+        self._writes_in, self._unbraked = ended.round, (view, speed)
+        self._stall_ms = self._most_stall_ms
+        rule = f"no end: {_dirtied(ended)}"
+        held = f"a write may be held for {format_ms(self._stall_ms)} when the guest is stopped"
+        return SetThrottle(Throttle.FORTY_WRITES, WRITES, rule), SetDowntimeLimit(self._limit_ms(), held)
+
+    def _put_on(self, ended: Round, view: Outlook, speed: float, strongest: int) -> Orders:
+        """Put auto-converge on, for the first time; what it replaces goes first."""
+        if strongest < throttle.LEAST or (self._writes_in and ended.round < self._writes_in + WRITES_PATIENCE):
             return ()
-        if brake is Throttle.FORTY_WRITES:
-            self._level = WRITES
-            return (SetThrottle(brake, WRITES, f"no end: {_dirtied(ended)}"),)
-        strongest = throttle.strongest(self._budget_ms / 2)
-        if strongest < throttle.LEAST:
-            return ()
+        seen, bytes_per_ms = self._unbraked or (view, speed)
         levels = range(10, strongest, 5)
-        return self._brake_by(next((p for p in levels if self._does(p, view, speed)), strongest), ended)
+        level = next((p for p in levels if self._does(p, seen, bytes_per_ms)), strongest)
+        rule = f"it does not do: {_dirtied(ended)}"
+        release: Orders = (ThrottleOff(Throttle.FORTY_WRITES, rule),) if self._writes_in else ()
+        return (*release, *self._brake_by(level, ended))
 
     def _does(self, percent: int, view: Outlook, speed: float) -> bool:
         """Tell whether this brake would let the rounds end, by the curve."""
@@ -185,14 +199,16 @@ class Vmferry(Policy):
 
     def _idle_brake(self) -> Orders:
         """Keep QEMU's own auto-converge from braking by itself: it is switched on before the start or never."""
-        if self._brake(self.facts) is not Throttle.AUTO_CONVERGE:
+        if not self._may_use(Throttle.AUTO_CONVERGE, self.facts):
             return ()
         return (SetThrottle(Throttle.AUTO_CONVERGE, throttle.LEAST, "at rest until it is needed"),)
 
-    def _brake(self, facts: Facts) -> Throttle | None:
-        """Return the brake to use; dirty-limit is not among them, since nothing bounds its stalls."""
-        usable = self.goal.throttles & facts.throttles
-        return next((b for b in (Throttle.AUTO_CONVERGE, Throttle.FORTY_WRITES) if b in usable), None)
+    def _may_use(self, brake: Throttle, facts: Facts) -> bool:
+        return brake in self.goal.throttles & facts.throttles
+
+    def _may_hold_writes(self) -> bool:
+        fits = self._most_stall_ms >= throttle.SHORTEST_SLOT_MS
+        return fits and self._may_use(Throttle.FORTY_WRITES, self.facts)
 
     def _may_postcopy(self) -> bool:
         return self.goal.allow_postcopy and self.facts.postcopy
