@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from tests.qemus import VERSIONS, find_or_skip
 
-from vmferry.core.capabilities import FEATURES, Kind, Resource, StreamFacts, Version
+from vmferry.core.capabilities import FEATURES, Kind, Resource, Version
 from vmferry.core.host import QemuFacts
 from vmferry.lab.toolchain import QemuBinary
 
-EVERYTHING = StreamFacts(source=frozenset(Resource), destination=frozenset(Resource))
+EVERYTHING = frozenset(Resource)
 
 
 def make_qemu(major: int, minor: int) -> QemuFacts:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from tests.capabilities.conftest import EVERYTHING, make_qemu, qemu_7_2, qemu_10_0, qemu_10_2
 
@@ -12,7 +10,6 @@ from vmferry.core.capabilities import (
     CapabilitySet,
     Level,
     Resource,
-    StreamFacts,
     Transport,
     Wanted,
     Wish,
@@ -28,13 +25,13 @@ def ask(
     *wanted: Wanted,
     source: QemuFacts | None = None,
     destination: QemuFacts | None = None,
-    facts: StreamFacts = EVERYTHING,
+    offered: frozenset[Resource] = EVERYTHING,
     transport: Transport = Transport.TCP,
     encrypted: bool = True,
 ) -> CapabilitySet:
     """Choose between two QEMUs, 10.0 unless said otherwise."""
     wish = Wish(wanted, transport, encrypted)
-    return choose(wish, source or qemu_10_0(), destination or qemu_10_0(), facts)
+    return choose(wish, source or qemu_10_0(), destination or qemu_10_0(), offered)
 
 
 def names(found: CapabilitySet) -> set[str]:
@@ -125,12 +122,13 @@ def test_the_qemu_that_lacks_it_is_named() -> None:
 
 
 def test_what_no_host_offers_is_left_out() -> None:
-    """What nobody looked at is not there; what a host offers is enough on the side that needs it."""
-    nothing = ask(Wanted("postcopy-ram", R), Wanted("dirty-limit"), facts=StreamFacts())
-    assert names(nothing) == set()
+    """What nobody looked at is not there, and the sides that need it are told; what was found is enough."""
+    nothing = ask(Wanted("postcopy-ram", R), Wanted("multifd"), Wanted("multifd-zstd"), offered=frozenset())
+    assert names(nothing) == {"multifd"}
     assert "userfaultfd for QEMU's user at the destination" in nothing.blockers[0].what
-    enough = StreamFacts(destination=frozenset({Resource.USERFAULTFD}))
-    assert names(ask(Wanted("postcopy-ram", R), facts=enough)) == {"postcopy-ram"}
+    assert "built with zstd at the source and destination" in why(nothing, "multifd-zstd")
+    enough = frozenset({Resource.USERFAULTFD})
+    assert names(ask(Wanted("postcopy-ram", R), offered=enough)) == {"postcopy-ram"}
 
 
 def test_encryption_is_never_dropped() -> None:
@@ -178,12 +176,6 @@ def test_channels_to_a_file_need_places() -> None:
     assert names(plain) == set()
     mapped = ask(Wanted("multifd"), Wanted("mapped-ram"), transport=Transport.FILE, encrypted=False)
     assert names(mapped) == {"multifd", "mapped-ram"}
-
-
-def test_a_physical_device_excludes_post_copy() -> None:
-    """A VF in the guest writes to memory that is not there yet."""
-    facts = dataclasses.replace(EVERYTHING, physical_devices=True)
-    assert "vfio excludes postcopy-ram" in why(ask(Wanted("postcopy-ram"), facts=facts), "postcopy-ram")
 
 
 @pytest.mark.parametrize(

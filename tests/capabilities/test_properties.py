@@ -17,7 +17,6 @@ from vmferry.core.capabilities import (
     CapabilitySet,
     Level,
     Resource,
-    StreamFacts,
     Transport,
     Wanted,
     Wish,
@@ -51,44 +50,40 @@ _WISHES = st.builds(
 _QEMUS = st.sampled_from([(7, 2), (8, 0), (8, 1), (8, 2), (9, 0), (9, 1), (10, 0), (10, 1), (10, 2)]).map(
     lambda version: make_qemu(*version)
 )
-_FACTS = st.builds(
-    StreamFacts, st.frozensets(st.sampled_from(Resource)), st.frozensets(st.sampled_from(Resource)), st.booleans()
-)
-_FULL = st.one_of(st.just(StreamFacts(frozenset(Resource), frozenset(Resource))), _FACTS)
+_SOME = st.frozensets(st.sampled_from(Resource))
+_FULL = st.one_of(st.just(frozenset(Resource)), _SOME)
 
 
-def _on(found: CapabilitySet, facts: StreamFacts) -> set[str]:
+def _on(found: CapabilitySet) -> set[str]:
     """Return everything that is on, also what is given."""
     given = {str(found.transport)} | ({"tls"} if found.encrypted else set())
-    return given | ({"vfio"} if facts.physical_devices else set()) | {one.name for one in found.chosen}
+    return given | {one.name for one in found.chosen}
 
 
 @given(_WISHES, _QEMUS, _QEMUS, _FULL)
 def test_chosen_sets_are_free_of_exclusions(
-    wish: Wish, source: QemuFacts, destination: QemuFacts, facts: StreamFacts
+    wish: Wish, source: QemuFacts, destination: QemuFacts, offered: frozenset[Resource]
 ) -> None:
     """No two of a set exclude each other on either QEMU, none lacks what it needs, both QEMUs have them all."""
-    found = choose(wish, source, destination, facts)
+    found = choose(wish, source, destination, offered)
     if any(blocker.code == "stream.transport" for blocker in found.blockers):
         assert found.chosen == ()
         return
-    on = _on(found, facts)
+    on = _on(found)
     for rule, qemu in itertools.product(EXCLUSIONS, (source, destination)):
         together = {rule.one, rule.other} <= on and (rule.unless is None or rule.unless not in on)
         assert not (together and rule.verdict(qemu.version)), rule
     assert [r for r in REQUIREMENTS if r.user in on and r.needs not in on] == []
-    offered = ((facts.source, "at_source"), (facts.destination, "at_destination"))
-    for need, (there, side) in itertools.product(HOST_NEEDS, offered):
-        assert need.user not in on or not getattr(need, side) or need.resource in there, need
+    assert [need for need in HOST_NEEDS if need.user in on and need.resource not in offered] == []
     for qemu in (source, destination):
         assert set(found.capabilities) <= qemu.capabilities
         assert set(found.parameters) <= qemu.parameters
 
 
 @given(_WISHES, _QEMUS, _QEMUS, _FULL)
-def test_nothing_gets_lost(wish: Wish, source: QemuFacts, destination: QemuFacts, facts: StreamFacts) -> None:
+def test_nothing_gets_lost(wish: Wish, source: QemuFacts, destination: QemuFacts, offered: frozenset[Resource]) -> None:
     """Every wish is chosen or left out with a reason and a fix, never both; a required one that is left out blocks."""
-    found = choose(wish, source, destination, facts)
+    found = choose(wish, source, destination, offered)
     both = [*found.chosen, *(left.wanted for left in found.left_out)]
     assert sorted(both, key=repr) == sorted(wish.wanted, key=repr)
     assert all(left.why and left.fix for left in found.left_out)
@@ -99,25 +94,27 @@ def test_nothing_gets_lost(wish: Wish, source: QemuFacts, destination: QemuFacts
 
 @given(_WISHES, _QEMUS, _QEMUS, _FULL, st.randoms(use_true_random=False))
 def test_the_order_of_the_wishes_does_not_matter(
-    wish: Wish, source: QemuFacts, destination: QemuFacts, facts: StreamFacts, random: object
+    wish: Wish, source: QemuFacts, destination: QemuFacts, offered: frozenset[Resource], random: object
 ) -> None:
     """The same wishes in another order give the same set."""
     mixed = list(wish.wanted)
     random.shuffle(mixed)  # type: ignore[attr-defined]
     again = Wish(tuple(mixed), wish.transport, wish.encrypted)
-    assert choose(again, source, destination, facts) == choose(wish, source, destination, facts)
+    assert choose(again, source, destination, offered) == choose(wish, source, destination, offered)
 
 
-@given(_WISHES, st.from_type(QemuFacts), st.from_type(QemuFacts), _FACTS)
-def test_any_qemu_gives_an_answer(wish: Wish, source: QemuFacts, destination: QemuFacts, facts: StreamFacts) -> None:
+@given(_WISHES, st.from_type(QemuFacts), st.from_type(QemuFacts), _SOME)
+def test_any_qemu_gives_an_answer(
+    wish: Wish, source: QemuFacts, destination: QemuFacts, offered: frozenset[Resource]
+) -> None:
     """Nothing that a host says makes the choice raise."""
-    found = choose(wish, source, destination, facts)
+    found = choose(wish, source, destination, offered)
     assert set(found.capabilities) <= source.capabilities & destination.capabilities
 
 
 def test_every_wishable_capability_can_be_had_somewhere() -> None:
     """A row that no QEMU with every resource could ever be granted would be dead."""
-    full = StreamFacts(frozenset(Resource), frozenset(Resource))
+    full = frozenset(Resource)
     dead = []
     for feature in FEATURES:
         if feature.never is not None or feature.kind in {"transport", "given"}:

@@ -16,7 +16,6 @@ from vmferry.core.capabilities import (
     Kind,
     Level,
     Resource,
-    StreamFacts,
     Transport,
     Verdict,
     Wanted,
@@ -43,7 +42,7 @@ def qemu(request: pytest.FixtureRequest, binary: QemuBinary) -> Iterator[BareQem
 
 def ask_us(facts: QemuFacts, names: tuple[str, ...]) -> bool:
     """Tell whether our table lets these capabilities be together, over whatever transport suits them best."""
-    full = StreamFacts(frozenset(Resource), frozenset(Resource))
+    full = frozenset(Resource)
     wanted = tuple(Wanted(name, Level.REQUIRED) for name in names)
     return any(
         not choose(Wish(wanted, transport, encrypted=False), facts, facts, full).blockers

@@ -15,7 +15,7 @@ from vmferry.core.convergence import make_policy
 from vmferry.core.convergence.replay import replay
 from vmferry.core.handover.states import SourceState
 from vmferry.core.migration import MigrationStatus, RunState
-from vmferry.core.progress import Finished, PolicyOrdered, StateEntered
+from vmferry.core.progress import PolicyOrdered, StateEntered
 from vmferry.core.units import MIB, BytesPerSecond
 from vmferry.lab.guests import GuestImage
 from vmferry.lab.toolchain import find_qemus

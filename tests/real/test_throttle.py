@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from vmferry.core.convergence import Round, make_policy
+from vmferry.core.convergence.replay import replay
+from vmferry.core.convergence.trace import Ordered, decode
 from vmferry.core.progress import Outcome
 from vmferry.core.units import BytesPerSecond
 from vmferry.lab.guest_plans import micro_guest
 from vmferry.lab.hosts import Lab
-from vmferry.lab.scenarios import Scenario, remove, run_scenario, started
+from vmferry.lab.scenarios import Scenario, move, remove, run_scenario, started
 from vmferry.lab.throttled_move import GREEDY, course
 
 pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="module")]
@@ -32,6 +37,36 @@ async def test_a_guest_that_outruns_its_link_arrives_only_under_the_throttle(lab
     # it was let go where it arrived: nothing of the order is left there
     assert plain.free_pages_per_s > 2 * slowed.moving_pages_per_s
     await remove(lab, guest)
+
+
+@pytest.mark.slow
+async def test_the_default_policy_slows_writes_only_when_there_is_no_end_without(lab: Lab) -> None:
+    """With any brake allowed the first is the helper's, after rounds that showed no end; the guest arrives whole."""
+    guest = await started(lab, GREEDY)
+    leg = await move(lab, guest, "host-b", {"max_bandwidth": LINK, "throttle": "any", "max_gap_ms": 300.0})
+    report = leg.report
+    assert report.outcome is Outcome.MOVED, report
+    assert leg.oracle.startswith("oracle clean"), leg.oracle
+    assert report.write_throttle is not None
+    assert report.write_throttle.processes > 0
+    lines = await lab.hosts[report.source].api.follow(f"/v1/handovers/{report.handover}/trace")
+    trace = decode(map(json.dumps, lines), "the agent's trace")
+    orders = [item for item in trace.items if isinstance(item, Ordered) and item.rule.startswith("no end: ")]
+    assert orders[0].value == "40-writes 40"
+    rounds = [item.round for item in trace.items[: trace.items.index(orders[0])] if isinstance(item, Round)]
+    assert rounds[-1] >= 2
+    dry = replay(trace, make_policy("vmferry", trace.goal))
+    assert orders[0].rule in [fired.rule for fired in dry.fired if fired.what == "40-writes 40"]
+    await remove(lab, guest)
+
+
+async def test_a_guest_without_the_port_moves_where_any_brake_will_do(lab: Lab) -> None:
+    """What cannot be had is left out and told; it blocks only when it is asked for by its name."""
+    scenario = Scenario(micro_guest(), moves=(("host-a", "host-b"),), options={"throttle": "any"})
+    (leg,) = await run_scenario(lab, scenario)
+    assert leg.report.outcome is Outcome.MOVED, leg.report
+    assert leg.oracle.startswith("oracle clean"), leg.oracle
+    assert [text.partition(":")[0] for text in leg.report.left_out] == ["40-writes"]
 
 
 async def test_a_guest_without_the_port_is_refused_with_the_way_to_get_it(lab: Lab) -> None:

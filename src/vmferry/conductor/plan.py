@@ -12,7 +12,6 @@ from vmferry.core.capabilities import (
     LeftOut,
     Level,
     Resource,
-    StreamFacts,
     Wanted,
     Wish,
     choose,
@@ -174,8 +173,8 @@ def choose_stream(asked: Asked, wishes: Wishes, qemus: Qemus) -> CapabilitySet:
     """Return what both QEMUs are set to, and what of the policy's wishes is left out, with reasons."""
     postcopy = (Wanted(POSTCOPY, Level.REQUIRED), Wanted("postcopy-preempt")) if asked.postcopy else ()
     wish = Wish((*HANDOVER, *postcopy, *_wanted(wishes)), encrypted=asked.encrypted)
-    facts = StreamFacts(destination=frozenset({Resource.USERFAULTFD} if asked.postcopy else ()))
-    return choose(wish, qemus[0], qemus[1], facts)
+    offered = frozenset({Resource.USERFAULTFD} if asked.postcopy else ())  # the checks have looked at the destination
+    return choose(wish, qemus[0], qemus[1], offered)
 
 
 def _wanted(wishes: Wishes) -> list[Wanted]:

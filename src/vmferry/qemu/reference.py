@@ -56,7 +56,7 @@ def render() -> str:
                 (
                     f"`{n.user}`",
                     str(n.resource),
-                    _sides(at_source=n.at_source, at_destination=n.at_destination),
+                    n.where,
                     n.source,
                 )
                 for n in HOST_NEEDS
@@ -88,10 +88,6 @@ def _versions(span: Span) -> str:
     parts = [f"from {version_text(span.since)}"] if span.since else []
     parts += [f"before {version_text(span.until)}"] if span.until is not None else []
     return f"{' and '.join(parts)}: " if parts else ""
-
-
-def _sides(*, at_source: bool, at_destination: bool) -> str:
-    return " and ".join(name for name, there in (("source", at_source), ("destination", at_destination)) if there)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -21,8 +21,8 @@ from vmferry.core.capabilities.features import (
     Value,
     version_text,
 )
-from vmferry.core.capabilities.rules import EXCLUSIONS, HOST_NEEDS, REQUIREMENTS, Exclusion, Verdict
-from vmferry.core.capabilities.wish import CapabilitySet, LeftOut, Level, StreamFacts, Wanted, Wish
+from vmferry.core.capabilities.rules import EXCLUSIONS, HOST_NEEDS, REQUIREMENTS, Exclusion, Resource, Verdict
+from vmferry.core.capabilities.wish import CapabilitySet, LeftOut, Level, Wanted, Wish
 from vmferry.core.errors import Blocker
 from vmferry.core.host import QemuFacts
 
@@ -38,11 +38,11 @@ class _Reason:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """The two QEMUs and what their hosts offer."""
+    """The two QEMUs and what the hosts offer that a feature concerns."""
 
     source: QemuFacts
     destination: QemuFacts
-    facts: StreamFacts
+    offered: frozenset[Resource]
 
     def why_missing(self, feature: Feature) -> _Reason | None:
         """Return which QEMU lacks it."""
@@ -53,16 +53,11 @@ class _Pair:
         return None
 
     def why_not_offered(self, name: str) -> _Reason | None:
-        """Return what a host does not offer to it."""
+        """Return what the hosts do not offer to it."""
         for need in HOST_NEEDS:
-            sides = (
-                ("source", need.at_source, self.facts.source),
-                ("destination", need.at_destination, self.facts.destination),
-            )
-            for side, concerned, offered in sides:
-                if need.user == name and concerned and need.resource not in offered:
-                    why = f"{name} needs {need.resource} at the {side}, and it was not found there"
-                    return _Reason(why, f"provide {need.resource} at the {side}")
+            if need.user == name and need.resource not in self.offered:
+                where = f"{need.resource} at the {need.where}"
+                return _Reason(f"{name} needs {where}, and it was not found there", f"provide {where}")
         return None
 
     def verdict(self, rule: Exclusion) -> tuple[Verdict, str] | None:
@@ -84,7 +79,7 @@ class _Pair:
         return None
 
 
-def choose(wish: Wish, source: QemuFacts, destination: QemuFacts, facts: StreamFacts) -> CapabilitySet:
+def choose(wish: Wish, source: QemuFacts, destination: QemuFacts, offered: frozenset[Resource]) -> CapabilitySet:
     """Return the one set for both sides, and for every wish that is not in it the reason.
 
     Every wish is in `chosen` or in `left_out`. A required one that is left out, a transport that cannot be used, or
@@ -94,10 +89,10 @@ def choose(wish: Wish, source: QemuFacts, destination: QemuFacts, facts: StreamF
         wish: what is asked for.
         source: the QEMU in which the guest runs.
         destination: the QEMU that receives it.
-        facts: what the hosts offer.
+        offered: what was looked for, and found at each side that needs it; what nobody looked at is not there.
     """
-    pair = _Pair(source, destination, facts)
-    given = _given(wish, facts)
+    pair = _Pair(source, destination, offered)
+    given = (str(wish.transport), "tls") if wish.encrypted else (str(wish.transport),)
     blockers = _given_blockers(pair, given)
     chosen: list[Wanted] = []
     left_out: list[LeftOut] = []
@@ -118,13 +113,6 @@ def choose(wish: Wish, source: QemuFacts, destination: QemuFacts, facts: StreamF
         left_out=tuple(left_out),
         blockers=(*blockers, *required),
     )
-
-
-def _given(wish: Wish, facts: StreamFacts) -> tuple[str, ...]:
-    names = [str(wish.transport)]
-    names += ["tls"] if wish.encrypted else []
-    names += ["vfio"] if facts.physical_devices else []
-    return tuple(names)
 
 
 def _given_blockers(pair: _Pair, given: tuple[str, ...]) -> tuple[Blocker, ...]:

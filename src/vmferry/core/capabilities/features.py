@@ -107,7 +107,6 @@ FEATURES: tuple[Feature, ...] = (
     _given("file", (8, 2), "a file that QEMU opens; one direction, seekable, no destination that runs meanwhile"),
     _given("rdma", (1, 3), "memory to memory through an RDMA device"),
     _given("tls", (2, 7), "TLS by QEMU itself (`tls-creds`)", Kind.GIVEN),
-    _given("vfio", (0, 0), "the guest has a physical device or VF", Kind.GIVEN),
     # The hand-over itself.
     _capability("events", (2, 4), "MIGRATION and MIGRATION_PASS events"),
     _capability("return-path", (2, 10), "the destination's own word, also without post-copy"),

@@ -89,6 +89,12 @@ class HostNeed:
     at_destination: bool
     source: str
 
+    @property
+    def where(self) -> str:
+        """Return the sides that need it, in words."""
+        sides = (("source", self.at_source), ("destination", self.at_destination))
+        return " and ".join(side for side, concerned in sides if concerned)
+
 
 _CAPS = "migration/options.c, migrate_caps_check"
 _PARAMS = "migration/options.c, migrate_params_check"
@@ -171,11 +177,6 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         _until((10, 1), Verdict.OURS),
     ),
     Exclusion("tls", "rdma", "the RDMA channel is never encrypted", "migration/rdma.c", _IGNORED),
-    Exclusion(
-        *("postcopy-ram", "vfio", "a physical device writes to pages that are not there yet"),
-        "hw/vfio/migration.c, vfio_save_prepare",
-        _until((8, 2), Verdict.FAILS),
-    ),
     Exclusion("background-snapshot", "dirty-limit", "there is nothing to converge", "our own", _OURS),
     *_SNAPSHOT,
     *_CHANNELS,

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vmferry.core.capabilities.features import Value
-from vmferry.core.capabilities.rules import Resource
 from vmferry.core.errors import BadInput, Blocker
 
 
@@ -61,15 +60,6 @@ class Wish:
 HANDOVER = tuple(
     Wanted(name, Level.REQUIRED) for name in ("events", "return-path", "pause-before-switchover", "late-block-activate")
 )
-
-
-@dataclass(frozen=True, slots=True)
-class StreamFacts:
-    """What both hosts offer to a stream, and what the guest brings; what nobody looked at is not there."""
-
-    source: frozenset[Resource] = frozenset()
-    destination: frozenset[Resource] = frozenset()
-    physical_devices: bool = False  #: the guest has a physical device or VF during the migration
 
 
 @dataclass(frozen=True, slots=True)
