@@ -158,7 +158,6 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         f"{_CAPS}; tried on 7.2: no page reaches the cache of xbzrle",
         _until((8, 2), Verdict.IGNORED),
     ),
-    Exclusion("dirty-limit", "auto-converge", "both slow the guest down", _CAPS, _REFUSED),
     Exclusion("mapped-ram", "xbzrle", "a page has one place in the file", _CAPS, _REFUSED),
     Exclusion("postcopy-ram", "mapped-ram", "a file answers no requests", _CAPS, _REFUSED),
     Exclusion("mapped-ram", "multifd-zstd", "a page has its full place in the file", f"{_START}; {_TRIED}", _REFUSED),
@@ -177,7 +176,6 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         _until((10, 1), Verdict.OURS),
     ),
     Exclusion("tls", "rdma", "the RDMA channel is never encrypted", "migration/rdma.c", _IGNORED),
-    Exclusion("background-snapshot", "dirty-limit", "there is nothing to converge", "our own", _OURS),
     *_SNAPSHOT,
     *_CHANNELS,
     *_ONE_WAY,
@@ -201,7 +199,6 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     _without("multifd-zstd-level", "multifd-zstd", "nothing else compresses"),
     _without("multifd-zlib-level", "multifd-zlib", "nothing else compresses"),
     _without("xbzrle-cache-size", "xbzrle", "nothing else has this cache"),
-    _without("vcpu-dirty-limit", "dirty-limit", "it says how much to slow down"),
     *(
         _without(name, "auto-converge", "it says how much to slow down")
         for name in (
