@@ -48,7 +48,7 @@ async def test_the_default_policy_orders_40_writes_and_then_auto_converge_in_its
     assert end.outcome == "moved"
     told = [event.order for event in ordered(events)]
     limits = ["downtime limit 36.0 ms", "downtime limit 18.0 ms"]
-    assert told[:4] == [limits[0], "auto-converge 1", "40-writes 40", limits[1]]
+    assert told[:4] == [limits[0], "auto-converge 1", limits[1], "40-writes 40"]
     assert told[4] == "40-writes off"
     assert told[5].startswith("auto-converge ")
     assert here.throttle.calls == OVER

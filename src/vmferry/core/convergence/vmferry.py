@@ -164,9 +164,9 @@ class Vmferry(Policy):
     def _hold_writes(self, ended: Round, view: Outlook, speed: float) -> Orders:
         self._writes_in, self._unbraked = ended.round, (view, speed)
         self._stall_ms = self._most_stall_ms
-        rule = f"no end: {_dirtied(ended)}"
         held = f"a write may be held for {format_ms(self._stall_ms)} when the guest is stopped"
-        return SetThrottle(Throttle.FORTY_WRITES, WRITES, rule), SetDowntimeLimit(self._limit_ms(), held)
+        limit = SetDowntimeLimit(self._limit_ms(), held)  # first: the helper may take its time
+        return limit, SetThrottle(Throttle.FORTY_WRITES, WRITES, f"no end: {_dirtied(ended)}")
 
     def _put_on(self, ended: Round, view: Outlook, speed: float, strongest: int) -> Orders:
         """Put auto-converge on, for the first time; what it replaces goes first."""
