@@ -76,6 +76,6 @@ class QemuConsole:
         for name, console in list(self._open.items()):
             if console is self:
                 del self._open[name]
-        self._writer.close()
+        self._writer.transport.abort()  # a guest that reads nothing would never take the rest
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()

@@ -19,6 +19,8 @@ _log = structlog.get_logger(__name__)
 
 #: For everything: the channel serves one client at a time, and a guest may be busy or stand still.
 TIME_LIMIT_S = 2.0
+#: For one answer: reading does not yield while more lines wait, and a guest that never stops would hold the event loop.
+_MOST_LINES = 64
 _RESET = re.compile(rb"reset\r?\n")
 _STALLS = re.compile(rb"stalls max_us=(\d{1,15}) since_reset\r?\n")
 
@@ -68,13 +70,14 @@ class Stalls:
 
 
 async def _exchange(opener: _Open, question: bytes, answer: re.Pattern[bytes]) -> re.Match[bytes] | None:
-    """Ask and return the first line that is an answer, others are passed over; None when the guest hangs up."""
+    """Ask and return the first line that is an answer; None when the guest hangs up, or says too much else before."""
     reader, writer = await opener()
     try:
         writer.write(question)
-        while line := await reader.readline():
+        for _ in range(_MOST_LINES):
+            line = await reader.readline()
             found = answer.fullmatch(line)
-            if found is not None:
+            if found is not None or not line:
                 return found
         return None
     finally:

@@ -25,6 +25,8 @@ _RENEWALS_PER_LEASE = 4
 _TRIES_PER_LEASE = 20
 #: How often a guest that says nothing is asked to begin.
 _QUESTIONS = 2
+#: Read for one answer. More are no late answers but a flood: reading does not yield while more lines wait.
+_MOST_LINES = 16
 
 _Opened: TypeAlias = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
@@ -179,7 +181,7 @@ class ThrottleChannel:
         """Close the port; the helper lets everybody go when it sees that. Closing again does nothing."""
         await self._stop_renewal()
         self._order = None
-        self._writer.close()
+        self._writer.transport.abort()  # a guest that reads nothing would never take the rest
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 
@@ -232,11 +234,15 @@ class ThrottleChannel:
 
     async def _answer(self, word: str, order_id: str | None) -> ThrottleFigures:
         """Return the answer that is waited for; late ones of questions that were given up are passed over."""
-        while True:
+        for _ in range(_MOST_LINES):
             answer = await self._next()
             if answer.word == word and order_id in {None, answer.figures.order_id}:
                 self._last = answer.figures
                 return answer.figures
+        raise Broken(
+            f"The guest's throttle port sent {_MOST_LINES} lines, none of which answers what was asked ({word})",
+            fix="install the vmferry-throttle of this release in the guest",
+        )
 
     async def _next(self) -> Answer:
         try:

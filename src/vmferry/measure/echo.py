@@ -19,6 +19,8 @@ ECHO_PORT = 7007
 #: Magic, a number of this prober, the sequence number; all in network order.
 _PROBE = struct.Struct("!4sIQ")
 _MAGIC = b"VFEP"
+#: Read at one go: an echo that never stops must not keep the prober from sending and from ending.
+_MOST_AT_ONCE = 2000
 _NS_PER_MS = 1_000_000
 _NS_PER_S = 1_000_000_000
 
@@ -111,7 +113,7 @@ class EchoProber:
             return  # it counts as lost
 
     def _take_answers(self) -> None:
-        for datagram in received(self._sock):
+        for datagram in received(self._sock, most=_MOST_AT_ONCE):
             if len(datagram.data) != _PROBE.size:
                 continue
             magic, number, sequence = _PROBE.unpack(datagram.data)

@@ -59,7 +59,7 @@ class ProbeLog:
         self._forgotten = 0
         self._sent = array("q")
         self._answered = array("q")  # 0: not yet
-        self._duplicates = array("q")  # send times of the probes concerned
+        self._duplicates = array("q")  # send times of the probes concerned, the first `capacity` of them
         self.answered = 0  #: answers that ever came, without duplicates
 
     def add_sent(self, sent_ns: int) -> int:
@@ -73,7 +73,7 @@ class ProbeLog:
         if len(self._sent) >= 2 * self._capacity:  # one move per `capacity` probes
             self._forgotten += len(self._sent) - self._capacity
             del self._sent[: -self._capacity], self._answered[: -self._capacity]
-            del self._duplicates[: -self._capacity]
+            self._duplicates = array("q", [sent for sent in self._duplicates if sent >= self._sent[0]])
         return self._forgotten + len(self._sent) - 1
 
     def add_answer(self, sequence: int, stamp_ns: int) -> None:
@@ -87,7 +87,8 @@ class ProbeLog:
         if not 0 <= index < len(self._sent):
             return
         if self._answered[index]:
-            self._duplicates.append(self._sent[index])
+            if len(self._duplicates) < self._capacity:
+                self._duplicates.append(self._sent[index])
         else:
             self._answered[index] = stamp_ns
             self.answered += 1

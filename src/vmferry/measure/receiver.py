@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 #: The kernel stamps each beat, so there is no need to wake up for each.
 _DRAIN_EVERY_S = 0.05
+#: Read at one go, some milliseconds: a guest that beats without pause must not hold the event loop.
+_MOST_AT_ONCE = 2000
+#: More than the socket's buffer holds: whoever asks for a window gets all that had come when he asked.
+_MOST_WAITING = 12_000
 
 
 class BeatReceiver:
@@ -88,12 +92,12 @@ class BeatReceiver:
             start_ns: CLOCK_MONOTONIC of this host, included.
             end_ns: As start_ns.
         """
-        self._drain()
+        self._drain(_MOST_WAITING)
         return self._log.window(start_ns, end_ns)
 
     def stamps(self, start_ns: int, end_ns: int) -> array[int]:
         """Return the stamps of a window, preceded by the latest one before it, for `guest_gap`."""
-        self._drain()
+        self._drain(_MOST_WAITING)
         return self._log.stamps(start_ns, end_ns)
 
     async def wait_for_beats(self, count: int) -> None:
@@ -108,10 +112,10 @@ class BeatReceiver:
             self._drain()
             await asyncio.sleep(_DRAIN_EVERY_S)
 
-    def _drain(self) -> None:
+    def _drain(self, most: int = _MOST_AT_ONCE) -> None:
         if self._sock.fileno() < 0:
             return
-        for datagram in received(self._sock, size=16):
+        for datagram in received(self._sock, size=16, most=most):
             self._lost = max(self._lost, datagram.dropped)
             if datagram.data:
                 self._log.add(datagram.stamp_ns, datagram.data[-1])

@@ -5,6 +5,7 @@ The kernel stamps with CLOCK_REALTIME; we keep CLOCK_MONOTONIC, which nobody set
 
 from __future__ import annotations
 
+import itertools
 import socket
 import struct
 import time
@@ -60,17 +61,18 @@ def stamping_socket() -> socket.socket:
     return sock
 
 
-def received(sock: socket.socket, size: int = 256) -> Iterator[Datagram]:
-    """Yield what waits in a stamping socket, oldest first, until it is empty.
+def received(sock: socket.socket, size: int = 256, most: int | None = None) -> Iterator[Datagram]:
+    """Yield what waits in a stamping socket, oldest first, until it is empty or so many were read.
 
     A pending ICMP error (nobody listens at a connected peer) is taken off the socket and passed over.
 
     Args:
         sock: From `stamping_socket`.
         size: Longer datagrams are cut to this many bytes.
+        most: Reads at most; a sender that never pauses may keep the socket from ever being empty. None: no limit.
     """
     ahead = realtime_ahead_ns()
-    while True:
+    for _ in itertools.count() if most is None else range(most):
         try:
             data, ancillary, _, _ = sock.recvmsg(size, _ANCILLARY_BYTES)
         except BlockingIOError:
