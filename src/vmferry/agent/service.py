@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ class Service:
     async def list_guests(self) -> m.GuestList:
         """Return all guests of this host."""
         rows = self.guests.rows()
-        return m.GuestList(guests=tuple([await self._view(row.guest.spec.name) for row in rows]))
+        return m.GuestList(guests=tuple(await asyncio.gather(*(self._view(row.guest.spec.name) for row in rows))))
 
     async def show_guest(self, name: GuestName) -> m.GuestView:
         """Return one guest."""

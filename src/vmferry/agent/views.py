@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -20,16 +21,19 @@ from vmferry.core.units import Milliseconds
 from vmferry.ports.store import HandoverRow, Journal
 
 _REPORT = TypeAdapter(Report)
+#: One QEMU that does not answer must not hide the others of its host.
+_QEMU_LIMIT_S = 1.0
 
 
 async def guest_view(guests: Guests, name: GuestName, acceleration_tag: str) -> m.GuestView:
-    """Return a guest of this host as it is now."""
+    """Return a guest of this host as it is now; its run state is None when its QEMU does not answer."""
     row = guests.row(name)
     process = guests.process(name)
     run_state: RunState | None = None
     if process is not None:
-        with contextlib.suppress(VmferryError):
-            run_state = await process.query_run_state()
+        with contextlib.suppress(VmferryError, TimeoutError):
+            async with asyncio.timeout(_QEMU_LIMIT_S):
+                run_state = await process.query_run_state()
     busy = guests.busy_with(name)
     return m.GuestView(
         name=name,

@@ -114,7 +114,10 @@ class QemuGuestProcess:
 
     async def query_run_state(self) -> RunState:
         """Ask for the run state."""
-        return run_state((await self._session.execute("query-status"))["status"])
+        answer = await self._session.execute("query-status")
+        if not isinstance(answer, dict) or "status" not in answer:
+            raise Broken(f"QEMU of guest {self._name} answered query-status with {answer!r:.80}, without a status")
+        return run_state(str(answer["status"]))
 
     async def query_migration(self) -> MigrationSample:
         """Ask how the migration goes."""
