@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from typing import Any
 
 import pytest
 import tomli_w
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vmferry.guestfile.positions import Path, find_lines, line_of
+from vmferry.guestfile.positions import MOST_PARTS, Path, TooDeep, find_lines, line_of
 
 TRICKY = '''\
 # [not.a.table]
@@ -107,6 +108,7 @@ VALUES = st.recursive(
 def test_every_key_of_any_document_has_a_line_within_it(document: dict[str, Any], multiline: bool) -> None:
     """Whatever a TOML writer makes, the scanner finds all of it and nothing else, and ends."""
     text = tomli_w.dumps(document, multiline_strings=multiline)
+    assume(all(len(path) <= MOST_PARTS for path in every_path(document)))
     lines = find_lines(text)
     assert set(every_path(tomllib.loads(text))) <= set(lines)
     assert all(1 <= line <= text.count("\n") + 1 for line in lines.values())
@@ -122,4 +124,16 @@ def test_the_scanner_ends_on_broken_brackets(text: str) -> None:
 @given(text=st.text(alphabet="[]{}=.,\"'\\#\n ab1", max_size=40))
 def test_the_scanner_ends_on_anything(text: str) -> None:
     """Even on text that is not TOML the scanner comes to an end within the text."""
-    assert all(line >= 1 for line in find_lines(text).values())
+    with contextlib.suppress(TooDeep):
+        assert all(line >= 1 for line in find_lines(text).values())
+
+
+@pytest.mark.parametrize(
+    "deep", ["{}a = 1", "[{}a]", "[[{}a]]", '"a" = {{ {}a = 1 }}', "a.a.a.a = {{ a.a.a.a = {{ {}a = 1 }} }}"]
+)
+def test_a_long_key_is_refused_before_anything_is_made_of_it(deep: str) -> None:
+    """However a path gets longer than any of a guest file, its line is told, and none of its prefixes is kept."""
+    with pytest.raises(TooDeep) as caught:
+        find_lines("x = 1\n" + deep.format("a." * MOST_PARTS) + "\n")
+    assert caught.value.args == (2,)
+    assert ("a",) * MOST_PARTS in find_lines("a." * (MOST_PARTS - 1) + "a = 1\n")

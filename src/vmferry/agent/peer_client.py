@@ -286,8 +286,8 @@ def _reply(kind: type[T]) -> TypeAdapter[T]:
 
 
 def _json(content: bytes) -> object:
-    """Return a decoded body, None when it is not JSON."""
+    """Return a decoded body, None when it is not JSON or too deep to be ours."""
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

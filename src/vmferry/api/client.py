@@ -22,6 +22,8 @@ CONNECT_TIME_LIMIT_S = 5.0
 #: A stream that is silent for longer is dead: agents send an empty line every five seconds.
 _STREAM_SILENCE_S = 20.0
 _MOST_REPLY_BYTES = 16 << 20
+#: Of a stream; the longest of ours, a report, has some kilobytes.
+_MOST_LINE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ class Client:
         try:
             if response.status >= 400:
                 raise from_problem(_json(response.read(_MOST_REPLY_BYTES)), response.status, self.endpoint.host)
-            for line in _lines(response):
+            for line in _lines(response, self.endpoint.host):
                 event = _json(line) if line.strip() else None
                 if isinstance(event, dict):
                     if event.get("event") == "problem":
@@ -236,16 +238,19 @@ def _refused(host: str, why: str) -> Denied:
     )
 
 
-def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
+def _lines(response: http.client.HTTPResponse, host: str) -> Iterator[bytes]:
     """Yield the lines of a body until its real end; `readline` would take a cut stream for ended.
 
     Raises:
         http.client.IncompleteRead: it was cut.
+        Broken: a line is longer than any of ours.
     """
     rest = b""
     while data := response.read1(65536):
         *lines, rest = (rest + data).split(b"\n")
         yield from lines
+        if len(rest) > _MOST_LINE_BYTES:
+            raise Broken(f"Agent of {host} sent a line of more than {_MOST_LINE_BYTES} bytes")
     if rest:
         yield rest
 
@@ -260,8 +265,8 @@ def _unreachable(host: str, where: str, why: str) -> Unreachable:
 
 
 def _json(content: bytes) -> object:
-    """Return a decoded body, None when it is not JSON."""
+    """Return a decoded body, None when it is not JSON or too deep to be ours."""
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -162,7 +162,7 @@ def _read(name: str) -> Trace:
     """
     from pathlib import Path
 
-    from vmferry.core.convergence.trace import decode
+    from vmferry.core.convergence.trace import MOST_LINES, decode
     from vmferry.core.errors import BadInput, NotFound
 
     fix = "give a trace that a migration recorded"
@@ -175,4 +175,4 @@ def _read(name: str) -> Trace:
         raise BadInput(f"trace {name} cannot be read: {error}", fix=fix) from None
     if len(text) > MOST_FILE_CHARACTERS:
         raise BadInput(f"trace {name} has more than {MOST_FILE_CHARACTERS} characters", fix=fix)
-    return decode(text.rstrip("\n").split("\n") if text else [], name)
+    return decode(text.rstrip("\n").split("\n", MOST_LINES) if text else [], name)  # the last one is one too many

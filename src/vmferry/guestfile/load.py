@@ -16,7 +16,7 @@ from vmferry.core.ids import GuestName
 from vmferry.core.units import Bytes
 from vmferry.guestfile.combinations import find_combinations
 from vmferry.guestfile.model import BootTable, DiskTable, GuestTable, NicTable
-from vmferry.guestfile.positions import Path, find_lines, line_of
+from vmferry.guestfile.positions import MOST_PARTS, Path, TooDeep, find_lines, line_of
 from vmferry.guestfile.problems import Problem, invalid
 
 #: A guest file is a page of text; more is a mistake, and would be read into memory whole.
@@ -70,12 +70,13 @@ def parse_guest_file(text: str, file: str = "(text)") -> GuestSpec:
         GuestFileInvalid: it has mistakes; all of them are named with line, key, seen and allowed.
     """
     try:
-        document = tomllib.loads(text)
         lines = find_lines(text)
+        document = tomllib.loads(text)
+    except TooDeep as error:
+        seen = f"a key of more than {MOST_PARTS} parts, or brackets as deep"
+        raise invalid(file, [Problem(error.args[0], "(syntax)", seen, "a guest file")]) from error
     except tomllib.TOMLDecodeError as error:
         raise invalid(file, [_syntax(str(error), text)]) from error
-    except RecursionError as error:
-        raise invalid(file, [Problem(None, "(syntax)", "hundreds of nested brackets", "a guest file")]) from error
     problems = [
         Problem(line_of(lines, path), _dotted(path), seen, allowed)
         for path, seen, allowed in find_combinations(document)

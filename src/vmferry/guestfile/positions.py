@@ -1,7 +1,8 @@
 """On which line each key of a TOML document stands; `tomllib` does not say.
 
-The scanner reads a document that `tomllib` has already accepted, so it never has to judge syntax: it only follows
-tables, arrays of tables, dotted keys, strings, inline tables and arrays, and notes the line of each path.
+The scanner never judges syntax: it only follows tables, arrays of tables, dotted keys, strings, inline tables and
+arrays, and notes the line of each path. It goes through any text in linear time, and what it notes holds as far as the
+text is valid; so it can say that a text is too deep before `tomllib` takes quadratic time over it.
 
 Source: TOML 1.0.0.
 """
@@ -13,14 +14,23 @@ import tomllib
 
 Path = tuple[str | int, ...]
 
+#: Parts of a path; a guest file has five. All prefixes of a path are kept, and what is nested is walked by recursion.
+MOST_PARTS = 8
 _BARE_END = frozenset(",]}#\n")
+
+
+class TooDeep(Exception):
+    """A key, with the tables and arrays around it, has more than `MOST_PARTS` parts; its argument is the line."""
 
 
 def find_lines(text: str) -> dict[Path, int]:
     """Return the line (from 1) of every table and key, by its path, e.g. ``("disk", 1, "image") -> 14``.
 
     Args:
-        text: a valid TOML document.
+        text: a TOML document; in one that is not valid, what stands behind the first mistake means nothing.
+
+    Raises:
+        TooDeep: a path has more than `MOST_PARTS` parts.
     """
     scanner = _Scanner(text)
     scanner.scan()
@@ -129,6 +139,7 @@ class _Scanner:
         while True:
             self._skip_space()
             parts.append(self._string() if self._peek() in ('"', "'") else self._bare_key())
+            self._check_depth(len(parts))
             self._skip_space()
             if not self._take("."):
                 return tuple(parts)
@@ -164,7 +175,15 @@ class _Scanner:
             self.at += 1
 
     def _note(self, path: Path) -> None:
-        self.lines.setdefault(path, bisect.bisect_left(self._ends, self.at) + 1)
+        self._check_depth(len(path))
+        self.lines.setdefault(path, self._line())
+
+    def _line(self) -> int:
+        return bisect.bisect_left(self._ends, self.at) + 1
+
+    def _check_depth(self, parts: int) -> None:
+        if parts > MOST_PARTS:
+            raise TooDeep(self._line())
 
     def _peek(self) -> str:
         return self.text[self.at : self.at + 1]

@@ -147,10 +147,11 @@ class _Fields:
 
     def number(self, name: str, least: float = 0.0, most: float = _MOST_MS) -> Milliseconds:
         value = self.values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        is_odd = isinstance(value, float) and not math.isfinite(value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or is_odd:
             raise self.wrong(f"{name} is {value!r}, not a number")
-        if not least <= value <= most:
-            raise self.wrong(f"{name} is {value!r}, not within {least:g} to {most:g}")
+        if not least <= value <= most:  # before it becomes a float, for which an int may be too large
+            raise self.wrong(f"{name} is {value!r:.80}, not within {least:g} to {most:g}")
         return Milliseconds(float(value))
 
     def count(self, name: str, least: int = 0) -> int:
