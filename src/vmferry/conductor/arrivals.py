@@ -12,7 +12,7 @@ from vmferry.conductor.lives import Lives
 from vmferry.conductor.marks import Marks
 from vmferry.conductor.recorder import JournalRecorder, Parties
 from vmferry.conductor.rows import Arrival, arrival_of, arrival_row, claim_of, replayed, row_of
-from vmferry.conductor.runner import Runner
+from vmferry.conductor.runner import Runner, write_last
 from vmferry.core.checks import memory_needed
 from vmferry.core.errors import Refused
 from vmferry.core.handover.events import DestinationEvent, Happened
@@ -231,9 +231,9 @@ class Arrivals:
         try:
             state = await destination.runner.run(opening, () if new else self._found(destination))
             if state in (DestinationState.DISCARDED, DestinationState.RETURNED):
-                self._journal.release(handover)
-                await self._guests.forget(destination.name)
-            self._journal.finish(handover, str(Side.DESTINATION))
+                await write_last(lambda: self._journal.release(handover))
+                await write_last(lambda: self._guests.forget(destination.name))
+            await write_last(lambda: self._journal.finish(handover, str(Side.DESTINATION)))
         finally:
             self._guests.unclaim(destination.name, destination.claim)
 

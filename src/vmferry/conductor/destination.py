@@ -90,7 +90,7 @@ class Destination:
             _Y.RECORD_INTENT: background(self._record_intent, _T.ACQUIRED),
             _Y.START: background(self._start, _T.STARTING, _T.POSTCOPY_STARTING),
             _Y.AWAIT_PAGES: background(self.postcopy.await_pages, _T.POSTCOPY_STARTING, _T.POSTCOPY_RUNNING),
-            _Y.ANNOUNCE: Order(self._announce),
+            _Y.ANNOUNCE: background(self._announce, _T.RUNNING),
             _Y.CLEAN_UP: background(self._clean_up, _T.DISCARDING, _T.GIVING_BACK),
             _Y.NOTE_CRASH: background(self._note_crash, _T.LOST),
         }

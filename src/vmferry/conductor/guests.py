@@ -367,18 +367,24 @@ class Guests:
         name = row.guest.spec.name
         while True:
             try:
-                process = await self._find_process(row)
+                await self._adopt_once(row)
             except VmferryError as error:
                 _log.warning("guest's process does not answer yet", guest=name, error=str(error))
-                await asyncio.sleep(_ADOPT_AGAIN_S)
-                continue
-            if process is not None:
-                self._take(name, process)
-            elif row.process is not None:
-                _log.warning("guest's process is gone", guest=name)
-                if row.token.owner == self.settings.name:
-                    self.put(row, process=None, note=_NOTES[GuestEventKind.EXITED])
-            return
+            except Exception:  # noqa: BLE001 - whatever it was, nothing is certain of the process yet
+                _log.exception("guest's process cannot be looked at", guest=name)
+            else:
+                return
+            await asyncio.sleep(_ADOPT_AGAIN_S)
+
+    async def _adopt_once(self, row: GuestRow) -> None:
+        name = row.guest.spec.name
+        process = await self._find_process(row)
+        if process is not None:
+            self._take(name, process)
+        elif row.process is not None:
+            _log.warning("guest's process is gone", guest=name)
+            if row.token.owner == self.settings.name:
+                self.put(row, process=None, note=_NOTES[GuestEventKind.EXITED])
 
     async def _find_process(self, row: GuestRow) -> GuestProcess | None:
         """Return the recorded process while it lives; one that was started and never recorded is ended."""

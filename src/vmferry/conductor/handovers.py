@@ -22,7 +22,7 @@ from vmferry.conductor.marks import Marks
 from vmferry.conductor.plan import UNLIMITED, Asked, Choice, Qemus, check_asked, choose_stream, make_facts, policy_of
 from vmferry.conductor.recorder import JournalRecorder, Parties
 from vmferry.conductor.rows import Request, claim_of, replayed, request_of, row_of, source_row
-from vmferry.conductor.runner import Runner
+from vmferry.conductor.runner import Runner, write_last
 from vmferry.conductor.source import Calls, Source
 from vmferry.conductor.steering import Steering
 from vmferry.core.capabilities import CapabilitySet
@@ -168,9 +168,9 @@ class Handovers:
         feed.tell(StateEntered(Milliseconds(0.0), str(machine.state), machine.facts.step, owner, None))
         return source
 
-    def _over(self, request: Request) -> None:
+    async def _over(self, request: Request) -> None:
         """Free the guest's name here; a crash from now on costs the report and nothing else."""
-        self._journal.finish(request.handover, str(Side.SOURCE))
+        await write_last(lambda: self._journal.finish(request.handover, str(Side.SOURCE)))
         self._guests.unclaim(request.guest, claim_of(request.handover, Side.SOURCE))
 
     def _asked(self, request: Request, guest: FrozenGuest | None) -> Asked:
@@ -224,7 +224,7 @@ class Handovers:
         ]
         try:
             await source.runner.run(opening, first)
-            self._journal.finish(handover, str(Side.SOURCE))
+            await write_last(lambda: self._journal.finish(handover, str(Side.SOURCE)))
         finally:
             self._guests.unclaim(source.name, claim_of(handover, Side.SOURCE))
             source.feed.close()

@@ -291,6 +291,20 @@ class Runner:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def write_last(write: Callable[[], Awaitable[object] | None]) -> None:
+    """Write the last of a hand-over, as often as it takes: unwritten it would hold the guest for ever."""
+    while True:
+        try:
+            written = write()
+            if written is not None:
+                await written
+        except VmferryError as error:
+            _log.error("journal refused the end of a hand-over; trying again", error=str(error))
+            await asyncio.sleep(_WRITE_AGAIN_S)
+        else:
+            return
+
+
 def background(
     carry_out: Callable[[], Coroutine[Any, Any, None]], *scope: AnyState, failed: AnyEvent | None = None
 ) -> Order:

@@ -66,7 +66,7 @@ class Calls:
 
     check: Callable[[], Awaitable[tuple[tuple[Blocker, ...], Guarantee | None]]]
     leaving: Callable[[Source], None]
-    over: Callable[[], None]
+    over: Callable[[], Awaitable[None]]
     report: Callable[[Source], Awaitable[None]]
     passed: Callable[[Source], None]
     brake: Brake
@@ -404,7 +404,7 @@ class Source:
 
     async def _report(self) -> None:
         """Measure, which takes a second of the guest's life after the move; the hand-over itself is over before."""
-        self._calls.over()
+        await self._calls.over()
         await self._calls.report(self)
 
     async def _discard(self) -> None:

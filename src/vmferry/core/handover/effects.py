@@ -42,7 +42,7 @@ class DestinationEffect(Word):
     AWAIT_PAGES = (
         "await-pages"  #: post-copy: watch until completed; listen anew when the source asks. Repeat: asks first
     )
-    ANNOUNCE = "announce"  #: tell the network; the arrival is a guest of this host like any other now
+    ANNOUNCE = "announce"  #: tell the network; the arrival is a guest of this host like any other now. Repeat: harmless
     CLEAN_UP = "clean-up"  #: kill QEMU, prove it dead, free everything. Repeat: harmless
     NOTE_CRASH = "note-crash"  #: end what is left of its QEMU, mark the guest as crashed here; name, disks, token stay
 
