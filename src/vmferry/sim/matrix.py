@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from vmferry.core.handover.states import POSTCOPY_STATES, AnyState, DestinationState, Side, SourceState
+from vmferry.core.migration import MigrationStatus
 from vmferry.sim.agent import SimAgent
 from vmferry.sim.qemu import Fate
 from vmferry.sim.world import World
@@ -19,13 +21,21 @@ _LONG = 60  #: steps after which nothing more happens without help, other than b
 
 
 SHORT_CUT = "link cut shortly"
-#: What a fault may be besides: who connects during a cut waits, or is told at once that there is no way.
-_ALSO: Mapping[str, Callable[[World], None]] = {SHORT_CUT: lambda world: world.cut(loud=True)}
 
 
 def _cut(world: World) -> None:
     world.cut(loud=True)
     world.break_stream(rest_arrives=True)
+
+
+def _cut_full(world: World) -> None:
+    world.stream.has_room = False
+    world.cut(brief=True)
+
+
+#: What a fault may be besides: who connects during a cut waits, or is told at once that there is no way; QEMU can
+#: send on for a while, or cannot.
+_ALSO: Mapping[str, Sequence[Callable[[World], None]]] = {SHORT_CUT: (lambda world: world.cut(loud=True), _cut_full)}
 
 
 #: What is done. A long cut outlasts every deadline and TCP's patience; a short one does not.
@@ -37,7 +47,7 @@ CELLS: Mapping[str, Callable[[World], None]] = {
     "source agent and QEMU": lambda world: world.kill_host(_S),
     "destination agent and QEMU": lambda world: world.kill_host(_D),
     "link cut": _cut,
-    SHORT_CUT: World.cut,
+    SHORT_CUT: lambda world: world.cut(brief=True),
 }
 
 #: The states that a hand-over goes through, on either side: first those of an undisturbed one.
@@ -87,6 +97,30 @@ POSTCOPY_WAYS: Mapping[Side, Sequence[AnyState]] = {
     ),
 }
 
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a fault comes."""
+
+    side: Side
+    state: AnyState
+    continued: bool = False  #: POSTCOPY_CROSSING is two: `migrate-continue` is out, and nothing has arrived yet
+
+    def __str__(self) -> str:
+        """Return how people call it, beside its side."""
+        return f"{self.state} continued" if self.continued else str(self.state)
+
+
+#: Every place on either side.
+PLACES: Mapping[Side, Sequence[Place]] = {
+    side: tuple(
+        Place(side, state, continued)
+        for state in (*WAYS[side], *POSTCOPY_WAYS[side])
+        for continued in ((False, True) if state is SourceState.POSTCOPY_CROSSING else (False,))
+    )
+    for side in Side
+}
+
 #: How states beside that way are reached: what happens where.
 DETOURS: Mapping[AnyState, tuple[AnyState, Callable[[World], None]]] = {
     SourceState.ABORTING: (SourceState.PRE_SWITCHOVER, World.cancel),
@@ -110,27 +144,38 @@ class Moment(enum.Enum):
     LAST = enum.auto()  #: when the other side has, too, by what this side's agent said before
 
 
-def foretell(side: Side, state: AnyState, fault: str) -> str:
+def foretell(place: Place, fault: str) -> str:
     """Return what becomes of the guest: "source", "destination" or "lost", after where it is meanwhile.
 
     Agents are brought back by their supervisor a moment later; the link is healed at the end. Where several
-    answers are given, it depends on how far the QEMUs had come, and on whether a cut is told to who connects.
+    answers are given, it depends on how far the QEMUs had come, on whether a cut is told to who connects, and on
+    whether a dead agent was missed.
     """
-    faults = [CELLS[fault], *([_ALSO[fault]] if fault in _ALSO else [])]
+    faults = [CELLS[fault], *_ALSO.get(fault, ())]
     deadlines = fault != SHORT_CUT
-    answers = [_foretell(side, state, done, moment=moment, deadlines=deadlines) for done in faults for moment in Moment]
+    # the source asks once before `migrate-continue`, and has a way back: a dead agent may be missed there or not
+    aways = (_LONG, 0) if place.state in _BY_POSTCOPY else (_LONG,)
+    moments = (Moment.EARLY, Moment.LATE) if place.continued else Moment  # the destination's QEMU is kept from reading
+    answers = [
+        _foretell(place, done, moment=moment, deadlines=deadlines, away=away)
+        for done in faults
+        for moment in moments
+        for away in aways
+    ]
     return " or ".join(dict.fromkeys(answers))
 
 
-def _foretell(side: Side, state: AnyState, fault: Callable[[World], None], *, moment: Moment, deadlines: bool) -> str:
-    world = _bring_to(side, state, late=moment is not Moment.EARLY)
-    while moment is not Moment.EARLY and any(world.advance_qemu(each) for each in Side):
+def _foretell(place: Place, fault: Callable[[World], None], *, moment: Moment, deadlines: bool, away: int) -> str:
+    late = moment is not Moment.EARLY
+    world = _continued() if place.continued else _bring_to(place.side, place.state, late=late)
+    go_ahead = (_S,) if place.continued else Side
+    while late and any(world.advance_qemu(each) for each in go_ahead):
         pass
     if moment is Moment.LAST:
-        _others_go_on(world, side)
+        _others_go_on(world, place.side)
     fault(world)
     if world.network.up:
-        world.live(_LONG)  # an agent takes a moment to start
+        world.live(away)  # an agent takes a moment to start
         for each in Side:
             world.restart_agent(each)
     meanwhile = _wait_without_help(world, deadlines=deadlines)
@@ -154,6 +199,14 @@ def _bring_to(side: Side, state: AnyState, *, late: bool) -> World:
         else:
             _go_on(world)
     world.agents[side].write_down()  # where the lab holds a hand-over, its state is durable
+    return world
+
+
+def _continued() -> World:
+    """Bring the source to where `migrate-continue` is out and nothing has arrived."""
+    world = _bring_to(_S, SourceState.POSTCOPY_CROSSING, late=False)
+    while world.source.qemu is not None and world.source.qemu.status is MigrationStatus.PRE_SWITCHOVER:
+        _serve(world)
     return world
 
 

@@ -7,7 +7,7 @@ that passes without an answer.
 from __future__ import annotations
 
 from vmferry.core.handover.events import DestinationEvent, SourceEvent
-from vmferry.core.handover.states import DestinationState, SourceState
+from vmferry.core.handover.states import DestinationState, Side, SourceState
 from vmferry.core.migration import POSTCOPY, MigrationStatus
 from vmferry.sim.agent import SimAgent
 from vmferry.sim.network import Word
@@ -52,8 +52,9 @@ class SourcePages:
 
     def miss_answer_crossing(self) -> None:
         """Give up while there is a way back: nobody answers, and the guest stands still."""
-        qemu = self._process
-        if not self._agent.network.up and qemu is not None and qemu.status is _M.PRE_SWITCHOVER:
+        qemu, network = self._process, self._agent.network
+        answers = network.up or network.brief
+        if (network.refuses(Side.DESTINATION) or not answers) and qemu and qemu.status is _M.PRE_SWITCHOVER:
             self._agent.post(_E.STREAM_FAILED, only_in=_S.POSTCOPY_CROSSING)
 
     def hear_crossing(self, word: Word) -> None:

@@ -131,7 +131,8 @@ class SimQemu(PostcopyQemu):
     def _copy_rounds(self) -> bool:
         if self._stream.broken:
             return self._fail()
-        if not self._stream.up:
+        ends_anyway = self.status is MigrationStatus.ACTIVE and self.postcopy_ordered and self._stream.has_room
+        if not (self._stream.up or ends_anyway):
             return False
         if self.status is MigrationStatus.SETUP:
             self.status = MigrationStatus.ACTIVE

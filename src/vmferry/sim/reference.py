@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vmferry.core.handover import diagram, states
 from vmferry.core.handover.states import AnyState, Side
-from vmferry.sim.matrix import CELLS, POSTCOPY_WAYS, WAYS, foretell
+from vmferry.sim.matrix import CELLS, PLACES, foretell
 
 _MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -43,10 +43,7 @@ def generated() -> dict[str, str]:
 
 def matrix(side: Side) -> str:
     """Return what becomes of the guest when something dies in a state of this side."""
-    rows = [
-        (f"`{state}`", *(foretell(side, state, fault) for fault in CELLS))
-        for state in (*WAYS[side], *POSTCOPY_WAYS[side])
-    ]
+    rows = [(f"`{place}`", *(foretell(place, fault) for fault in CELLS)) for place in PLACES[side]]
     return diagram.table(("State", *CELLS), rows)
 
 

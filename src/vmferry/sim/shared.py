@@ -76,6 +76,7 @@ class Stream:
     rest_arrives: bool = True  #: what was sent before the break is still read by the destination
     copy: int = -1
     converges: bool = True  #: the rounds end by themselves
+    has_room: bool = True  #: the sockets take what is sent behind a cut: rounds that were ordered to end do end
     postcopy: bool = False  #: the switchover began post-copy
     #: 10.0: broken in post-copy's `device` the source hangs there, and behind its last page it fails; 7.2: `failed` and
     #: can go on, and paused

@@ -181,15 +181,16 @@ class World:
             self.agents[side].restart(death_first=death_first)
             self.network.deaf.discard(side)
 
-    def cut(self, *, loud: bool = False) -> None:
-        """Cut the two hosts off from each other; a loud cut is one that who connects is told of."""
+    def cut(self, *, loud: bool = False, brief: bool = False) -> None:
+        """Cut the two hosts off from each other; who connects is told of a loud cut, a brief one tries no patience."""
         self.network.up = False
         self.network.loud = loud
+        self.network.brief = brief
 
     def heal(self) -> None:
         """Join them again."""
         self.network.up = True
-        self.network.loud = False
+        self.network.loud = self.network.brief = False
 
     def break_stream(self, *, rest_arrives: bool) -> None:
         """Have the connection of the migration end; what was sent may still arrive."""

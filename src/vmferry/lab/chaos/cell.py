@@ -6,8 +6,7 @@ import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
-from vmferry.core.handover.states import AnyState, DestinationState, Side, SourceState
-from vmferry.sim.matrix import CELLS, WAYS, foretell
+from vmferry.sim.matrix import CELLS, PLACES, Place, foretell
 
 LONG_CUT, SHORT_CUT = "link cut", "link cut shortly"
 CUTS = (LONG_CUT, SHORT_CUT)
@@ -25,18 +24,17 @@ class Verdict(enum.Enum):
 class Cell:
     """A fault in a state of one side."""
 
-    side: Side
-    state: AnyState
+    place: Place
     fault: str
 
     @property
     def name(self) -> str:
         """Return how people call it."""
-        return f"{self.side}.{self.state}: {self.fault}"
+        return f"{self.place.side}.{self.place}: {self.fault}"
 
     def expected(self) -> tuple[str, ...]:
         """Return every outcome that is right, foretold by living through it in memory."""
-        return tuple(foretell(self.side, self.state, self.fault).split(" or "))
+        return tuple(foretell(self.place, self.fault).split(" or "))
 
 
 @dataclass
@@ -57,8 +55,8 @@ class Result:
         found = asdict(self)
         del found["cell"]
         return {
-            "side": str(self.cell.side),
-            "state": str(self.cell.state),
+            "side": str(self.cell.place.side),
+            "state": str(self.cell.place),
             "fault": self.cell.fault,
             **found,
             "verdict": self.verdict.value,
@@ -68,10 +66,10 @@ class Result:
 
 def all_cells() -> Iterator[Cell]:
     """Yield every cell: each state that a hand-over can be brought to, each fault."""
-    for side, states in WAYS.items():
-        for state in states:
+    for places in PLACES.values():
+        for place in places:
             for fault in CELLS:
-                yield Cell(side, state, fault)
+                yield Cell(place, fault)
 
 
 def cell_named(name: str) -> Cell:
@@ -80,9 +78,7 @@ def cell_named(name: str) -> Cell:
     Raises:
         ValueError: there is none.
     """
-    place, _, fault = name.partition(": ")
-    side, _, state = place.partition(".")
-    if fault not in CELLS:
-        raise ValueError(f"no fault {fault!r}; there are: {', '.join(CELLS)}")
-    kind: type[SourceState | DestinationState] = SourceState if side == "source" else DestinationState
-    return Cell(Side(side), kind(state), fault)
+    cells = {cell.name: cell for cell in all_cells()}
+    if name not in cells:
+        raise ValueError(f"no cell {name!r}; a cell is SIDE.STATE: FAULT, with a fault of: {', '.join(CELLS)}")
+    return cells[name]

@@ -31,7 +31,18 @@ _LONG_CUT_S, _LONGEST_CUT_S = 5.0, 40.0
 #: TCP gives up after three repetitions, about three seconds, in a long cut; the default is a quarter of an hour.
 _IMPATIENT, _PATIENT = 3, 15
 #: Nothing ends these but the other side.
-_HELD = frozenset({str(SourceState.COMMITTED), str(SourceState.ORPHANED)})
+_HELD = frozenset(
+    map(
+        str,
+        (
+            SourceState.COMMITTED,
+            SourceState.ORPHANED,
+            SourceState.POSTCOPY_CROSSING,
+            SourceState.POSTCOPY_COMMITTED,
+            SourceState.POSTCOPY_PAUSED,
+        ),
+    )
+)
 
 
 async def strike(scene: Scene, cell: Cell) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from vmferry.sim.matrix import CELLS, WAYS
+from vmferry.sim.matrix import CELLS, PLACES
 
 Table = Callable[[Sequence[str], Iterable[Sequence[object]]], str]
 
@@ -21,11 +21,11 @@ _METHOD = """
 ## How to read it
 
 A cell shows where the guest was seen: `source` or `destination` (it runs there, and only there), `held` (it stands,
-nobody runs it), `lost` (the only QEMU that held its memory died; its owner is certain and can boot it again). "held,
-then destination" means: held during the cut, at the destination after it. Where the foretelling allows two outcomes,
-because it depends on how far the QEMUs had come, both stand in the second line. `*` marks cells in which the QEMU to
-be killed was not there: not started yet, or dead already. **FAIL** and **unknown** cells are listed below the tables
-with their reasons.
+nobody runs it), `lost` (the only QEMU that held its memory died, or one of the two that held a part of it; its owner
+is certain and can boot it again). "held, then destination" means: held during the cut, at the destination after it.
+Where the foretelling allows other outcomes too, because it depends on how far the QEMUs had come, or on whether an
+agent was asked while it was away, they stand below. `*` marks cells in which the QEMU to be killed was not there: not
+started yet, or dead already. **FAIL** and **unknown** cells are listed below the tables with their reasons.
 
 ## How it is done
 
@@ -36,6 +36,11 @@ with their reasons.
   `destination-loaded` by SIGSTOP of the source's QEMU after it has sent everything.
 - `aborting` is a cancel while the guest stands still, `discarding` one during pre-copy; `orphaned`, `returning` and
   `giving-back` follow the death of a QEMU, so the fault of the cell is the second one.
+- Post-copy begins as soon as memory is being sent, with 3 MiB/s, so that pages are missing for seconds. In
+  `postcopy-crossing` the fault comes before `migrate-continue`; in `postcopy-crossing continued` after it, while the
+  destination's QEMU is stopped (SIGSTOP) and has read nothing. `postcopy-paused` follows a reset of the stream, with
+  the destination's agent frozen: nobody recovers it until the fault has come. A QEMU that dies in post-copy takes the
+  guest with it unless everything had arrived.
 - Agents and QEMUs are killed with SIGKILL; where both die, in the same moment. The supervisor starts the agent again.
 - *link cut*: the management link goes down until the source has decided all that it can decide alone, for 5 s at
   least and 40 s at most, more than every deadline of a guest that stands still; TCP gives up after three repetitions
@@ -67,10 +72,10 @@ def page(made: str, cells: Sequence[Mapping[str, Any]], table: Table) -> str:
     """
     by_place = {(cell["side"], cell["state"], cell["fault"]): cell for cell in cells}
     parts = [_HEAD, made, f"\n{_sum(cells)}\n"]
-    for side, states in WAYS.items():
+    for side, places in PLACES.items():
         rows = [
-            (f"`{state}`", *(_cell(by_place.get((str(side), str(state), fault))) for fault in CELLS))
-            for state in states
+            (f"`{place}`", *(_cell(by_place.get((str(side), str(place), fault))) for fault in CELLS))
+            for place in places
         ]
         parts += [f"\n## In a state of the {side}\n\n", table(("State", *CELLS), rows)]
     return "".join([*parts, _not_passed(cells), _METHOD])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import Self
 
 from vmferry.core.errors import VmferryError
@@ -15,6 +15,7 @@ from vmferry.lab.chaos.cell import Cell, Result, Verdict
 from vmferry.lab.chaos.faults import strike
 from vmferry.lab.chaos.history import History, journal_lines
 from vmferry.lab.chaos.holds import Holds
+from vmferry.lab.chaos.page_faults import page_faults_for_all
 from vmferry.lab.chaos.reality import Reality
 from vmferry.lab.chaos.scene import HOSTS, Scene
 from vmferry.lab.chaos.ways import bring_to
@@ -33,17 +34,22 @@ class Chaos:
 
     def __init__(self) -> None:
         self._stack = AsyncExitStack()
+        self._machine = ExitStack()
         self._stage: tuple[Lab, BeatWatch] | None = None
         self._deaths = 0
 
     async def __aenter__(self) -> Self:
         """Make the first lab."""
+        self._machine.enter_context(page_faults_for_all())
         await self._renew()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Remove the lab."""
-        await self._stack.aclose()
+        try:
+            await self._stack.aclose()
+        finally:
+            self._machine.close()
 
     async def run(self, cells: Iterable[Cell]) -> AsyncIterator[Result]:
         """Run cells one after the other and yield how each ended."""
@@ -86,7 +92,7 @@ async def _run(cell: Cell, lab: Lab, watch: BeatWatch) -> Result:
     watch.forget()
     history.note("the guest runs at the source")
     try:
-        await bring_to(scene, cell.state)
+        await bring_to(scene, cell.place)
     except VmferryError as error:
         scene.let_go()
         return Result(cell, expected, "", Verdict.UNKNOWN, [str(error)], scene.remarks, history=_told(scene))
@@ -116,8 +122,12 @@ async def _judge(scene: Scene, cell: Cell, expected: tuple[str, ...], meanwhile:
 
 
 def _seen(found: Reality, meanwhile: str | None) -> str:
-    """Return the outcome as it was foretold: where the guest is, after where it was during a cut."""
-    return found.place if meanwhile in (None, found.place) else f"{meanwhile}, then {found.place}"
+    """Return the outcome as it was foretold: where the guest is, after where it was during a cut.
+
+    During a cut only beats are looked at, and they do not tell held from lost.
+    """
+    same = {found.place, None} | ({"held"} if found.place == "lost" else set())
+    return found.place if meanwhile in same else f"{meanwhile}, then {found.place}"
 
 
 def _told(scene: Scene) -> tuple[str, ...]:

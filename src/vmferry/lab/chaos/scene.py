@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from vmferry.core.errors import Broken
-from vmferry.core.handover.states import AnyState, Side
+from vmferry.core.handover.states import Side
 from vmferry.lab.agents import AgentProcess
 from vmferry.lab.api import Api
 from vmferry.lab.chaos.beat_watch import BeatWatch
@@ -122,7 +122,7 @@ class Scene:
                     return str(row[0]), bool(row[1])
         return "", False
 
-    def reached_text(self, state: AnyState) -> str:
+    def reached_text(self, place: object) -> str:
         """Return where both sides stand, for the history."""
         here, there = (self.journal_state(side)[0] or "nothing" for side in Side)
-        return f"held in {state}; journals: source {here}, destination {there}"
+        return f"held in {place}; journals: source {here}, destination {there}"

@@ -9,29 +9,33 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 
-from vmferry.core.errors import TimedOut, VmferryError
+from vmferry.core.errors import Broken, TimedOut, VmferryError
 from vmferry.core.handover.states import AnyState, DestinationState, Side, SourceState
 from vmferry.core.units import MIB
-from vmferry.lab.chaos.scene import REACH_S, Scene
+from vmferry.lab.chaos.scene import HOSTS, REACH_S, Scene
+from vmferry.lab.chaos.stream import break_off, queues
+from vmferry.qemu import userfault
+from vmferry.sim.matrix import Place
 
 _S, _D = SourceState, DestinationState
 #: The micro guest's memory takes two seconds through this: time enough for a fault in the middle of pre-copy.
 _SLOW: dict[str, object] = {"max_bandwidth": 4 * MIB}
-_ESTABLISHED = "01"  # include/net/tcp_states.h
+#: Post-copy as soon as memory is being sent; its pages take three seconds, also those that QEMU sends unasked.
+_POSTCOPY: dict[str, object] = {"postcopy_after": 1, "max_bandwidth": 3 * MIB}
 #: An order to cancel is posted by another request; it must be in the machine's queue before the hold ends.
 _CANCEL_ARRIVES_S = 0.3
 
 
-async def bring_to(scene: Scene, state: AnyState) -> None:
-    """Open a hand-over and let it live until it is held in a state.
+async def bring_to(scene: Scene, place: Place) -> None:
+    """Open a hand-over and let it live until it is held in a place.
 
     Raises:
         TimedOut: it never came there.
     """
-    await _WAYS.get(state, _straight)(scene, state)
-    scene.history.note(scene.reached_text(state))
+    way = _continued if place.continued else _WAYS.get(place.state, _straight)
+    await way(scene, place.state)
+    scene.history.note(scene.reached_text(place))
 
 
 async def _straight(scene: Scene, state: AnyState) -> None:
@@ -48,6 +52,35 @@ async def _under_way(scene: Scene, state: AnyState) -> None:
     """Hold the destination while memory comes in."""
     await _slowly(scene, state)
     await _until(lambda: scene.journal_state(Side.SOURCE)[0] == str(_S.PRECOPY), "pre-copy")
+
+
+async def _by_postcopy(scene: Scene, state: AnyState) -> None:
+    """Hold it on the way through post-copy."""
+    if not userfault.DEVICE.exists():
+        raise Broken(f"no {userfault.DEVICE} on this machine: no guest can come by post-copy")
+    await _to(scene, state, _POSTCOPY)
+
+
+async def _stream_broken(scene: Scene, state: AnyState) -> None:
+    """Reset the stream when the guest runs there; a frozen agent is asked to listen anew, and does not."""
+    await _by_postcopy(scene, _S.POSTCOPY_RUNNING)
+    scene.freeze_agent(Side.DESTINATION)
+    qemu = scene.qemu(Side.SOURCE)
+    if qemu is None:
+        raise Broken("No QEMU at the source")
+    broken = break_off(scene.lab.inside(HOSTS[Side.SOURCE]), qemu.pid)
+    scene.history.note(f"reset {broken} connections of the source's QEMU")
+    await _on_to(scene, _S.POSTCOPY_RUNNING, state)
+
+
+async def _continued(scene: Scene, state: AnyState) -> None:
+    """Have `migrate-continue` go out while the destination's QEMU is stopped and reads nothing."""
+    await _by_postcopy(scene, state)
+    scene.stop_qemu(Side.DESTINATION)
+    before = await _all_sent(scene, Side.DESTINATION)
+    scene.holds.release(state)
+    await _until(lambda: _queues(scene, Side.DESTINATION) != before, "the guest's crossing")
+    await _all_sent(scene, Side.DESTINATION)
 
 
 async def _to(scene: Scene, state: AnyState, options: dict[str, object] | None = None) -> None:
@@ -83,28 +116,24 @@ async def _their_word_first(scene: Scene, state: AnyState) -> None:
     scene.holds.ask(state)
     scene.holds.release(_S.PRE_SWITCHOVER)
     await _until(lambda: scene.journal_state(Side.SOURCE)[0] == str(_S.SWITCHOVER), "switchover")
-    await _all_sent(scene)
+    await _all_sent(scene, Side.SOURCE)
     scene.stop_qemu(Side.SOURCE)
     scene.wake_qemu(Side.DESTINATION)
     await scene.holds.reached(state, REACH_S)
 
 
-async def _all_sent(scene: Scene) -> None:
-    """Wait until the source's QEMU has nothing more to send: its queue towards the destination moves no more."""
-    source = scene.qemu(Side.SOURCE)
-    seen: list[object] = []
+async def _all_sent(scene: Scene, side: Side) -> list[str]:
+    """Wait until the source's QEMU has nothing more to send: the queues of a side move no more. Return those."""
+    seen: list[list[str]] = []
     while len(seen) < 10 or len(set(map(str, seen[-10:]))) > 1:
-        seen.append(None if source is None else _queues(source.pid))
+        seen.append(_queues(scene, side))
         await asyncio.sleep(0.02)
+    return seen[-1]
 
 
-def _queues(pid: int) -> list[str]:
-    """Return the send and receive queues of the namespace's connections.
-
-    Source: proc_pid_net(5): column 3 is the state, 4 is tx_queue:rx_queue.
-    """
-    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text("ascii").splitlines()[1:]]
-    return [row[4] for row in rows if row[3] == _ESTABLISHED]
+def _queues(scene: Scene, side: Side) -> list[str]:
+    qemu = scene.qemu(side)
+    return [] if qemu is None else queues(qemu.pid)
 
 
 async def _orphaned(scene: Scene, state: AnyState) -> None:
@@ -163,6 +192,14 @@ _WAYS: Mapping[AnyState, Callable[[Scene, AnyState], Awaitable[None]]] = {
     _S.ORPHANED: _orphaned,
     _S.ABORTING: _cancelled,
     _S.RETURNING: _given_back,
+    _S.POSTCOPY_ORDERED: _by_postcopy,
+    _S.POSTCOPY_CROSSING: _by_postcopy,
+    _S.POSTCOPY_COMMITTED: _by_postcopy,
+    _S.POSTCOPY_RUNNING: _by_postcopy,
+    _S.POSTCOPY_PAUSED: _stream_broken,
+    _D.POSTCOPY_LOADED: _by_postcopy,
+    _D.POSTCOPY_STARTING: _by_postcopy,
+    _D.POSTCOPY_RUNNING: _by_postcopy,
     _D.RECEIVING: _under_way,
     _D.GIVING_BACK: _given_back,
     _D.DISCARDING: _cancelled_early,
