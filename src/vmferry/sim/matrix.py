@@ -33,9 +33,16 @@ def _cut_full(world: World) -> None:
     world.cut(brief=True)
 
 
+def _cut_late(world: World) -> None:
+    world.network.late = True
+    world.cut(brief=True)
+
+
 #: What a fault may be besides: who connects during a cut waits, or is told at once that there is no way; QEMU can
-#: send on for a while, or cannot.
-_ALSO: Mapping[str, Sequence[Callable[[World], None]]] = {SHORT_CUT: (lambda world: world.cut(loud=True), _cut_full)}
+#: send on for a while, or cannot; and TCP repeats a question soon after a cut, or seconds later.
+_ALSO: Mapping[str, Sequence[Callable[[World], None]]] = {
+    SHORT_CUT: (lambda world: world.cut(loud=True), _cut_full, _cut_late)
+}
 
 
 #: What is done. A long cut outlasts every deadline and TCP's patience; a short one does not.

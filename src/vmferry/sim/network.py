@@ -49,6 +49,7 @@ class Network:
     up: bool = True
     loud: bool = False  #: who wants to connect while it is cut is told so at once
     brief: bool = False  #: a cut is over before anybody loses patience
+    late: bool = False  #: what was asked during a cut is answered, and later than the one who asked has patience
     deaf: set[Side] = field(default_factory=set)  #: hosts whose agent is away: connections to it are refused
     messages: list[Message] = field(default_factory=list)
 

@@ -53,7 +53,7 @@ class SourcePages:
     def miss_answer_crossing(self) -> None:
         """Give up while there is a way back: nobody answers, and the guest stands still."""
         qemu, network = self._process, self._agent.network
-        answers = network.up or network.brief
+        answers = not network.late if network.up else network.brief
         if (network.refuses(Side.DESTINATION) or not answers) and qemu and qemu.status is _M.PRE_SWITCHOVER:
             self._agent.post(_E.STREAM_FAILED, only_in=_S.POSTCOPY_CROSSING)
 

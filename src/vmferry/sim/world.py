@@ -17,7 +17,7 @@ from vmferry.core.migration import RunState
 from vmferry.sim import promises
 from vmferry.sim.agent import SimAgent
 from vmferry.sim.destination import SimDestination
-from vmferry.sim.network import Message, Network
+from vmferry.sim.network import Message, Network, Word
 from vmferry.sim.qemu import Disk, Fact, Fate, Guest, SimQemu, Stream, Violation
 from vmferry.sim.source import SimSource
 
@@ -191,6 +191,9 @@ class World:
         """Join them again."""
         self.network.up = True
         self.network.loud = self.network.brief = False
+        if self.network.late:
+            unanswered = (Word.ASK_CROSSING, Word.RECEIVING)
+            self.network.messages = [each for each in self.network.messages if each.word not in unanswered]
 
     def break_stream(self, *, rest_arrives: bool) -> None:
         """Have the connection of the migration end; what was sent may still arrive."""

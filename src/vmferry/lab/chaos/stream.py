@@ -5,6 +5,7 @@ Source: proc_pid_net(5): column 2 is the local address, 4 the state, 5 tx_queue:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ _ESTABLISHED = "01"  # include/net/tcp_states.h
 
 
 def queues(pid: int) -> list[str]:
-    """Return the send and receive queues of all connections in a process's network namespace."""
+    """Return the send and receive queues of a process's TCP connections."""
     return [row[4] for row in _connections(pid)]
 
 
@@ -31,21 +32,25 @@ def break_off(inside: Sequence[str], pid: int) -> int:
 
     Source: ss(8), --kill; CONFIG_INET_DIAG_DESTROY.
     """
-    ports = list(_own_ports(pid))
+    ports = _ports(pid)
     for port in ports:
         run(*inside, "ss", "--tcp", "--kill", "state", "established", f"sport = :{port}")
-    if not ports or set(ports) & set(_own_ports(pid)):
+    if not ports or ports & _ports(pid):
         raise Broken(f"Process {pid} has {len(ports)} connections, and they could not be reset")
     return len(ports)
 
 
-def _own_ports(pid: int) -> Iterator[int]:
-    own = {str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir() if file.is_symlink()}
-    for row in _connections(pid):
-        if f"socket:[{row[9]}]" in own:
-            yield int(row[1].rpartition(":")[2], 16)
+def _ports(pid: int) -> set[int]:
+    return {int(row[1].rpartition(":")[2], 16) for row in _connections(pid)}
 
 
 def _connections(pid: int) -> list[list[str]]:
+    own = set(_sockets(pid))
     rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text("ascii").splitlines()[1:]]
-    return [row for row in rows if row[3] == _ESTABLISHED]
+    return [row for row in rows if row[3] == _ESTABLISHED and f"socket:[{row[9]}]" in own]
+
+
+def _sockets(pid: int) -> Iterator[str]:
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            yield str(file.readlink())
