@@ -62,7 +62,8 @@ def main() -> None:
         done = [cell for cell in json.loads(FILE.read_text("utf-8"))["cells"] if cell["verdict"] == "pass"]
     passed = {(cell["side"], cell["state"], cell["fault"]) for cell in done}
     cells = [cell for cell in cells if (str(cell.place.side), str(cell.place), cell.fault) not in passed]
-    asyncio.run(run(cells, done))
+    if cells:
+        asyncio.run(run(cells, done))
     finish(asked.only, done, resumed=asked.resume)
 
 

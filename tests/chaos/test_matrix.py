@@ -35,7 +35,6 @@ SHORT = (
     "destination.starting: destination agent and QEMU",
     "source.postcopy-crossing continued: destination agent and QEMU",
     "source.postcopy-committed: source agent",
-    "destination.postcopy-running: destination QEMU",
 )
 
 

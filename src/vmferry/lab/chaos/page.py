@@ -27,6 +27,9 @@ Where the foretelling allows other outcomes too, because it depends on how far t
 agent was asked while it was away, they stand below. `*` marks cells in which the QEMU to be killed was not there: not
 started yet, or dead already. **FAIL** and **unknown** cells are listed below the tables with their reasons.
 
+"held, then source" in `postcopy-ordered` and `postcopy-crossing` was seen first and foretold afterwards: the source's
+question is lost in the cut, TCP repeats it seconds later, and two seconds without an answer count as no.
+
 ## How it is done
 
 - Two hosts as network namespaces, on each a real agent under its supervisor and real QEMU; stream and agents speak
@@ -45,6 +48,7 @@ started yet, or dead already. **FAIL** and **unknown** cells are listed below th
 - *link cut*: the management link goes down until the source has decided all that it can decide alone, for 5 s at
   least and 40 s at most, more than every deadline of a guest that stands still; TCP gives up after three repetitions
   instead of fifteen. *link cut shortly*: 1.5 s, TCP as it comes, so that the stream survives. Then the link comes back.
+- `--resume` keeps the cells that passed in an earlier run, also one of an earlier version, and runs the others.
 
 ## What is looked at
 
