@@ -229,7 +229,8 @@ class Source:
         elif event.kind is GuestEventKind.ROUND_ENDED:
             self.steering.look_now()
         elif event.kind is GuestEventKind.EXITED:
-            self.runner.post(_E.SOURCE_QEMU_DIED, f"QEMU of guest {self.name} at the source died: {event.detail}")
+            how = f": {event.detail}" if event.detail else ""
+            self.runner.post(_E.SOURCE_QEMU_DIED, f"QEMU of guest {self.name} at the source died{how}")
         elif event.kind in (GuestEventKind.POWERED_OFF, GuestEventKind.PANICKED):
             self.runner.post(_E.GUEST_ENDED, f"guest {self.name} {event.kind} at the source during the hand-over")
 
