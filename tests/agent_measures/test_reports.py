@@ -166,6 +166,16 @@ def test_a_person_who_cancels_is_told_from_a_time_limit_and_from_a_failure() -> 
     assert found == [Outcome.CANCELLED, Outcome.ABORTED, Outcome.ABORTED]
 
 
+def test_a_guest_that_came_back_without_a_reason_has_that_of_what_followed() -> None:
+    """A destination that was restarted gives the token back without a word; the report tells why it was no use."""
+    journal = FakeJournal()
+    journal.happened(_E.POSTCOPY_ORDERED, _S.POSTCOPY_ORDERED, "asked for after round 1")
+    journal.happened(_E.DESTINATION_RETURNED, _S.RETURNING)
+    journal.happened(_E.SOURCE_QEMU_DIED, _S.CRASHED, "guest web-7 came back in the middle of post-copy")
+    ended = ending_of(source(_S.CRASHED).real, journal.rows)
+    assert (ended.outcome, ended.reason) == (Outcome.LOST, "guest web-7 came back in the middle of post-copy")
+
+
 def test_a_guest_that_moved_after_all_has_no_reason() -> None:
     """A source that died and whose guest arrived all the same is a move."""
     journal = FakeJournal()

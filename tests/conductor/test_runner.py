@@ -244,6 +244,18 @@ async def test_failure_is_its_event() -> None:
     assert bench.runner.failure.fix == "choose another host"
 
 
+async def test_who_wanted_postcopy_is_not_why_it_failed() -> None:
+    """The reason of an order says who gave it; the first reason for a failure is that of a later event."""
+    bench = Bench(_S.PRECOPY)
+    async with bench.living():
+        bench.runner.post(_E.POSTCOPY_ORDERED, "asked for after round 1")
+        await bench.enter(_S.POSTCOPY_ORDERED)
+        assert bench.runner.why is None
+        bench.runner.post(_E.STREAM_FAILED, "the stream was cut")
+        await bench.enter(_S.ABORTING)
+    assert bench.runner.why == "the stream was cut"
+
+
 async def test_our_own_bug_fails_the_effect() -> None:
     """An effect that breaks on a bug of ours has failed: the guest does not hang on it."""
     bench = Bench()

@@ -31,7 +31,7 @@ _OUTCOMES: dict[AnyState, Outcome] = {
     SourceState.CRASHED: Outcome.LOST,
     SourceState.LOST: Outcome.LOST,
 }
-#: The first of these that was entered is where the hand-over went wrong.
+#: Where a hand-over goes wrong; the first of these that was entered decides what it is called.
 _WRONG = frozenset(
     str(state)
     for state in (
@@ -71,17 +71,17 @@ def ending_of(source: Source, events: Sequence[EventRow]) -> Ending:
     if state is SourceState.DONE:
         return Ending(Outcome.MOVED, None)
     wrong = _went_wrong(events)
-    reason = (None if wrong is None else wrong.why) or source.reason
+    reason = next((each.why for each in wrong if each.why), None) or source.reason
     if source.blockers:
         return Ending(Outcome.BLOCKED, reason)
-    if state is SourceState.ABORTED and wrong == Happened(SourceEvent.CANCEL_REQUESTED, CANCELLED):
+    if state is SourceState.ABORTED and wrong[:1] == [Happened(SourceEvent.CANCEL_REQUESTED, CANCELLED)]:
         return Ending(Outcome.CANCELLED, reason)
     return Ending(_OUTCOMES[state], reason)
 
 
-def _went_wrong(events: Sequence[EventRow]) -> Happened | None:
-    row = next((event for event in events if event.state in _WRONG), None)
-    return None if row is None else from_json(Side.SOURCE, row.event)
+def _went_wrong(events: Sequence[EventRow]) -> list[Happened]:
+    """Return what went wrong, first things first: the first may come without a reason, as a guest that came back."""
+    return [from_json(Side.SOURCE, event.event) for event in events if event.state in _WRONG]
 
 
 def make_report(source: Source, ending: Ending, observed: Observed, here: HostName, acceleration_tag: str) -> Report:

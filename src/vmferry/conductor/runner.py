@@ -30,6 +30,8 @@ from vmferry.core.handover.states import DEFERRED, AnyState, Side
 _BEGIN_AGAIN_S = 0.5
 #: Pause before a write that the journal refused (a full disk) is tried again; nothing moves meanwhile.
 _WRITE_AGAIN_S = 0.5
+#: Their reason says who wanted it, not what went wrong.
+_ASKED_FOR = frozenset({SourceEvent.POSTCOPY_ORDERED})
 #: How long a deferred entry may wait for the next one.
 _DEFERRED_S = 0.02
 
@@ -88,7 +90,7 @@ class Runner:
     ) -> None:
         self.machine = machine
         self.failure: VmferryError | None = None
-        self.why: str | None = None  #: the first reason that any event gave
+        self.why: str | None = None  #: the first reason that any event gave for what went otherwise than asked
         self._recorder = recorder
         self._hold = hold
         self._orders: Mapping[AnyEffect, Order] = {}
@@ -147,7 +149,8 @@ class Runner:
         transition = await self._handle(happened)
         if transition is None:
             return
-        self.why = self.why or happened.why
+        if happened.kind not in _ASKED_FOR:
+            self.why = self.why or happened.why
         self._cancel_left_behind()
         self._arm_deadline()
         self._moved.set()
