@@ -119,6 +119,7 @@ class Source:
         self._listens: tuple[str, int] | None = None
         self.steering = steering
         self._is_postmigrate = False
+        self._why_ended: str | None = None  #: it was we who ended the source's QEMU
         trip = Trip(request.handover, self.name, lambda: guests.process(self.name), peer, runner, marks, steering.read)
         self._postcopy = PostcopySource(trip)
         steering.helm.begin_postcopy = self._begin_postcopy
@@ -230,7 +231,8 @@ class Source:
             self.steering.look_now()
         elif event.kind is GuestEventKind.EXITED:
             how = f": {event.detail}" if event.detail else ""
-            self.runner.post(_E.SOURCE_QEMU_DIED, f"QEMU of guest {self.name} at the source died{how}")
+            why = self._why_ended or f"QEMU of guest {self.name} at the source died{how}"
+            self.runner.post(_E.SOURCE_QEMU_DIED, why)
         elif event.kind in (GuestEventKind.POWERED_OFF, GuestEventKind.PANICKED):
             self.runner.post(_E.GUEST_ENDED, f"guest {self.name} {event.kind} at the source during the hand-over")
 
@@ -443,8 +445,9 @@ class Source:
             self.runner.post(_E.SOURCE_QEMU_DIED, f"QEMU of guest {self.name} at the source is gone")
             return
         if not await self._postcopy.wait_over(process):  # it can never run the guest again, whatever its agent is told
+            self._why_ended = f"guest {self.name} came back in the middle of post-copy"
             await self._guests.kill(self.name)
-            self.runner.post(_E.SOURCE_QEMU_DIED, f"guest {self.name} came back in the middle of post-copy")
+            self.runner.post(_E.SOURCE_QEMU_DIED, self._why_ended)
             return
         await go_on(process, self._shall_run)
         await self._calls.brake.end()

@@ -138,6 +138,7 @@ DETOURS: Mapping[AnyState, tuple[AnyState, Callable[[World], None]]] = {
     SourceState.POSTCOPY_PAUSED: (SourceState.POSTCOPY_RUNNING, lambda world: world.break_stream(rest_arrives=False)),
 }
 
+_ASKS_ONCE = (SourceState.POSTCOPY_ORDERED, SourceState.POSTCOPY_CROSSING)
 _BY_POSTCOPY = POSTCOPY_STATES | {SourceState.POSTCOPY_ORDERED}
 #: Pages enough that a post-copy lasts, however far the QEMUs have gone ahead.
 _PAGES = 24
@@ -161,7 +162,7 @@ def foretell(place: Place, fault: str) -> str:
     faults = [CELLS[fault], *_ALSO.get(fault, ())]
     deadlines = fault != SHORT_CUT
     # the source asks once before `migrate-continue`, and has a way back: a dead agent may be missed there or not
-    aways = (_LONG, 0) if place.state in _BY_POSTCOPY else (_LONG,)
+    aways = (_LONG, 0) if place.state in _ASKS_ONCE and not place.continued else (_LONG,)
     moments = (Moment.EARLY, Moment.LATE) if place.continued else Moment  # the destination's QEMU is kept from reading
     answers = [
         _foretell(place, done, moment=moment, deadlines=deadlines, away=away)
