@@ -30,6 +30,7 @@ from movers.registry import all_movers, chosen_movers
 from vmferry.core.errors import VmferryError
 from vmferry.lab.hosts import Lab
 from vmferry.lab.libvirt import LibvirtDaemon, libvirt_missing
+from vmferry.lab.page_faults import page_faults_for_all
 from vmferry.lab.registry import sweep
 from vmferry.lab.toolchain import cache_dir, find_qemu
 
@@ -166,7 +167,8 @@ def main() -> int:
     for lab in sweep():
         print(f"(removed lab {lab}, which an interrupted run had left)")
     try:
-        record, movers, left, took_s = asyncio.run(_until_signal(asked, cells))
+        with page_faults_for_all():
+            record, movers, left, took_s = asyncio.run(_until_signal(asked, cells))
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("\nInterrupted. Everything that was started is gone; go on with --resume.")
         return 130

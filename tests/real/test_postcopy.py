@@ -15,6 +15,7 @@ from vmferry.lab.guest_plans import GuestPlan
 from vmferry.lab.guest_runs import GuestRun
 from vmferry.lab.hosts import Lab
 from vmferry.lab.network import Cut
+from vmferry.lab.page_faults import page_faults_for_all
 from vmferry.lab.processes import identify, kill_all
 from vmferry.lab.scenarios import empty, migrate, remove, started, wait_finished, wait_state, wait_until
 from vmferry.ports.hypervisor import RunState
@@ -32,10 +33,8 @@ def access() -> Iterator[None]:
     """Let the guests' unprivileged QEMUs catch page faults, as the udev rule of docs would."""
     if not userfault.DEVICE.exists():
         pytest.skip(f"no {userfault.DEVICE} on this machine")
-    before = userfault.DEVICE.stat().st_mode & 0o777
-    userfault.DEVICE.chmod(0o666)
-    yield
-    userfault.DEVICE.chmod(before)
+    with page_faults_for_all():
+        yield
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -15,12 +15,12 @@ from vmferry.lab.chaos.cell import Cell, Result, Verdict
 from vmferry.lab.chaos.faults import strike
 from vmferry.lab.chaos.history import History, journal_lines
 from vmferry.lab.chaos.holds import Holds
-from vmferry.lab.chaos.page_faults import page_faults_for_all
 from vmferry.lab.chaos.reality import Reality
 from vmferry.lab.chaos.scene import HOSTS, Scene
 from vmferry.lab.chaos.ways import bring_to
 from vmferry.lab.guest_plans import GuestPlan
 from vmferry.lab.hosts import Lab
+from vmferry.lab.page_faults import page_faults_for_all
 from vmferry.lab.scenarios import started
 
 #: Little memory and few writes: the last pages fit into the sockets' buffers, where `destination-loaded` needs them.
