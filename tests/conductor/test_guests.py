@@ -262,6 +262,8 @@ async def test_a_name_never_leads_out_of_the_run_directory(host: Host, tmp_path:
     with pytest.raises(BadInput, match="cannot be the name of a guest"):
         host.guests.arrival(guest, Epoch(1), HostName("host-b"), running=True)
     with pytest.raises(BadInput, match="cannot be the name of a guest"):
+        host.guests.check_free(named.name)
+    with pytest.raises(BadInput, match="cannot be the name of a guest"):
         await host.guests.forget(named.name)
     assert victim.is_dir()
     assert host.journal.guests() == rows

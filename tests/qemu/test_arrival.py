@@ -20,7 +20,7 @@ from vmferry.qemu.arrival import check_frozen
 from vmferry.qemu.probe import Prober
 
 MACHINES = frozenset({"pc-q35-7.2", "pc-i440fx-7.2"})
-SECRET = "/home/agent/ca/ca-key.pem"
+SECRET = "/var/lib/vmferry/ca/ca-key.pem"
 Forge = Callable[[FrozenGuest], FrozenGuest]
 
 

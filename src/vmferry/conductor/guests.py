@@ -522,6 +522,8 @@ class Guests:
 
         Raises:
             Refused: a guest of that name is here, or arrives already.
+            BadInput: that is no name.
         """
+        self._directory(name)
         if self.journal.guest(name) is not None:
             raise Refused(f"Guest name {name} is taken on host {self.settings.name}", side="destination")
