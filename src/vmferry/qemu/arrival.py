@@ -37,16 +37,17 @@ def _is_text(pattern: str) -> Rule:
 
 
 _PORT_NAME = _is_text(rf"org\.vmferry\.control|{re.escape(THROTTLE_PORT)}")
+_DISK: Mapping[str, Rule] = {"bootindex": _is_number, "write-cache": _is_text("on|off")}
 _NIC: Mapping[str, Rule] = {"mac": _is_text("[0-9a-f]{2}(:[0-9a-f]{2}){5}"), "romfile": _is_text("")}
 #: of each driver: the properties that `freeze` writes, and what hangs on it
 _PROPERTIES: Mapping[str, Mapping[str, Rule]] = {
     "e1000": _NIC,
-    "ide-hd": {"bootindex": _is_number, "unit": _is_number},
+    "ide-hd": {**_DISK, "unit": _is_number},
     "isa-debugcon": {"iobase": _is_number},
     "isa-serial": {"index": _is_number},
     "pcie-root-port": {"chassis": _is_number, "port": _is_number, "multifunction": _is_switch},
     "pvpanic": {},
-    "virtio-blk-pci": {"bootindex": _is_number},
+    "virtio-blk-pci": _DISK,
     "virtio-net-pci": _NIC,
     "virtio-serial-pci": {"max_ports": _is_number},
     "virtserialport": {"nr": _is_number, "name": _PORT_NAME},
