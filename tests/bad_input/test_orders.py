@@ -73,8 +73,8 @@ FILES: dict[str, tuple[str, list[str]]] = {
     "a link to a secret": (GOOD + '[boot]\nkernel = "{lab}/link"\n', ["it is /etc/shadow"]),
     "the CA's key": (GOOD + '[boot]\nkernel = "{lab}/host-a/state/ca/ca-key.pem"\n', ["not below a directory"]),
     "a pipe": (GOOD + '[boot]\nkernel = "{lab}/pipe"\n', ["neither a file nor a block device"]),
-    "a directory": (GOOD + '[boot]\nkernel = "{lab}"\n', ["neither a file nor a block device"]),
-    "an endless device": (GOOD + '[boot]\nkernel = "/dev/zero"\n', ["neither a file nor a block device"]),
+    "a directory": (GOOD + '[boot]\nkernel = "{lab}/host-a"\n', ["neither a file nor a block device"]),
+    "an endless device": (GOOD + '[boot]\nkernel = "/dev/zero"\n', ["not below a directory"]),
     "everything at once": (
         GOOD.replace("32 MiB", "1 TiB")
         + '[boot]\nkernel = "{lab}/none"\n[[nic]]\nnetwork = "bridge"\nbridge = "br9"\n',

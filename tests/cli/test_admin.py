@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,25 @@ def test_bad_input_changes_nothing(own: Path, vmferry: Vmferry, arguments: list[
     assert ran.exit_code == 2
     assert words in ran.err
     assert Authority.open(own / "ca").membership().version == 2
+
+
+@pytest.mark.parametrize("source", ["file", "-"])
+def test_a_code_comes_from_a_file(own: Path, vmferry: Vmferry, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """The enrolment code is taken from a file or from standard input, so that no list of processes shows it."""
+    codes: list[str] = []
+
+    def add_host(_name: str, _address: str, code: str, **_: object) -> None:
+        codes.append(code)
+        raise Denied("seen")
+
+    monkeypatch.setattr("vmferry.api.fleet_commands.add_host", add_host)
+    monkeypatch.setattr("sys.stdin", io.StringIO("ABC-DEF\n"))
+    (own / "code").write_text("ABC-DEF\n")
+    path = "-" if source == "-" else str(own / "code")
+    assert vmferry("host", "add", "host-a", "192.0.2.1", "--code-file", path).exit_code == 4
+    assert codes == ["ABC-DEF"]
+    missing = vmferry("host", "add", "host-a", "192.0.2.1", "--code-file", str(own / "none"))
+    assert (missing.exit_code, "cannot be read: No such file" in missing.err) == (2, True)
 
 
 def test_host_list_shows_those_that_do_not_answer_too(fleet: FakeFleet, vmferry: Vmferry) -> None:

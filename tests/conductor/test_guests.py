@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tests.conductor.fakes import SPEC, WatchedLink, qemu_of
@@ -247,6 +248,25 @@ async def test_arrival_of_a_taken_name_is_refused(host: Host) -> None:
     """A name that is taken here is free for nobody."""
     with pytest.raises(Refused, match="is taken on host"):
         host.guests.check_free(GUEST)
+
+
+async def test_a_name_never_leads_out_of_the_run_directory(host: Host, tmp_path: Path) -> None:
+    """A guest that is named like a path is neither run, received nor forgotten: what is there stays."""
+    victim = tmp_path / "etc"
+    victim.mkdir()
+    named = replace(SPEC, name=GuestName(str(victim)), disks=())
+    guest = replace(row_of(host).guest, spec=named)
+    rows = host.journal.guests()
+    with pytest.raises(BadInput, match="cannot be the name of a guest"):
+        await host.guests.run(named)
+    with pytest.raises(BadInput, match="cannot be the name of a guest"):
+        host.guests.arrival(guest, Epoch(1), HostName("host-b"), running=True)
+    with pytest.raises(BadInput, match="cannot be the name of a guest"):
+        host.guests.check_free(named.name)
+    with pytest.raises(BadInput, match="cannot be the name of a guest"):
+        await host.guests.forget(named.name)
+    assert victim.is_dir()
+    assert host.journal.guests() == rows
 
 
 async def test_uids_are_not_shared(hosts: tuple[Host, Host]) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from vmferry.agent.files import WhyNot, complaints, guest_files, shared_variables
 from vmferry.agent.host_facts import HostView
+from vmferry.agent.spec_rules import spec_complaints
 from vmferry.conductor.guests import Guests
 from vmferry.core.checks import find_blockers, guarantee
-from vmferry.core.errors import BadInput, Blocker, VmferryError
+from vmferry.core.errors import BadInput, Blocker, Refused, VmferryError
 from vmferry.core.guest import FrozenGuest, GuestSpec, NetworkKind
 from vmferry.core.host import GuestProbe, GuestRuntime, HostFacts, QemuFacts
 from vmferry.core.ids import GuestName, HostName
@@ -107,9 +108,14 @@ class Checking:
         """Refuse a new guest that this host cannot run, all reasons at once, before anything is touched.
 
         Raises:
-            BadInput: files that are not there or may not be used, firmware variables of another guest, bridges that
-                do not exist, MACs that are taken, more memory than is free.
+            BadInput: words that no guest file may have, files that are not there or may not be used, firmware variables
+                of another guest, bridges that do not exist, MACs that are taken, more memory than is free.
         """
+        if wrong := spec_complaints(spec):
+            raise BadInput(
+                f"Guest {spec.name!r} cannot run on any host: {'; '.join(wrong)}; nothing was touched",
+                fix="correct the request; docs/guest-file.md says what each key may be",
+            )
         told = await asyncio.to_thread(complaints, spec, self.why_not)
         told += [*self._network(spec), *await self._memory(spec)]
         told += await asyncio.to_thread(
@@ -122,14 +128,29 @@ class Checking:
                 " or choose another host",
             )
 
-    def _network(self, spec: GuestSpec) -> list[str]:
+    def check_arrival(self, guest: FrozenGuest) -> None:
+        """Refuse an arrival for which this host's own rules leave no place, whatever its source made of them.
+
+        Raises:
+            Refused: it is on a bridge that does not exist here or is not given to guests.
+        """
+        if told := self._bridges(guest.spec):
+            raise Refused(
+                f"Guest {guest.spec.name} cannot come to {self.host_view.offer.name}: {'; '.join(told)}",
+                side="destination",
+            )
+
+    def _bridges(self, spec: GuestSpec) -> list[str]:
         have = self.host_view.bridges()
-        told = [
+        return [
             f"network card {index} is on bridge {nic.bridge}, which this host does not have or give to guests"
             f" (it has {', '.join(have) or 'none'})"
             for index, nic in enumerate(spec.nics)
             if nic.network is NetworkKind.BRIDGE and nic.bridge not in have
         ]
+
+    def _network(self, spec: GuestSpec) -> list[str]:
+        told = self._bridges(spec)
         taken = {mac: row.guest.spec.name for row in self.guests.journal.guests() for mac in row.guest.macs}
         return told + [f"MAC {nic.mac} is guest {taken[nic.mac]}'s" for nic in spec.nics if nic.mac in taken]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +25,8 @@ WhyNot = Callable[[str], str | None]
 
 def guest_files(guest: FrozenGuest, why_not: WhyNot) -> tuple[FileFacts, ...]:
     """Return the facts of every file that the guest needs on a host: disks, boot files, firmware. Never raises."""
-    return tuple(file_facts(file.path, why_not, hashed=file.is_code) for file in files_of(guest.spec))
+    most = guest.spec.memory_bytes
+    return tuple(file_facts(file.path, why_not, most if file.is_code else None) for file in files_of(guest.spec))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +82,21 @@ def _is_same(one: str, other: str) -> bool:
         return False
 
 
-def file_facts(path: str, why_not: WhyNot, *, hashed: bool = False) -> FileFacts:
-    """Return what this host knows of a file; what it cannot know, or does not say of it, stands in `error`."""
+def file_facts(path: str, why_not: WhyNot, hashed_up_to: Bytes | None = None) -> FileFacts:
+    """Return what this host knows of a file; what it cannot know, or does not say of it, stands in `error`.
+
+    Args:
+        path: the file.
+        why_not: asked first: of a file that guests may not have it is not even told whether it is there.
+        hashed_up_to: hash it unless it is larger, in bytes; None: do not.
+    """
+    if (why := why_not(path)) is not None:
+        return _useless(path, why)
     try:
         found = Path(path).stat()
-    except OSError as error:
-        return _useless(path, exists=False, why=error.strerror or str(error))
-    if (why := why_not(path)) is not None:
-        return _useless(path, exists=True, why=why)
+    except (OSError, ValueError) as error:
+        return _useless(path, getattr(error, "strerror", None) or str(error))
+    is_hashed = hashed_up_to is not None and stat.S_ISREG(found.st_mode) and found.st_size <= hashed_up_to
     return FileFacts(
         path,
         exists=True,
@@ -95,14 +104,14 @@ def file_facts(path: str, why_not: WhyNot, *, hashed: bool = False) -> FileFacts
         writable=os.access(path, os.W_OK),
         size_bytes=Bytes(found.st_size),
         identity=_identity(path, found),
-        sha256=_sha256(path, found.st_mtime_ns, found.st_size) if hashed else None,
+        sha256=_sha256(path, found.st_mtime_ns, found.st_size) if is_hashed else None,
     )
 
 
-def _useless(path: str, *, exists: bool, why: str) -> FileFacts:
+def _useless(path: str, why: str) -> FileFacts:
     return FileFacts(
         path,
-        exists=exists,
+        exists=False,
         readable=False,
         writable=False,
         size_bytes=Bytes(0),

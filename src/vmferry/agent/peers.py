@@ -32,13 +32,11 @@ class RemotePeer:
     Args:
         host: its name.
         client: returns the open client to it; raises NotFound for a host that is not in the fleet.
-        own_address: where this agent can be reached.
     """
 
-    def __init__(self, host: HostName, client: Callable[[HostName], PeerClient], own_address: str) -> None:
+    def __init__(self, host: HostName, client: Callable[[HostName], PeerClient]) -> None:
         self._host = host
         self._client_of = client
-        self._own_address = own_address
 
     @property
     def _client(self) -> PeerClient:
@@ -59,7 +57,6 @@ class RemotePeer:
             epoch=request.epoch,
             running=request.running,
             source=request.source,
-            source_address=self._own_address,
             setup=request.setup,
         )
         reply = await self._client.reserve(request.handover, body, time_limit_s=55.0)

@@ -254,6 +254,8 @@ class Service:
         """Hold everything and start QEMU, listening; on failure nothing is left."""
         if body.source != peer:
             raise Denied(f"Host {peer} asked for a reservation in the name of {body.source}")
+        self._of_peer(peer, handover, Side.DESTINATION)
+        self.checking.check_arrival(body.guest)
         request = ReserveRequest(handover, body.guest, body.epoch, body.running, body.source, body.setup)
         reply = await self.handovers.arrivals.reserve(request)
         return m.ReserveReply(address=reply.address, port=reply.port)

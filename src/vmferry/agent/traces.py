@@ -87,7 +87,7 @@ class TraceStore:
             raise Broken(f"Trace of hand-over {handover} cannot be read: {error}") from error
 
     def _path(self, handover: HandoverId) -> Path:
-        if not _NAME.match(handover):
+        if not _NAME.fullmatch(handover):
             raise NotFound(f"There is no hand-over {handover!r}")
         return self._directory / f"{handover}.jsonl"
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+
+import structlog
 
 from vmferry.agent.beats import BeatBook
 from vmferry.agent.checking import Checking
@@ -36,6 +39,8 @@ from vmferry.qemu.binary import QemuBinaryConfig
 from vmferry.qemu.hypervisor import QemuHypervisor
 from vmferry.qemu.image_dirs import image_dirs
 from vmferry.store.sqlite import SqliteJournal
+
+_log = structlog.get_logger("vmferry.agent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     beats = BeatBook()
     guests = Guests(HostSettings(fleet.name, config.run_dir, uids), journal, hypervisor, beats)
     first, last = config.migration.ports
-    listen = config.migration.address or fleet.address
+    listen = config.migration.address or await _ip_of(fleet.address)
     offer = Offer(
         fleet.name,
         PROTOCOL,
@@ -91,7 +96,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     host_view = HostView(offer, journal, hypervisor)
 
     def peer(host: HostName) -> Peer:
-        return RemotePeer(host, fleet.client, fleet.address)
+        return RemotePeer(host, fleet.client)
 
     checking = Checking(guests, host_view, hypervisor, peer, images.why_not)
     stalls = Stalls(guests)
@@ -132,6 +137,19 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         traces,
         log_keeper,
     )
+
+
+async def _ip_of(address: str) -> str:
+    """Return the IP address that QEMU would listen on for a name; sources are told that one.
+
+    A name that cannot be looked up now stays: nothing arrives here, and all else works.
+    """
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(address, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        _log.warning("own address cannot be looked up; no guest can arrive", address=address, error=str(error))
+        return address
+    return str(found[0][4][0])
 
 
 def _check(checking: Checking) -> Check:

@@ -6,14 +6,15 @@ another guest. Replies may grow; who reads them ignores what it does not know.
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from vmferry.core.errors import Blocker
 from vmferry.core.guest import Acceleration, Desired, FrozenGuest, GuestSpec
 from vmferry.core.host import HostFacts
-from vmferry.core.ids import NAME_PATTERN, Epoch, GuestName, GuestUuid, HandoverId, HostName
+from vmferry.core.ids import NAME_PATTERN, Epoch, GuestName, GuestUuid, HandoverId, HostName, check_name
 from vmferry.core.progress import (
     Finished,
     Guarantee,
@@ -33,6 +34,30 @@ PROTOCOL = 1
 OLDEST_PROTOCOL = 1
 
 NameField = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+def _named(spec: GuestSpec) -> GuestSpec:
+    """Hold that a guest has a guest's name: it becomes a path."""
+    check_name(spec.name)
+    return spec
+
+
+def _frozen_named(guest: FrozenGuest) -> FrozenGuest:
+    _named(guest.spec)
+    return guest
+
+
+def _ip(address: str) -> str:
+    """Hold that an address is written as IP: it becomes part of an order to QEMU."""
+    if "%" in address:
+        raise ValueError("an IP address without a zone")
+    ipaddress.ip_address(address)
+    return address
+
+
+NamedSpec = Annotated[GuestSpec, AfterValidator(_named)]
+NamedGuest = Annotated[FrozenGuest, AfterValidator(_frozen_named)]
+IpAddress = Annotated[str, AfterValidator(_ip)]
 
 
 class Request(BaseModel):
@@ -73,7 +98,7 @@ class Problem(Reply):
 class RunGuest(Request):
     """Define a guest and start it."""
 
-    spec: GuestSpec
+    spec: NamedSpec
 
 
 class StopGuest(Request):
@@ -310,7 +335,7 @@ class PingReply(Reply):
 class ProbeRequest(Request):
     """A guest that may come."""
 
-    guest: FrozenGuest
+    guest: NamedGuest
 
 
 class ReserveRequest(Request):
@@ -319,19 +344,17 @@ class ReserveRequest(Request):
     Carries the stream's key: never logged, never in an error.
     """
 
-    guest: FrozenGuest
+    guest: NamedGuest
     epoch: Epoch  #: of the token that the source holds
     running: bool  #: whether the guest runs there
     source: HostName
-    source_address: str
     setup: MigrationSetup
-    link_address: str | None = None  #: address hint: which of the destination's addresses the stream should reach
 
 
 class ReserveReply(Reply):
     """Where the stream goes."""
 
-    address: str
+    address: IpAddress
     port: int
 
 
@@ -378,7 +401,7 @@ class RejoinReply(Reply):
     """How the destination of a post-copy stands, and where it listens."""
 
     state: str  #: of the destination's machine
-    address: str | None = None  #: None: it does not listen
+    address: IpAddress | None = None  #: None: it does not listen
     port: int | None = None
     detail: str | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,8 @@ operators = group("Enrol, list and remove operators.")
 #: Where an agent looks for the CA directory unless its configuration says otherwise.
 DEFAULT_CA_DIR = "/var/lib/vmferry/ca"
 DEFAULT_PORT = 7716
+#: Longer than any code: a file that holds something else is not read whole.
+_MOST_CODE = 1000
 DEFAULT_LIFETIME = "2160h"  # 90 days
 
 CaDir = Annotated[
@@ -99,6 +102,12 @@ def add_host(
     ] = None,
     *,
     code_option: Annotated[str | None, typer.Option("--code", metavar="CODE", help="The same, as an option.")] = None,
+    code_file: Annotated[
+        str | None,
+        typer.Option(
+            "--code-file", metavar="FILE", help="A file with the code, - for standard input: `ps` does not show it."
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of its agent.")] = DEFAULT_PORT,
     ca_dir: CaDir = Path(DEFAULT_CA_DIR),
     as_json: AsJson = False,
@@ -106,7 +115,7 @@ def add_host(
     """Enrol a host whose agent runs and printed an enrolment code."""
     from vmferry.api import fleet_commands as commands
 
-    shown = code or code_option
+    shown = code or code_option or (_read_code(code_file) if code_file is not None else None)
     if shown is None:
         raise BadInput(
             f"no enrolment code for host {name}", fix="start `vmferry agent` there and give the code that it prints"
@@ -119,6 +128,25 @@ def add_host(
     renews = "; it renews the fleet's certificates" if added.is_authority else ""
     print(f"host {name} at {address} port {port} is in the fleet (vmferry {added.agent_version}){renews}")
     _warn_untold(added.told)
+
+
+def _read_code(path: str) -> str:
+    """Return the enrolment code in a file.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        if path == "-":
+            return sys.stdin.readline(_MOST_CODE).strip()
+        with Path(path).open(encoding="ascii") as file:
+            return file.readline(_MOST_CODE).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise BadInput(
+            f"enrolment code in {path} cannot be read: {why}",
+            fix="name a file with the code that `vmferry agent` printed, or - for standard input",
+        ) from error
 
 
 @hosts.command("list")

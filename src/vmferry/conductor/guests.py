@@ -17,7 +17,7 @@ import structlog
 
 from vmferry.core.errors import BadInput, GuestBusy, NotFound, Refused, TimedOut, VmferryError
 from vmferry.core.guest import Desired, FrozenGuest, GuestSpec
-from vmferry.core.ids import Epoch, GuestName, HostName
+from vmferry.core.ids import Epoch, GuestName, HostName, is_name
 from vmferry.ports.hypervisor import (
     GuestEvent,
     GuestEventKind,
@@ -201,6 +201,7 @@ class Guests:
 
     async def run(self, spec: GuestSpec) -> GuestRow:
         """Define a guest and start it here; on failure nothing is left of it."""
+        self._directory(spec.name)
         async with self.operation(spec.name, "guest run"):
             if self.journal.guest(spec.name) is not None:
                 raise BadInput(
@@ -475,6 +476,13 @@ class Guests:
         return HostResources(str(self._directory(row.guest.spec.name)), row.uid, beat_port)
 
     def _directory(self, name: GuestName) -> pathlib.Path:
+        """Return where a guest's run is kept; never outside of the run directory, whoever named the guest.
+
+        Raises:
+            BadInput: that is no name.
+        """
+        if not is_name(name):
+            raise BadInput(f"{name[:80]!r} cannot be the name of a guest", fix="names are 1 to 63 of a-z, 0-9 and -")
         return self.settings.run_dir / "guests" / name
 
     async def _beat_port(self, row: GuestRow) -> int | None:
@@ -502,6 +510,7 @@ class Guests:
 
     def arrival(self, guest: FrozenGuest, epoch: Epoch, source: HostName, *, running: bool) -> GuestRow:
         """Write the row of a guest that comes; it is the source's until the commit."""
+        self._directory(guest.spec.name)
         token = Token(epoch, source, running=running)
         desired = Desired.RUNNING if running else Desired.PAUSED
         row = GuestRow(guest, token, desired, None, None, self._free_uid(), note=ARRIVING)
@@ -513,6 +522,8 @@ class Guests:
 
         Raises:
             Refused: a guest of that name is here, or arrives already.
+            BadInput: that is no name.
         """
+        self._directory(name)
         if self.journal.guest(name) is not None:
             raise Refused(f"Guest name {name} is taken on host {self.settings.name}", side="destination")

@@ -16,6 +16,17 @@ NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 _NAME = re.compile(NAME_PATTERN)
 
 
+def check_name(text: str) -> str:
+    """Return a name of a guest or a host.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not is_name(text):
+        raise ValueError("a name is 1 to 63 of a-z, 0-9 and -, not - at either end")
+    return text
+
+
 def is_name(text: str) -> bool:
     """Tell whether the text is a name as guests and hosts have them: DNS label, lower case."""
-    return _NAME.match(text) is not None
+    return _NAME.fullmatch(text) is not None

@@ -44,7 +44,7 @@ _NAME = re.compile(NAME_PATTERN)
 
 def guest_name(value: str) -> str:
     """Return a guest's name: a DNS label in lower case."""
-    if _NAME.match(value) is None:
+    if _NAME.fullmatch(value) is None:
         raise ValueError("1 to 63 of a-z, 0-9 and -, not - at either end; the name becomes a file name and an id")
     return value
 
@@ -58,7 +58,7 @@ def memory(value: object) -> int:
 
 
 def _size(value: object) -> int | None:
-    found = _SIZE.match(value) if isinstance(value, str) else None
+    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if found is None or found.group(2) not in _UNITS:
         return None
     size = float(found.group(1)) * _UNITS[found.group(2)]
@@ -70,7 +70,7 @@ def cpu(value: str) -> str:
     model = value.split(",", maxsplit=1)[0]
     if model in CPU_REFUSED:
         raise ValueError(f"a named model such as qemu64, Nehalem or EPYC; not {model}: {CPU_REFUSED[model]}")
-    if _CPU.match(value) is None:
+    if _CPU.fullmatch(value) is None:
         raise ValueError("a named model, then features as +NAME, -NAME or NAME=on|off, e.g. EPYC,-svm")
     return value
 
@@ -79,7 +79,7 @@ def machine(value: str) -> str:
     """Return a versioned machine type."""
     if value in {"q35", "pc", "pc-q35"}:
         raise ValueError(f"{_MACHINE_ALLOWED}; not the alias {value}, which means another machine in each QEMU version")
-    if _MACHINE.match(value) is None:
+    if _MACHINE.fullmatch(value) is None:
         raise ValueError(f"{_MACHINE_ALLOWED}: a guest's frozen hardware is a PCI Express one")
     return value
 
@@ -112,7 +112,7 @@ def cache(value: str) -> str:
 
 def bridge(value: str) -> str:
     """Return the name of a Linux bridge."""
-    if _BRIDGE.match(value) is None:
+    if _BRIDGE.fullmatch(value) is None:
         raise ValueError("the name of a bridge on the host, 1 to 15 of letters, digits, '.', '_' and '-'")
     return value
 
@@ -120,7 +120,7 @@ def bridge(value: str) -> str:
 def mac(value: str) -> str:
     """Return a unicast MAC address in lower case."""
     lower = value.lower()
-    if _MAC.match(lower) is None or int(lower[:2], 16) & 1 or lower == "00:00:00:00:00:00":
+    if _MAC.fullmatch(lower) is None or int(lower[:2], 16) & 1 or lower == "00:00:00:00:00:00":
         raise ValueError(
             "a unicast address, six pairs of hex digits such as 52:54:00:12:34:56; leave it out to get one"
         )

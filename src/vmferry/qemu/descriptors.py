@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import stat
 import struct
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from vmferry.core.guest import (
     NetworkKind,
     UefiBoot,
 )
+from vmferry.core.units import Bytes, format_bytes
 from vmferry.qemu import nvram_lock
 from vmferry.qemu.command_line import Descriptors
 from vmferry.qemu.image_dirs import ImageDirs
@@ -35,6 +35,7 @@ QCOW2_MAGIC = b"QFI\xfb"
 #: offsets in the header: backing file's name, and incompatible features with bit 2 for an external data file
 _QCOW2_HEADER = struct.Struct(">4sIQ56xQ")
 _EXTERNAL_DATA = 1 << 2
+_BLOCK = 1 << 20
 #: No limit but that it is a file or a block device.
 ANYWHERE = ImageDirs()
 
@@ -54,7 +55,8 @@ def opened_for(
 
     Raises:
         Broken: a file or tap cannot be opened, or another guest has the firmware variables.
-        BadInput: an image refers to other files, or a file may not be used.
+        BadInput: an image refers to other files, a file may not be used, or a boot file does not fit into the
+            guest's memory.
     """
     with contextlib.ExitStack() as stack:
         fds: list[int] = []
@@ -73,8 +75,8 @@ def opened_for(
         boot = spec.boot
         kernel = initrd = code = nvram = None
         if isinstance(boot, KernelBoot):
-            kernel = keep(_open_boot_file(boot.kernel, uid, images))
-            initrd = keep(_open_boot_file(boot.initrd, uid, images)) if boot.initrd else None
+            kernel = keep(_open_for(boot.kernel, spec, uid, images))
+            initrd = keep(_open_for(boot.initrd, spec, uid, images)) if boot.initrd else None
         elif isinstance(boot, UefiBoot):
             code = keep(images.open(boot.code, os.O_RDONLY, "firmware"))
             nvram = keep(images.open(boot.nvram, os.O_RDWR, "firmware variables"))
@@ -103,7 +105,7 @@ def hash_boot_files(spec: GuestSpec, images: ImageDirs = ANYWHERE) -> tuple[tupl
 
     Raises:
         Broken: one cannot be read.
-        BadInput: one may not be used.
+        BadInput: one may not be used, or is no file that fits into the guest's memory.
     """
     boot = spec.boot
     paths: list[str] = []
@@ -111,11 +113,11 @@ def hash_boot_files(spec: GuestSpec, images: ImageDirs = ANYWHERE) -> tuple[tupl
         paths = [boot.kernel, *([boot.initrd] if boot.initrd else [])]
     elif isinstance(boot, UefiBoot):
         paths = [boot.code]
-    return tuple((path, _sha256(path, images)) for path in paths)
+    return tuple((path, _sha256(path, spec, images)) for path in paths)
 
 
-def _sha256(path: str, images: ImageDirs) -> str:
-    with os.fdopen(images.open(path, os.O_RDONLY, "boot file"), "rb") as file:
+def _sha256(path: str, spec: GuestSpec, images: ImageDirs) -> str:
+    with os.fdopen(_open_boot_file(path, spec, images), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -131,15 +133,38 @@ def _check_alone(path: str, images: ImageDirs) -> None:
         raise BadInput(f"disk image {path} keeps its data in another file", fix="convert it with qemu-img convert")
 
 
-def _open_boot_file(path: str, uid: int | None, images: ImageDirs) -> int:
-    """Return a descriptor that the process can open again as /dev/fd/N, which checks the file's permissions anew."""
+def _open_boot_file(path: str, spec: GuestSpec, images: ImageDirs) -> int:
+    """Return a descriptor of a file that the agent may read as a whole: one that the guest could load.
+
+    Raises:
+        Broken: it cannot be opened.
+        BadInput: it is a device, larger than the guest's memory, or may not be used.
+    """
     fd = images.open(path, os.O_RDONLY, "boot file")
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode) and found.st_size <= spec.memory_bytes:
+        return fd
+    os.close(fd)
+    seen = format_bytes(Bytes(found.st_size)) if stat.S_ISREG(found.st_mode) else "a device"
+    raise BadInput(
+        f"guest {spec.name}: boot file {path} is {seen}, expected a file that fits into the guest's memory of"
+        f" {format_bytes(spec.memory_bytes)}",
+        fix="name the kernel, initrd or firmware, not a disk image",
+    )
+
+
+def _open_for(path: str, spec: GuestSpec, uid: int | None, images: ImageDirs) -> int:
+    """Return a descriptor that the process can open again as /dev/fd/N, which checks the file's permissions anew."""
+    fd = _open_boot_file(path, spec, images)
     if uid is None or os.fstat(fd).st_mode & stat.S_IROTH:
         return fd
-    with os.fdopen(fd, "rb") as source:
+    try:
         copy = os.memfd_create(Path(path).name[:200], os.MFD_CLOEXEC)
-        with os.fdopen(os.dup(copy), "wb") as destination:
-            shutil.copyfileobj(source, destination)
+        size = os.fstat(fd).st_size  # not more than that, however it grows meanwhile
+        while size > 0 and (sent := os.sendfile(copy, fd, None, min(size, _BLOCK))):
+            size -= sent
+    finally:
+        os.close(fd)
     os.fchmod(copy, 0o444)
     os.lseek(copy, 0, os.SEEK_SET)
     return copy

@@ -96,7 +96,7 @@ def check_machine(machine: str, known: Sequence[str] | frozenset[str]) -> None:
         BadInput: it is an alias, or unknown here; the text lists what there is.
     """
     there_are = ", ".join(sorted(known)) or "none"
-    if not VERSIONED_MACHINE.match(machine):
+    if not VERSIONED_MACHINE.fullmatch(machine):
         raise BadInput(
             f"machine type {machine!r} is not a versioned one: it stands for other hardware in each QEMU",
             fix=f"take one of: {there_are}",
@@ -130,7 +130,7 @@ def check_spec(spec: GuestSpec) -> None:
 
 
 def _family(machine: str) -> str:
-    found = VERSIONED_MACHINE.match(machine)
+    found = VERSIONED_MACHINE.fullmatch(machine)
     return found.group(1) if found else "q35"
 
 
@@ -138,7 +138,7 @@ def _macs(spec: GuestSpec, mac_bytes: tuple[bytes, ...]) -> tuple[str, ...]:
     macs = []
     for nic, drawn in zip(spec.nics, mac_bytes, strict=True):
         mac = nic.mac.lower() if nic.mac else "52:54:00:" + drawn[:3].hex(":")
-        if not _MAC.match(mac) or int(mac[:2], 16) & 1:
+        if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
             raise BadInput(f"guest {spec.name}: MAC {mac!r} is not six hex bytes of a single station")
         macs.append(mac)
     if len(set(macs)) != len(macs):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from vmferry.core.errors import Broken, VmferryError
@@ -36,6 +37,7 @@ from vmferry.qemu.process import Process
 from vmferry.qemu.qmp import QmpSession, SaidNo
 from vmferry.qemu.reconnection import TELLS_CONNECTING, Reconnection
 from vmferry.qemu.run_dir import TLS_DIR, RunDir
+from vmferry.qemu.sockets import connect
 
 QUIT_TIMEOUT_S = 10.0
 
@@ -389,8 +391,8 @@ class QemuGuestProcess:
         rows = await self._session.execute("qom-list", {"path": "/objects"})
         return any(row["name"] == name for row in rows)
 
-    async def _open(self, path: object, role: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _open(self, path: Path, role: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
-            return await asyncio.open_unix_connection(str(path))
+            return await asyncio.open_unix_connection(sock=await connect(path, self.record.pid))
         except OSError as error:
             raise Broken(f"{role} of guest {self._name} cannot be opened: {error.strerror}") from error

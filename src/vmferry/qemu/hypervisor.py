@@ -14,6 +14,7 @@ from vmferry.core.guest import Acceleration, FrozenGuest, GuestSpec
 from vmferry.core.host import QemuFacts
 from vmferry.core.ids import GuestUuid
 from vmferry.ports.hypervisor import HostResources, ProcessRecord, RunState
+from vmferry.qemu.arrival import check_cpu, check_frozen
 from vmferry.qemu.binary import QemuBinaryConfig
 from vmferry.qemu.command_line import command_line
 from vmferry.qemu.cpu import freeze_cpu, parse_cpu, without_enforce
@@ -110,10 +111,13 @@ class QemuHypervisor:
         """Return the guest's CPU features that this host does not offer; asked once per CPU and boot.
 
         Raises:
-            Broken: QEMU refuses the CPU outright (unknown model, feature or machine type); in its own words.
+            Broken: QEMU refuses the CPU outright (unknown model or feature); in its own words.
+            BadInput: this host does not know the machine type, or the CPU is none that `freeze` writes.
         """
         if guest.acceleration is Acceleration.KVM and self._acceleration is not Acceleration.KVM:
             raise Broken(f"guest {guest.spec.name} needs KVM, which does not work on this host")
+        check_machine(guest.machine, (await self._prober.query_facts(guest.acceleration)).machines)
+        check_cpu(guest.cpu)
         cpu = without_enforce(guest.cpu)
         return (await self._prober.query_cpu(cpu, guest.machine, guest.acceleration)).unavailable
 
@@ -121,12 +125,14 @@ class QemuHypervisor:
         """Start the guest's process, paused; on failure no process, tap, socket or key is left.
 
         Raises:
-            BadInput: the run directory's path is too long, or an image refers to other files.
+            BadInput: the run directory's path is too long, an image refers to other files, or the hardware is none
+                that `freeze` writes.
             Broken: a file or tap cannot be opened, or QEMU refused; in its own words.
             TimedOut: QEMU does not answer.
         """
         run_dir = RunDir(Path(resources.run_dir))
         run_dir.check_length()
+        check_frozen(guest, (await self._prober.query_facts(guest.acceleration)).machines)
         spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, guest, resources, run_dir, incoming=incoming))
         try:
             process = await asyncio.shield(spawning)

@@ -34,9 +34,17 @@ class ImageDirs:
     private: tuple[Path, ...] = ()
 
     def why_not(self, path: str) -> str | None:
-        """Return why a file that exists may not be used; None when it may, or when it does not exist."""
+        """Return why a path may not be used; None when it may, or when nothing is where it leads.
+
+        Of what lies outside nothing is told, not even whether it is there.
+        """
         try:
-            real = Path(path).resolve(strict=True)
+            real = Path(path).resolve()
+        except (OSError, RuntimeError, ValueError):  # links in a circle; a NUL
+            return "it leads nowhere"
+        if (why := self._why_outside(path, real)) is not None:
+            return why
+        try:
             mode = real.stat().st_mode
         except OSError:
             return None
@@ -54,6 +62,8 @@ class ImageDirs:
             BadInput: it may not be used.
             Broken: it cannot be opened.
         """
+        if (why := self.why_not(path)) is not None:
+            raise _refused(role, path, why)
         try:
             real = Path(path).resolve(strict=True)
             why = self._why_not(path, real, real.stat().st_mode)
@@ -80,13 +90,20 @@ class ImageDirs:
     def _why_not(self, path: str, real: Path, mode: int) -> str | None:
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             return "it is neither a file nor a block device"
-        if self._holds(real):
+        if stat.S_ISBLK(mode) and self._holds_name(path):
             return None
-        if stat.S_ISBLK(mode) and _DEV in Path(path).parents and self._holds(Path(os.path.normpath(path))):
+        return self._why_outside(path, real, by_name=False)
+
+    def _why_outside(self, path: str, real: Path, *, by_name: bool = True) -> str | None:
+        if self._holds(real) or (by_name and self._holds_name(path)):
             return None
-        where = "" if str(real) == path else f" (it is {real})"
+        is_ours = self._holds(Path(os.path.normpath(path)))  # else where it leads is nobody's business
+        where = f" (it is {real})" if is_ours and str(real) != path else ""
         allowed = ", ".join(map(str, self.allowed)) or "none"
         return f"it is not below a directory that guests may use{where}; image_dirs of this host: {allowed}"
+
+    def _holds_name(self, path: str) -> bool:
+        return _DEV in Path(path).parents and self._holds(Path(os.path.normpath(path)))
 
     def _holds(self, path: Path) -> bool:
         deepest = max((_depth(path, directory) for directory in self.allowed), default=-1)

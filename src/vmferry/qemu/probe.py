@@ -179,7 +179,7 @@ async def _ask_facts(session: QmpSession) -> dict[str, Any]:
     capabilities = await session.execute("query-migrate-capabilities")
     return {
         "version": [version["major"], version["minor"], version["micro"]],
-        "machines": sorted(m["name"] for m in machines if VERSIONED_MACHINE.match(m["name"])),
+        "machines": sorted(m["name"] for m in machines if VERSIONED_MACHINE.fullmatch(m["name"])),
         "cpu_models": sorted(m["name"] for m in models if _is_usable(m)),
         "capabilities": sorted(row["capability"] for row in capabilities),
         "parameters": sorted(await session.execute("query-migrate-parameters")),

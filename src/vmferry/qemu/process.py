@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vmferry.core.errors import Broken
 from vmferry.ports.hypervisor import ProcessRecord
+from vmferry.qemu import foreign
 from vmferry.qemu.binary import QemuBinaryConfig
 
 #: how long the kernel may take to end a killed process: it frees all of its memory first
@@ -53,7 +54,7 @@ def spawn(
         binary: which QEMU.
         argv: its arguments.
         directory: where it starts; entered with the agent's rights.
-        log: where its own words go; truncated.
+        log: where its own words go; made anew.
         fds: descriptors that it inherits under the same numbers.
         uid: its user and group; None = the agent's own.
         groups: further groups of that user.
@@ -62,9 +63,7 @@ def spawn(
         Broken: the program cannot be run.
     """
     try:
-        log.write_bytes(b"")
-        with log.open("ab") as output:  # appending: a log that is cut meanwhile goes on at its new end
-            log.chmod(0o600)
+        with os.fdopen(foreign.create_log(log), "ab") as output:  # appending: one that is cut goes on at its new end
             child = subprocess.Popen(
                 [*binary.argv, *argv],
                 stdin=subprocess.DEVNULL,

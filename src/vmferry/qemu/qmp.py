@@ -16,6 +16,7 @@ from qemu.qmp.message import Message
 from vmferry.core.errors import Broken, TimedOut
 from vmferry.qemu.events import happened_ns
 from vmferry.qemu.process import Process
+from vmferry.qemu.sockets import connect
 
 #: QEMU answers within milliseconds, unless a device or its main loop hangs.
 COMMAND_TIMEOUT_S = 15.0
@@ -62,7 +63,7 @@ class QmpSession:
             timeout_s: for everything.
 
         Raises:
-            Broken: the process ended before it answered.
+            Broken: the process ended before it answered, or another process listens there.
             TimedOut: it lives and does not answer.
         """
         try:
@@ -76,12 +77,21 @@ class QmpSession:
 
     async def _wait_connected(self, address: Path | socket.socket, process: Process) -> None:
         while True:
-            with contextlib.suppress(QMPError):
-                await self._client.connect(address if isinstance(address, socket.socket) else str(address))
+            with contextlib.suppress(QMPError, OSError):
+                await self._connect_once(address, process)
                 return
             if isinstance(address, socket.socket) or not process.is_alive():
                 raise Broken(f"QEMU of guest {self._guest} (pid {process.record.pid}) ended before it answered on QMP")
             await asyncio.sleep(POLL_S)
+
+    async def _connect_once(self, address: Path | socket.socket, process: Process) -> None:
+        if isinstance(address, socket.socket):
+            await self._client.connect(address)
+            return
+        with contextlib.ExitStack() as failed:
+            connection = failed.enter_context(await connect(address, process.record.pid))
+            await self._client.connect(connection)
+            failed.pop_all()
 
     def on_event(self, sink: Callable[[Message, int], None]) -> None:
         """Call `sink(event, monotonic ns when it happened)` for every event, in order, from now on."""

@@ -14,12 +14,15 @@ from pathlib import Path
 
 from vmferry.core.errors import TimedOut
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, MigrationStatus
+from vmferry.qemu import foreign
 
 #: From here on the status is `postcopy-recover-setup` while it connects, and QEMU refuses a second resume.
 TELLS_CONNECTING = (9, 1, 0)
 
 LIMIT_S = 15.0
 POLL_S = 0.01
+#: What QEMU writes after an order is a line or two.
+_MOST_BYTES = 64 << 10
 
 #: The stream that broke before, not the resume: some of these lines come after the status that they belong to.
 _OF_THE_BREAK = (
@@ -47,7 +50,7 @@ class Reconnection:
     def begin(self) -> None:
         """Note that a resume is ordered now."""
         self._is_open = True
-        self._read_to = len(self._written())
+        self._read_to, _ = foreign.read(self._log, 0, 0)
 
     def forget(self) -> None:
         """Note that the order was refused."""
@@ -77,13 +80,6 @@ class Reconnection:
         self._is_open = False
 
     def _gave_up(self) -> bool:
-        written = self._written()
-        start = self._read_to if len(written) >= self._read_to else 0  # the log was cut meanwhile
-        lines = written[start:].splitlines(keepends=True)
+        _, written = foreign.read(self._log, self._read_to, _MOST_BYTES)
+        lines = written.splitlines(keepends=True)
         return any(line.endswith(b"\n") and not any(mark in line for mark in _OF_THE_BREAK) for line in lines)
-
-    def _written(self) -> bytes:
-        try:
-            return self._log.read_bytes()
-        except FileNotFoundError:
-            return b""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmferry.core.errors import BadInput, Broken
-from vmferry.qemu import dh_group, run_lock
+from vmferry.qemu import dh_group, foreign, run_lock
 from vmferry.qemu.process import Process
 
 #: sun_path holds 108 bytes with its end mark. Source: unix(7)
@@ -24,6 +23,8 @@ CONTROL_SOCKET = "control.sock"
 THROTTLE_SOCKET = "throttle.sock"
 QEMU_LOG = "qemu.log"
 TLS_DIR = "tls"
+#: The end of a log that messages are made from.
+_TAIL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +130,9 @@ class RunDir:
         Raises:
             Broken: it cannot be written.
         """
+        files = {"keys.psk": f"qemu:{hex_key}\n", dh_group.FILE_NAME: dh_group.FFDHE2048}
         try:
-            self.tls.mkdir(mode=0o700, exist_ok=True)
-            for name, text in (("keys.psk", f"qemu:{hex_key}\n"), (dh_group.FILE_NAME, dh_group.FFDHE2048)):
-                fd = os.open(self.tls / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-                with os.fdopen(fd, "w", encoding="ascii") as file:
-                    file.write(text)
-                    if uid is not None:
-                        os.fchown(file.fileno(), uid, uid)
-            if uid is not None:
-                os.chown(self.tls, uid, uid)
+            foreign.make_directory(self.path, TLS_DIR, files, uid)
         except OSError as error:
             raise Broken(
                 f"migration key below {self.path} cannot be written: {error}", fix="make room there"
@@ -146,7 +140,7 @@ class RunDir:
 
     def remove_key(self) -> None:
         """Remove the key. Idempotent."""
-        shutil.rmtree(self.tls, ignore_errors=True)
+        foreign.remove(self.tls)
 
     def is_served(self) -> bool:
         """Tell whether a process listens on the QMP socket: another one than was recorded may live here."""
@@ -163,14 +157,11 @@ class RunDir:
     def remove_sockets(self) -> None:
         """Remove sockets and keys; logs stay, they say how it ended."""
         for path in self.sockets:
-            path.unlink(missing_ok=True)
+            foreign.remove(path)
         self.remove_key()
 
     def log_tail(self, limit: int = 600) -> str:
         """Return the end of what QEMU wrote, on one line; empty when it wrote nothing."""
-        try:
-            text = self.log.read_text("utf-8", errors="replace")
-        except OSError:
-            return ""
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        _, written = foreign.read(self.log, -_TAIL_BYTES, _TAIL_BYTES)
+        lines = [line.strip() for line in written.decode("utf-8", "replace").splitlines() if line.strip()]
         return " | ".join(lines)[-limit:]

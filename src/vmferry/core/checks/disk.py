@@ -38,7 +38,7 @@ def check_shared_file(case: Case, path: str, *, label: str, writable: bool) -> I
     if there is None or not there.exists:
         yield Blocker(
             f"{label}.not-seen",
-            f"{label} {path} of guest {case.guest.spec.name} does not exist on {host}{_reason(there)}",
+            f"{label} {path} of guest {case.guest.spec.name} cannot be seen on {host}{_reason(there)}",
             f"mount the storage that holds it on {host} at the same path",
         )
         return

@@ -1,0 +1,73 @@
+"""The guest file's rules for a guest that comes through the API: JSON written by hand gets the same answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from vmferry.core.guest import GuestSpec, KernelBoot, UefiBoot
+from vmferry.guestfile import words
+
+_MOST_VCPUS = 255
+_LAST_PORT = 65535
+
+_Row = tuple[str, Callable[[Any], object], object]
+
+
+def spec_complaints(spec: GuestSpec) -> list[str]:
+    """Return what is wrong with the words of a guest, all at once. Never raises; touches nothing."""
+    found = []
+    for key, rule, value in _rows(spec):
+        try:
+            rule(value)
+        except ValueError as error:
+            found.append(f"{key} = {repr(value)[:80]}: expected {error}")
+    return found
+
+
+def _rows(spec: GuestSpec) -> Iterator[_Row]:
+    yield "name", words.guest_name, spec.name
+    yield "memory_bytes", words.memory, spec.memory_bytes
+    yield "vcpus", _from_1_to(_MOST_VCPUS), spec.vcpus
+    yield "cpu", words.cpu, spec.cpu
+    yield "machine", words.machine, spec.machine
+    yield from _boot(spec)
+    for index, disk in enumerate(spec.disks):
+        yield f"disks[{index}].path", words.absolute_path, disk.path
+        yield f"disks[{index}].cache", words.cache, disk.cache
+    for index, nic in enumerate(spec.nics):
+        yield from _given(f"nics[{index}].bridge", words.bridge, nic.bridge)
+        yield from _given(f"nics[{index}].mac", words.mac, nic.mac)
+        ports = [port for pair in nic.forward_udp for port in pair]
+        yield from ((f"nics[{index}].forward_udp", _from_1_to(_LAST_PORT), port) for port in ports)
+    yield from _given("tpm", words.absolute_path, spec.tpm)
+    yield from _given("echo", words.echo, spec.echo)
+
+
+def _boot(spec: GuestSpec) -> Iterator[_Row]:
+    boot = spec.boot
+    if isinstance(boot, KernelBoot):
+        yield "boot.kernel", words.absolute_path, boot.kernel
+        yield from _given("boot.initrd", words.absolute_path, boot.initrd)
+        yield "boot.cmdline", _without_nul, boot.cmdline
+    elif isinstance(boot, UefiBoot):
+        yield "boot.code", words.absolute_path, boot.code
+        yield "boot.nvram", words.absolute_path, boot.nvram
+
+
+def _given(key: str, rule: Callable[[Any], object], value: object) -> Iterator[_Row]:
+    if value is not None:
+        yield key, rule, value
+
+
+def _from_1_to(last: int) -> Callable[[int], None]:
+    def rule(value: int) -> None:
+        if not 1 <= value <= last:
+            raise ValueError(f"1 to {last}")
+
+    return rule
+
+
+def _without_nul(value: str) -> None:
+    if "\0" in value:
+        raise ValueError("a text without NUL")
