@@ -2,10 +2,12 @@
 
     ./run bench migrate --short                     about ten minutes
     ./run bench migrate [--rounds 5] [--minutes N] [--resume] [--cells A,B] [--movers X,Y] [--seed 1] [--limit 120]
+                        [--name NAME]
     ./run bench migrate --list
 
-The full grid takes many hours: give it `--minutes`, and go on with `--resume` later. A cell's movers take turns within
-a round, in an order of their own; they are compared within rounds. What was not run is said. Observers, guest, link and
+The full grid takes many hours: give it `--minutes`, and go on with `--resume` later, with the same or other cells; that
+is refused when our code has changed since. A cell's movers take turns within a round, in an order of their own; they
+are compared within rounds. What was not run is said. Observers, guest, link and
 machine are the same for all; docs/bench/migrate.md has the conditions.
 """
 
@@ -13,15 +15,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from _bench import conditions
+from _bench import ROOT, conditions
 from grid import report
-from grid.cells import Cell, all_cells, chosen
+from grid.cells import BASE, Cell, all_cells, chosen
 from grid.observe import Observers
 from grid.rounds import Block, Budget, Record, schedule
 from movers.base import Mover
@@ -34,7 +37,7 @@ from vmferry.lab.page_faults import page_faults_for_all
 from vmferry.lab.registry import sweep
 from vmferry.lab.toolchain import cache_dir, find_qemu
 
-ROUNDS, SHORT_ROUNDS = 5, 3
+ROUNDS, SHORT_ROUNDS = 5, 2
 LIMIT_S, SHORT_LIMIT_S = 120.0, 30.0
 SHORT_MINUTES = 10.0
 #: The first figures of a fresh lab pay for what is opened and cached once; they are thrown away.
@@ -44,7 +47,7 @@ WARM_UP_CELL = "1G/idle"
 def parse() -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="a few cells, no policies of others, about ten minutes")
+    parser.add_argument("--short", action="store_true", help="a few cells and movers, about ten minutes")
     parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}")
     parser.add_argument("--minutes", type=float, help="begin nothing that would not end in this time")
     parser.add_argument(
@@ -54,6 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cells", type=lambda text: text.split(","), help="which, with commas between them")
     parser.add_argument("--movers", type=lambda text: text.split(","), help="which, with commas between them")
     parser.add_argument("--seed", type=int, default=1, help="of the order")
+    parser.add_argument("--name", default=report.NAME, help="of the result and its page")
     parser.add_argument("--list", action="store_true", help="print cells and movers")
     asked = parser.parse_args()
     asked.rounds = asked.rounds or (SHORT_ROUNDS if asked.short else ROUNDS)
@@ -78,7 +82,7 @@ async def measure(asked: argparse.Namespace, cells: Sequence[Cell]) -> tuple[Rec
             if any(mover.name.startswith("virsh") for mover in movers):
                 await asyncio.gather(*(daemon.start() for daemon in daemons.values()))
             record = Record.begin(
-                _key(asked, cells, movers), cache_dir() / "bench" / "migrate.jsonl", resume=asked.resume
+                _key(asked, movers), cache_dir() / "bench" / f"{asked.name}.jsonl", resume=asked.resume
             )
             runner = _Runner({mover.name: mover for mover in movers}, Observers(lab), record, asked.limit)
             await runner.warm_up()
@@ -135,13 +139,19 @@ class _Runner:
             )
 
 
-def _key(asked: argparse.Namespace, cells: Sequence[Cell], movers: Sequence[Mover]) -> dict[str, Any]:
+def _key(asked: argparse.Namespace, movers: Sequence[Mover]) -> dict[str, Any]:
     return {
         "seed": asked.seed,
         "limit_s": asked.limit,
-        "cells": [cell.id for cell in cells],
         "movers": [mover.name for mover in movers],
+        "sources": _sources(),
     }
+
+
+def _sources() -> str:
+    """Return a sum over our own code: figures of another one are no figures of this one."""
+    files = sorted((ROOT / "src").rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 async def _until_signal(
@@ -174,7 +184,9 @@ def main() -> int:
         return 130
     found = conditions(_command(asked), "TCG", "10.0", took_s)
     libvirt = subprocess.run(["libvirtd", "--version"], capture_output=True, text=True, check=False).stdout.split()[-1:]
-    report.write_all({**found, "libvirt": "".join(libvirt)}, asked, cells, movers, record, left)
+    measured = {move.cell for move in record.moves} | {cell.id for cell in cells}
+    shown = [cell for cell in (*all_cells(), BASE) if cell.id in measured]
+    report.write_all({**found, "libvirt": "".join(libvirt)}, asked, shown, movers, record, left)
     return 0
 
 
@@ -183,6 +195,8 @@ def _command(asked: argparse.Namespace) -> str:
     words += ["--short"] if asked.short else []
     words += [f"--rounds {asked.rounds}", f"--limit {asked.limit:g}", f"--seed {asked.seed}"]
     words += [f"--minutes {asked.minutes:g}"] if asked.minutes else []
+    words += [f"--name {asked.name}"] if asked.name != report.NAME else []
+    words += ["--resume"] if asked.resume else []
     words += [f"--cells '{','.join(asked.cells)}'"] if asked.cells else []
     words += [f"--movers '{','.join(asked.movers)}'"] if asked.movers else []
     return " ".join(words)

@@ -152,6 +152,7 @@ def _of(link: Link, size: _Size) -> list[Cell]:
     middle = size.rates[1][1]
     return [
         Cell("idle", link, memory, 16, 0),
+        Cell("idle full", link, memory, whole, 0),
         *(Cell(f"writes {name}", link, memory, whole, rate) for name, rate in size.rates),
         Cell("hot-spot", link, memory, whole, fast, pattern="hotspot"),
         Cell("random pages", link, memory, whole, middle, pattern="random"),

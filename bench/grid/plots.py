@@ -8,16 +8,16 @@ from pathlib import Path
 from grid.cells import GOAL_GAP_MS
 from grid.stats import Interval, Row
 
-#: Figure, title, unit, divisor, line of the goal.
+#: Figure, file, label, divisor, line of the goal.
 _PLOTS = (
-    ("total_ms", "migrate-total", "total time, s (nothing: did not arrive)", 1000.0, None),
-    ("gap_ms", "migrate-gap", "guest_gap, ms", 1.0, GOAL_GAP_MS),
-    ("lost_ms", "migrate-work-lost", "work lost, ms of undisturbed work", 1.0, None),
+    ("total_ms", "total", "total time, s (nothing: did not arrive)", 1000.0, None),
+    ("gap_ms", "gap", "guest_gap, ms", 1.0, GOAL_GAP_MS),
+    ("lost_ms", "work-lost", "work lost, ms of undisturbed work", 1.0, None),
 )
 _BAR_INCH = 0.17
 
 
-def draw(rows: Sequence[Row], cells: Sequence[str], movers: Sequence[str], folder: Path) -> list[str]:
+def draw(rows: Sequence[Row], cells: Sequence[str], movers: Sequence[str], folder: Path, prefix: str) -> list[str]:
     """Draw what there are figures for; returns the files' names.
 
     Args:
@@ -25,10 +25,11 @@ def draw(rows: Sequence[Row], cells: Sequence[str], movers: Sequence[str], folde
         cells: in the order of the page.
         movers: in the order of the legend.
         folder: where the files go.
+        prefix: of their names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     return [
-        _draw(rows, cells, movers, folder, plot)
+        _draw(rows, cells, movers, folder / f"{prefix}-{plot[1]}.svg", plot)
         for plot in _PLOTS
         if any(row.figures[plot[0]] is not None for row in rows)
     ]
@@ -38,14 +39,14 @@ def _draw(
     rows: Sequence[Row],
     cells: Sequence[str],
     movers: Sequence[str],
-    folder: Path,
+    file: Path,
     plot: tuple[str, str, str, float, float | None],
 ) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "vmferry"  # the same ids in every run
-    name, file, label, unit, goal = plot
+    name, _, label, unit, goal = plot
     by_place = {(row.cell, row.mover): row for row in rows}
     shown = [cell for cell in cells if any((cell, mover) in by_place for mover in movers)]
     picture = Figure(figsize=(9, 1.2 + len(shown) * (len(movers) * _BAR_INCH + 0.25)), layout="constrained")
@@ -73,8 +74,8 @@ def _draw(
     axes.set_xlabel(label)
     axes.set_xscale("symlog", linthresh=1.0 if unit > 1 else 10.0)
     picture.legend(loc="outside lower center", ncols=3, fontsize=8)
-    picture.savefig(folder / f"{file}.svg", metadata={"Date": None})
-    return f"{file}.svg"
+    picture.savefig(file, metadata={"Date": None})
+    return file.name
 
 
 def _place(cell: int, mover: int, movers: int) -> float:

@@ -39,8 +39,8 @@ def write_all(
         "not_measured": record.failed,
         "not_run": [{"round": block.round, "cell": block.cell.id, "movers": record.missing(block)} for block in left],
     }
-    pictures = plots.draw(rows, [cell.id for cell in cells], [mover.name for mover in movers], PAGES)
-    write(NAME, result, _page(found, asked, cells, rows, decided, record, left, pictures))
+    pictures = plots.draw(rows, [cell.id for cell in cells], [mover.name for mover in movers], PAGES, asked.name)
+    write(asked.name, result, _page(found, asked, cells, rows, decided, record, left, pictures))
 
 
 def _page(
@@ -134,7 +134,7 @@ def _contest_text(decided: Sequence[Contest]) -> str:
 
 
 def _efficiency(rows: Sequence[Row]) -> str:
-    idle = [(row, value) for row in rows if row.cell.endswith("/idle") and (value := row.figures["efficiency"])]
+    idle = [(row, value) for row in rows if "/idle" in row.cell and (value := row.figures["efficiency"])]
     if not idle:
         return "Not measured: no idle guest on a limited link.\n"
     lines = [

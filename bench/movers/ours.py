@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from grid.cells import GOAL_GAP_MS, GUEST, Cell
@@ -14,9 +15,11 @@ from grid.observe import DESTINATION, NS_PER_MS, SOURCE
 
 from movers.base import Mover
 from movers.guest_files import guest_plan
-from vmferry.api.models import HandoverView, MigrateOptions
+from vmferry.api.models import HandoverView
+from vmferry.core.convergence import DEFAULT, POLICIES, Policy
 from vmferry.core.errors import Broken, VmferryError
 from vmferry.core.progress import Outcome, Report
+from vmferry.lab.guest_plans import GuestPlan
 from vmferry.lab.guest_runs import GuestRun
 from vmferry.lab.hosts import Lab
 from vmferry.lab.scenarios import empty
@@ -24,8 +27,6 @@ from vmferry.lab.scenarios import empty
 POLL_S = 0.02
 #: The report waits for what the guest and the network say after the move.
 REPORT_S = 30.0
-#: Options of the agents' request by what the bench wants of them: the first that there is.
-_POLICY, _MAX_GAP, _POSTCOPY = ("policy",), ("max_gap_ms",), ("allow_postcopy", "postcopy", "post_copy")
 
 
 class OurMover(Mover):
@@ -47,7 +48,10 @@ class OurMover(Mover):
 
     async def boot(self, cell: Cell) -> None:
         """Run the guest on host-a."""
-        await GuestRun.start(self.lab, await guest_plan(cell), SOURCE)
+        await GuestRun.start(self.lab, await self._plan(cell), SOURCE)
+
+    async def _plan(self, cell: Cell) -> GuestPlan:
+        return await guest_plan(cell)
 
     async def order(self, limit_s: float) -> Word:
         """Ask host-a's agent to move the guest, and wait for the report; a late one is cancelled."""
@@ -89,6 +93,14 @@ class OurMover(Mover):
         await empty(self.lab)
 
 
+class ThrottledMover(OurMover):
+    """The agents with the article's 40 writes, and the guest with the helper that holds them."""
+
+    async def _plan(self, cell: Cell) -> GuestPlan:
+        plan = await guest_plan(cell)
+        return dataclasses.replace(plan, throttle=plan.kind == "linux")
+
+
 def _is_over(view: HandoverView) -> bool:
     return view.finished and view.report is not None
 
@@ -118,28 +130,21 @@ def _word(report: Report | None, opened_ns: int, *, late: bool) -> Word:
 
 
 def our_movers(lab: Lab) -> list[OurMover]:
-    """Return ours by default, with post-copy allowed, and with each policy; as far as the agents have the options."""
-    gap = _option(_MAX_GAP, GOAL_GAP_MS)
-    allowed = _option(_POSTCOPY, True)  # noqa: FBT003  (a value of the request)
-    found = [OurMover(lab, "vmferry", gap), OurMover(lab, "vmferry unencrypted", {**gap, "plain": True})]
-    if allowed:
-        found.append(OurMover(lab, "vmferry post-copy", {**gap, **allowed}, postcopy=True))
-    for name in _policies():
-        risks = "postcopy" in name
-        extra = allowed if risks else {}
-        found.append(OurMover(lab, f"policy {name}", {**gap, **_option(_POLICY, name), **extra}, postcopy=risks))
-    return found
+    """Return ours by default, in the clear, with post-copy allowed, with the write throttle, and with each policy."""
+    gap = {"max_gap_ms": GOAL_GAP_MS}
+    return [
+        OurMover(lab, "vmferry", gap),
+        OurMover(lab, "vmferry unencrypted", {**gap, "plain": True}),
+        OurMover(lab, "vmferry post-copy", {**gap, "postcopy": True}, postcopy=True),
+        OurMover(lab, "vmferry post-copy unencrypted", {**gap, "postcopy": True, "plain": True}, postcopy=True),
+        ThrottledMover(lab, "vmferry 40-writes", {**gap, "throttle": "40-writes"}),
+        *(_with_policy(lab, kind, gap) for name, kind in POLICIES.items() if name != DEFAULT),
+    ]
 
 
-def _policies() -> Iterable[str]:
-    """Return the names of all policies but the default one, if a request can name one."""
-    if not _option(_POLICY, ""):
-        return ()
-    from vmferry.core.convergence import DEFAULT, POLICIES
-
-    return tuple(name for name in POLICIES if name != DEFAULT)
-
-
-def _option(names: tuple[str, ...], value: object) -> dict[str, object]:
-    """Return the option as the agents know it now; nothing when they do not."""
-    return {name: value for name in names[:] if name in MigrateOptions.model_fields}
+def _with_policy(lab: Lab, kind: type[Policy], gap: Mapping[str, object]) -> OurMover:
+    """Return a mover by another manager's policy: in the clear as that one sends, its own idea of the goal."""
+    name = kind.description.name
+    risks = "postcopy" in name
+    options = {"policy": name, "plain": True, "postcopy": risks, **(gap if kind.heeds_goal else {})}
+    return OurMover(lab, f"policy {name}", options, postcopy=risks)

@@ -11,8 +11,8 @@ from movers.virsh import VirshAutoConverge, VirshMover, VirshPostcopy
 from vmferry.lab.hosts import Lab
 from vmferry.lab.libvirt import LibvirtDaemon
 
-#: `--short` leaves out the policies of other managers.
-POLICY_PREFIX = "policy "
+#: Of `--short`: what people would take, and ours.
+SHORT = ("vmferry", "vmferry unencrypted", "vmferry post-copy", "virsh", "virsh auto-converge", "virsh post-copy", "qemu")
 
 
 def all_movers(lab: Lab, daemons: dict[str, LibvirtDaemon]) -> list[Mover]:
@@ -29,7 +29,7 @@ def all_movers(lab: Lab, daemons: dict[str, LibvirtDaemon]) -> list[Mover]:
 
 
 def chosen_movers(movers: Sequence[Mover], names: Sequence[str] | None, *, short: bool) -> list[Mover]:
-    """Return the movers of a run: those named, or all, or without the policies.
+    """Return the movers of a run: those named, or all, or those of the short version.
 
     Raises:
         SystemExit: no mover has such a name.
@@ -40,4 +40,4 @@ def chosen_movers(movers: Sequence[Mover], names: Sequence[str] | None, *, short
         if unknown:
             raise SystemExit(f"no mover {', '.join(unknown)}; there are: {', '.join(known)}")
         return [known[name] for name in names]
-    return [mover for mover in movers if not (short and mover.name.startswith(POLICY_PREFIX))]
+    return [mover for mover in movers if not short or mover.name in SHORT]
