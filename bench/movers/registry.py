@@ -12,7 +12,10 @@ from vmferry.lab.hosts import Lab
 from vmferry.lab.libvirt import LibvirtDaemon
 
 #: Of `--short`: what people would take, and ours.
-SHORT = ("vmferry", "vmferry unencrypted", "vmferry post-copy", "virsh", "virsh auto-converge", "virsh post-copy", "qemu")
+SHORT = (
+    *("vmferry", "vmferry unencrypted", "vmferry post-copy"),
+    *("virsh", "virsh auto-converge", "virsh post-copy", "qemu"),
+)
 
 
 def all_movers(lab: Lab, daemons: dict[str, LibvirtDaemon]) -> list[Mover]:
