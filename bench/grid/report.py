@@ -116,7 +116,15 @@ def _test_table(cells: Sequence[Cell]) -> str:
 def _contest_text(decided: Sequence[Contest]) -> str:
     if not decided:
         return "None of ours took part.\n"
-    header = ("cell", "ours", "best other within the goal", "ratio of total times", f"pairs <= x {FACTOR:g}", "met")
+    header = (
+        "cell",
+        "ours",
+        "best other within the goal",
+        "ratio of total times",
+        f"pairs <= x {FACTOR:g}",
+        "first byte, ms",
+        "met",
+    )
     rows = [
         (
             contest.cell,
@@ -124,6 +132,7 @@ def _contest_text(decided: Sequence[Contest]) -> str:
             contest.rival or "nobody",
             "-" if contest.ratio is None else _said(contest.ratio, 2),
             f"{contest.faster}/{contest.pairs}",
+            "-" if contest.first_byte_ms is None else f"{contest.first_byte_ms:.0f}",
             "yes" if contest.met else f"**no**: {contest.reason}",
         )
         for contest in decided

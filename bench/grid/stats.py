@@ -91,6 +91,9 @@ class Contest:
     met: bool
     reason: str | None  #: why it is a miss
     enough: bool  #: whether there were enough rounds to say it
+    first_byte_ms: (
+        float | None
+    )  #: ours, from the order: checks, reservation, a QEMU that listens; alike for every guest
 
     def as_json(self) -> dict[str, Any]:
         """Return it for the result."""
@@ -138,7 +141,13 @@ def _contest(cell: str, ours: str, here: Sequence[Figures]) -> Contest:
         reason is None,
         reason,
         mine.runs >= MIN_ROUNDS,
+        _first_byte_ms([move for move in here if move.mover == ours]),
     )
+
+
+def _first_byte_ms(moves: Sequence[Figures]) -> float | None:
+    seen = [float(str(value)) for move in moves if (value := move.more.get("first_byte_ms")) is not None]
+    return statistics.median(seen) if seen else None
 
 
 def _meets(row: Row) -> bool:
