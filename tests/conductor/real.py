@@ -27,7 +27,8 @@ from vmferry.store.sqlite import SqliteJournal
 MEMORY = Bytes(64 * MIB)
 #: Workers of one run share the loopback address.
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_FIRST_PORT = 47400 + 100 * _WORKER
+#: Below the ports that the kernel gives to connections: one of those may be taken at any moment.
+_FIRST_PORT = 27400 + 100 * _WORKER
 
 
 @pytest.fixture(scope="session")

@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from vmferry.lab.toolchain import cache_dir
 from vmferry.qemu.userfault import DEVICE
 
 _EVERYBODY = 0o666
 #: Held by everybody who needs the device open; what its mode was before stands in it.
-_LOCK = Path("/run/lock/vmferry-userfaultfd")
+_LOCK = "userfaultfd.lock"
 
 
 @contextmanager
-def page_faults_for_all(device: Path = DEVICE, lock: Path = _LOCK) -> Iterator[None]:
+def page_faults_for_all(device: Path = DEVICE, lock: Path | None = None) -> Iterator[None]:
     """Open the device to everybody, as the udev rule of docs would; the last one out closes it again.
 
     Several may need it at once. Whoever is killed leaves it open for the next one to close. Without a device, nothing
@@ -24,12 +25,12 @@ def page_faults_for_all(device: Path = DEVICE, lock: Path = _LOCK) -> Iterator[N
 
     Args:
         device: what is opened.
-        lock: the file by which those who need it know of each other.
+        lock: the file by which those who need it know of each other; None: the one that all on this machine share.
     """
     if not device.exists():
         yield
         return
-    with lock.open("a+", encoding="ascii") as held:
+    with (lock or cache_dir() / _LOCK).open("a+", encoding="ascii") as held:
         _enter(device, held)
         try:
             yield
