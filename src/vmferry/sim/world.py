@@ -319,7 +319,15 @@ class World:
         return self._snapshot() != before
 
     def _snapshot(self) -> tuple[object, ...]:
-        return tuple((len(agent.journal.rows), agent.state, len(agent.orders)) for agent in self.agents.values())
+        return tuple(
+            (
+                len(agent.journal.rows),
+                agent.state,
+                len(agent.orders),
+                agent.qemu and (agent.qemu.alive, agent.qemu.status),
+            )
+            for agent in self.agents.values()
+        )
 
     def describe(self) -> str:
         """Return where everything stands, for a failing test."""
