@@ -26,8 +26,8 @@ def recover(
 ) -> None:
     """Bring journal and reality together on every host, and tell what was found and done.
 
-    With --fenced the word of a person ends a doubt: guests that may run on that host are taken over. Exit code 9 when
-    a guest's owner is still not known.
+    With --fenced the word of a person ends a doubt: all guests that may run on that host are taken over, and GUEST only
+    limits what is shown. Exit code 9 when a guest's owner is still not known.
     """
     fleet = open_fleet()
     answers = _fenced(fleet, fenced) if fenced is not None else _recover(fleet, guest)
