@@ -24,7 +24,9 @@ def recover(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring journal and reality together on every host, and tell what was found and done.
+    """Tell of every guest what runs where, what the journals say of it, and what is still open.
+
+    Agents settle what they can by themselves; this waits a moment for them.
 
     With --fenced the word of a person ends a doubt: all guests that may run on that host are taken over, and GUEST only
     limits what is shown. Exit code 9 when a guest's owner is still not known.
