@@ -90,9 +90,10 @@ def test_all_mistakes_at_once() -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    """A file that was named and is not there is an error."""
-    with pytest.raises(NotFound, match=r"agent\.toml"):
+    """A file that was named and is not there is an error that says what to do."""
+    with pytest.raises(NotFound, match=r"agent\.toml") as caught:
         load_config(tmp_path / "agent.toml")
+    assert "--config" in str(caught.value.fix)
 
 
 def test_binary_file(tmp_path: Path) -> None:

@@ -177,3 +177,10 @@ def test_a_renewed_ca_and_the_old_one_believe_the_same(own: Path, vmferry: Vmfer
         assert other.accept_membership(Authority.open(ca_dir).signed_membership()) in {True, False}
     with pytest.raises(Denied, match="not of this fleet"):
         before.replace_ca(certs.make_ca(certs.make_key(), dt.datetime.now(dt.UTC)))
+
+
+@pytest.mark.usefixtures("own")
+def test_ca_show_without_an_identity(vmferry: Vmferry) -> None:
+    """Who has no identity is told how to get one, and of no option that the command does not have."""
+    ran = vmferry("ca", "show")
+    assert (ran.exit_code, "VMFERRY_CONFIG" in ran.err, "--ca-dir" in ran.err) == (2, True, False)

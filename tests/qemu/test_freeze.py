@@ -46,7 +46,7 @@ def test_given_macs_stay() -> None:
 @pytest.mark.parametrize(
     ("spec", "what"),
     [
-        (replace(BIOS, nics=(Nic(mac="01:00:5e:00:00:01"),)), "single station"),
+        (replace(BIOS, nics=(Nic(mac="01:00:5e:00:00:01"),)), "not a unicast one"),
         (replace(BIOS, nics=(Nic(mac="52:54:00:00:01"),)), "six hex bytes"),
         (replace(BIOS, nics=(Nic(mac="52:54:00:00:00:01"),) * 2), "same MAC"),
         (replace(BIOS, nics=(Nic(network=NetworkKind.BRIDGE),)), "no bridge"),

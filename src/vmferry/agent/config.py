@@ -153,9 +153,13 @@ def load_config(path: Path | None) -> AgentConfig:
     except FileNotFoundError as error:
         if path is None:
             return AgentConfig()
-        raise NotFound(f"There is no configuration file {where}") from error
+        raise NotFound(
+            f"There is no configuration file {where}", fix="name one that exists, or leave --config out"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"Configuration file {where} cannot be read: {error}") from error
+        raise BadInput(
+            f"Configuration file {where} cannot be read: {error}", fix="name a UTF-8 text file that the agent may read"
+        ) from error
     return parse_config(text, str(where))
 
 

@@ -60,10 +60,13 @@ class Gate:
             raise Denied("No certificate was shown", fix="use the identity that `vmferry operator add` made")
         uris = [value for kind, value in peercert.get("subjectAltName", ()) if kind == "URI"]
         if not uris:
-            raise Denied("The certificate carries no identity")
+            raise Denied("The certificate carries no identity", fix="use one that this fleet's CA made")
         identity = _parse(uris[0])
         if self._now() > _seconds(peercert["notAfter"]):
-            raise Denied(f"Certificate of {identity.kind} {identity.name} expired on {peercert['notAfter']}")
+            raise Denied(
+                f"Certificate of {identity.kind} {identity.name} expired on {peercert['notAfter']}",
+                fix=f"`vmferry {identity.kind} remove` and `add` it again where the CA directory is",
+            )
         member = self._membership.find(identity)
         if member is None:
             raise Denied(
@@ -83,9 +86,14 @@ class Gate:
             return member
         if isinstance(member, HostMember):
             if access is not Access.PEER:
-                raise Denied(f"Host {member.name} asked for what only operators may ask")
+                raise Denied(
+                    f"Host {member.name} asked for what only operators may ask", fix="use an operator's identity"
+                )
         elif access is Access.PEER:
-            raise Denied(f"Operator {member.name} asked for what only enrolled hosts may ask")
+            raise Denied(
+                f"Operator {member.name} asked for what only enrolled hosts may ask",
+                fix="use the routes for operators (docs/openapi.json)",
+            )
         elif access is Access.OPERATE and member.role is not Role.OPERATE:
             raise Denied(
                 f"Operator {member.name} has the role {member.role}, this needs {Role.OPERATE}",

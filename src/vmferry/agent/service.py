@@ -353,7 +353,10 @@ class Service:
         journal = self.guests.journal
         row = journal.handover(handover, str(Side.SOURCE)) or journal.handover(handover, str(Side.DESTINATION))
         if row is None:
-            raise NotFound(f"Hand-over {handover} is not known on host {self.guests.settings.name}")
+            raise NotFound(
+                f"Hand-over {handover} is not known on host {self.guests.settings.name}",
+                fix="take one of `vmferry handover list`",
+            )
         return row
 
     def _handover_view(self, row: HandoverRow) -> m.HandoverView:

@@ -84,11 +84,13 @@ class TraceStore:
                 f" {self._most}",
             ) from None
         except (OSError, UnicodeDecodeError) as error:
-            raise Broken(f"Trace of hand-over {handover} cannot be read: {error}") from error
+            raise Broken(
+                f"Trace of hand-over {handover} cannot be read: {error}", fix="look at the source's disk"
+            ) from error
 
     def _path(self, handover: HandoverId) -> Path:
         if not _NAME.fullmatch(handover):
-            raise NotFound(f"There is no hand-over {handover!r}")
+            raise NotFound(f"There is no hand-over {handover!r}", fix="take one of `vmferry handover list`")
         return self._directory / f"{handover}.jsonl"
 
 

@@ -237,7 +237,10 @@ def renew_operator(identity_dir: Path) -> bool:
         return False
     membership = directory.membership()
     if membership.authority is None:
-        raise NotFound("No host of the fleet has the CA directory, so nobody renews certificates")
+        raise NotFound(
+            "No host of the fleet has the CA directory, so nobody renews certificates",
+            fix="run an agent where the CA directory is (`ca_dir`, docs/agent-file.md), and enrol it there",
+        )
     key = certs.make_key()
     with _client(membership.host(membership.authority), directory.client_context()) as client:
         reply = client.request("POST", "/v1/ca/renew", {"request": certs.make_request(key)})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmferry.cli.fleet import identity_directory, open_fleet
+from vmferry.cli.fleet import identity_directory, open_fleet, open_identity
 from vmferry.cli.options import AsJson, HostArgument, group
 from vmferry.cli.output import print_json, print_table, say
 from vmferry.core.errors import BadInput
@@ -61,9 +61,8 @@ def ca_show(*, as_json: AsJson = False) -> None:
     import datetime as dt
 
     from vmferry.pki.certificates import ends_soon
-    from vmferry.pki.identity import IdentityDirectory
 
-    certificate = IdentityDirectory(identity_directory()).ca()
+    certificate = open_identity(identity_directory()).ca()
     name, end = certificate.subject.rfc4514_string().removeprefix("CN="), certificate.not_valid_after_utc
     if as_json:
         warning = ends_soon(certificate, dt.datetime.now(dt.UTC))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import ssl
 
     from vmferry.api.client import Client, Endpoint
+    from vmferry.pki.identity import IdentityDirectory
 
 #: For questions that go to every host: one that is down must not hold up the answer of the others.
 ASK_ALL_TIME_LIMIT_S = 3.0
@@ -300,6 +301,23 @@ def _rank(view: dict[str, Any]) -> tuple[int, bool]:
     return int(view["epoch"]), view["host"] == view["owner"]
 
 
+def open_identity(where: Path) -> IdentityDirectory:
+    """Return the operator's identity in a directory.
+
+    Raises:
+        NotFound: there is none.
+    """
+    from vmferry.pki.identity import IdentityDirectory
+
+    identity = IdentityDirectory(where)
+    if not identity.exists():
+        raise NotFound(
+            f"there is no operator's identity in {where}",
+            fix="make one with `vmferry ca init` or `vmferry operator add`, or name its directory in VMFERRY_CONFIG",
+        )
+    return identity
+
+
 def open_fleet(directory: Path | None = None) -> Fleet:
     """Return the fleet as the operator's identity directory has it.
 
@@ -311,15 +329,9 @@ def open_fleet(directory: Path | None = None) -> Fleet:
 
     from vmferry.api.client import Endpoint
     from vmferry.pki.certificates import needs_renewal
-    from vmferry.pki.identity import IdentityDirectory
 
     where = identity_directory() if directory is None else directory
-    identity = IdentityDirectory(where)
-    if not identity.exists():
-        raise NotFound(
-            f"there is no operator's identity in {where}",
-            fix="make one with `vmferry ca init` or `vmferry operator add`, or name its directory in VMFERRY_CONFIG",
-        )
+    identity = open_identity(where)
     now = dt.datetime.now(dt.UTC)
     identity.check_valid(now)
     if needs_renewal(identity.certificate(), now):

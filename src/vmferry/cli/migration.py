@@ -64,35 +64,56 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
     guest: GuestArgument,
     destination: DestinationArgument,
     *,
-    plain: Annotated[bool, typer.Option("--plain", help="Do not encrypt the stream.")] = False,
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Do not encrypt the stream. Default: TLS, with a key made for this migration."),
+    ] = False,
     bandwidth: Annotated[
-        str | None, typer.Option(help="Most that the stream may take, e.g. 1Gbit/s or 100MiB/s. Default: the link's.")
+        str | None,
+        typer.Option(help="Most that the stream may take, e.g. 1Gbit/s or 100MiB/s. Default: the link's speed."),
     ] = None,
     downtime_limit: Annotated[
-        str | None, typer.Option(help="Longest downtime limit that the policy may set, e.g. 300ms.")
+        str | None,
+        typer.Option(
+            help="Longest downtime-limit that the policy may give QEMU unless it forces the switchover, e.g. 300ms."
+            " Default: the policy's own."
+        ),
     ] = None,
     time_limit: Annotated[
-        str | None, typer.Option(help="Give up and stay when it takes longer, e.g. 10min. Default: never.")
+        str | None,
+        typer.Option(help="Cancel and stay when pre-copy takes longer, under any policy, e.g. 10min. Default: never."),
     ] = None,
     policy: PolicyOption = None,
     max_gap: Annotated[
-        str | None, typer.Option(help="Longest pause that the guest may see, e.g. 300ms. Default: 90ms.")
+        str | None,
+        typer.Option(
+            help="Goal of the default policy: longest pause that the guest may see, e.g. 300ms. Default: 90ms."
+        ),
     ] = None,
     deadline: Annotated[
-        str | None, typer.Option(help="Have switched over by then, e.g. 60s, or stay. Default: none.")
+        str | None,
+        typer.Option(
+            help="Goal of the default policy: have switched over by then, e.g. 60s; else post-copy where it is allowed,"
+            " else stay. Default: none."
+        ),
     ] = None,
     throttle: Annotated[
         str | None,
         typer.Option(
             metavar="KIND",
-            help="Brake for a guest that writes too fast: auto-converge (the default), 40-writes (from round 1),"
-            " any (whichever does the least harm) or none.",
+            help="What may slow a guest that writes too fast: auto-converge (the default), 40-writes (from round 1,"
+            " under any policy), any (40-writes when there is no end without, then auto-converge) or none.",
         ),
     ] = None,
     postcopy: PostcopyOption = False,
     postcopy_after: Annotated[
         int | None,
-        typer.Option("--postcopy-after", metavar="N", min=1, help="Begin post-copy when round N begins (1: at once)."),
+        typer.Option(
+            "--postcopy-after",
+            metavar="N",
+            min=1,
+            help="Begin post-copy when round N begins (1: at once), under any policy; implies --postcopy.",
+        ),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Only begin; print the hand-over's id.")] = False,
     as_json: AsJson = False,

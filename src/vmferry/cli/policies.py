@@ -22,13 +22,17 @@ app = group("Look at the policies that decide when to switch over, and try them 
 MOST_FILE_CHARACTERS = 64 * 1024 * 1024
 
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print the table of docs/policies.md.")]
-MaxGap = Annotated[str | None, typer.Option(help="The goal's largest gap, e.g. 300ms.")]
-Deadline = Annotated[str | None, typer.Option(help="The goal's deadline, e.g. 60s. Default: none.")]
+#: Only a policy with `heeds_goal` looks at these two.
+MAX_GAP_HELP = "Goal of policy vmferry: longest pause that the guest may see, e.g. 90ms. Default: {default}."
+DEADLINE_HELP = "Goal of policy vmferry: have switched over by then, e.g. 60s. Default: {default}."
 
 
 @app.command("list")
 def list_policies(*, markdown: AsMarkdown = False, as_json: AsJson = False) -> None:
-    """List the policies; the first is the default."""
+    """List the policies; the first is the default.
+
+    FORCES: whether it may switch over whatever the downtime.
+    """
     from vmferry.core.convergence.registry import DEFAULT, POLICIES
 
     told = [kind.description for kind in POLICIES.values()]
@@ -62,12 +66,14 @@ def show(
 
 @app.command("replay")
 def replay(
-    trace: Annotated[str, typer.Argument(metavar="TRACE", help="File that a migration recorded.")],
+    trace: Annotated[str, typer.Argument(metavar="TRACE", help="File with what `vmferry trace` printed.")],
     *,
-    policy: Annotated[str, typer.Option(help="Policy to try. Default: vmferry.")] = "vmferry",
-    max_gap: MaxGap = None,
-    deadline: Deadline = None,
-    postcopy: Annotated[bool, typer.Option("--postcopy", help="Allow post-copy.")] = False,
+    policy: Annotated[str, typer.Option(help="Policy to try.")] = "vmferry",
+    max_gap: Annotated[str | None, typer.Option(help=MAX_GAP_HELP.format(default="the recorded one"))] = None,
+    deadline: Annotated[str | None, typer.Option(help=DEADLINE_HELP.format(default="the recorded one"))] = None,
+    postcopy: Annotated[
+        bool, typer.Option("--postcopy", help="Allow post-copy, also where the recorded migration did not.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Tell which rule of a policy would have fired on a recorded migration, where, and what it would have ordered.
@@ -93,14 +99,14 @@ def simulate(
     policy: Annotated[str | None, typer.Option(help="Only this policy. Default: all.")] = None,
     link: Annotated[str, typer.Option(help="Speed of the link.")] = "1Gbit/s",
     ram_gib: Annotated[int, typer.Option(min=1, max=65536, help="Memory of the guest in GiB.")] = 8,
-    max_gap: MaxGap = None,
-    deadline: Deadline = None,
+    max_gap: Annotated[str | None, typer.Option(help=MAX_GAP_HELP.format(default="300ms"))] = None,
+    deadline: Annotated[str | None, typer.Option(help=DEADLINE_HELP.format(default="none"))] = None,
     markdown: AsMarkdown = False,
     as_json: AsJson = False,
 ) -> None:
     """Play the policies against one measured guest that writes faster than 1 Gbit/s carries.
 
-    Each policy is played without means, then with the brake and with post-copy if it would use them.
+    Each policy is played without means, then with auto-converge (throttle) and with post-copy if it would use them.
     """
     from vmferry.cli.quantities import parse_rate
     from vmferry.cli.render import policies as text
@@ -165,7 +171,7 @@ def _read(name: str) -> Trace:
     from vmferry.core.convergence.trace import MOST_LINES, decode
     from vmferry.core.errors import BadInput, NotFound
 
-    fix = "give a trace that a migration recorded"
+    fix = "give a file with what `vmferry trace HANDOVER` printed"
     try:
         with Path(name).open(encoding="utf-8") as file:
             text = file.read(MOST_FILE_CHARACTERS + 1)

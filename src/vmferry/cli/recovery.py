@@ -24,10 +24,12 @@ def recover(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring journal and reality together on every host, and tell what was found and done.
+    """Tell of every guest what runs where, what the journals say of it, and what is still open.
 
-    With --fenced the word of a person ends a doubt: guests that may run on that host are taken over. Exit code 9 when
-    a guest's owner is still not known.
+    Agents settle what they can by themselves; this waits a moment for them.
+
+    With --fenced the word of a person ends a doubt: all guests that may run on that host are taken over, and GUEST only
+    limits what is shown. Exit code 9 when a guest's owner is still not known.
     """
     fleet = open_fleet()
     answers = _fenced(fleet, fenced) if fenced is not None else _recover(fleet, guest)

@@ -143,9 +143,11 @@ class IdentityDirectory:
             context.load_cert_chain(self.path / IDENTITY_FILE)
             context.load_verify_locations(self.path / CA_FILE)
         except FileNotFoundError as error:
-            raise NotFound(f"There is no identity at {self.path}") from error
+            raise NotFound(f"There is no identity at {self.path}", fix="enrol it again") from error
         except ssl.SSLError as error:
-            raise BadInput(f"The identity at {self.path} is damaged: {error.reason}") from error
+            raise BadInput(
+                f"The identity at {self.path} is damaged: {error.reason}", fix="delete it and enrol again"
+            ) from error
 
     def check_valid(self, now: dt.datetime) -> None:
         """Hold that the certificate is valid now.

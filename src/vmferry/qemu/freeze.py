@@ -139,10 +139,13 @@ def _macs(spec: GuestSpec, mac_bytes: tuple[bytes, ...]) -> tuple[str, ...]:
     for nic, drawn in zip(spec.nics, mac_bytes, strict=True):
         mac = nic.mac.lower() if nic.mac else "52:54:00:" + drawn[:3].hex(":")
         if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
-            raise BadInput(f"guest {spec.name}: MAC {mac!r} is not six hex bytes of a single station")
+            raise BadInput(
+                f"guest {spec.name}: MAC {mac!r} is not a unicast one of six hex bytes",
+                fix="write one such as 52:54:00:00:00:01, or leave mac out",
+            )
         macs.append(mac)
     if len(set(macs)) != len(macs):
-        raise BadInput(f"guest {spec.name}: two NICs have the same MAC")
+        raise BadInput(f"guest {spec.name}: two NICs have the same MAC", fix="give each its own, or leave mac out")
     return tuple(macs)
 
 

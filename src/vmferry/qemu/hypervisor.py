@@ -115,7 +115,10 @@ class QemuHypervisor:
             BadInput: this host does not know the machine type, or the CPU is none that `freeze` writes.
         """
         if guest.acceleration is Acceleration.KVM and self._acceleration is not Acceleration.KVM:
-            raise Broken(f"guest {guest.spec.name} needs KVM, which does not work on this host")
+            raise Broken(
+                f"guest {guest.spec.name} needs KVM, which does not work on this host",
+                fix='`vmferry host show` says why; run it on another host, or with acceleration = "auto"',
+            )
         check_machine(guest.machine, (await self._prober.query_facts(guest.acceleration)).machines)
         check_cpu(guest.cpu)
         cpu = without_enforce(guest.cpu)

@@ -32,7 +32,11 @@ _SOURCE = (
 
 def _describe(name: str, what: str, first_ms: int, schedule: Schedule, *, forces: bool = False) -> Description:
     last = tuple(f"then: {_text(action)}" for stalls, action in schedule if stalls == ALWAYS)
-    usual = tuple(f"above {stalls} stalls: {_text(action)}" for stalls, action in schedule if stalls != ALWAYS)
+    usual = tuple(
+        f"after more than {stalls} stall{'s' * (stalls > 1)}: {_text(action)}"
+        for stalls, action in schedule
+        if stalls != ALWAYS
+    )
     return Description(
         name=name,
         what=what,
@@ -45,7 +49,7 @@ def _describe(name: str, what: str, first_ms: int, schedule: Schedule, *, forces
 
 
 def _text(action: int | str) -> str:
-    return f"{action} ms" if isinstance(action, int) else action
+    return f"{action} ms" if isinstance(action, int) else {POSTCOPY: "post-copy"}.get(action, action)
 
 
 class Ovirt(Policy):

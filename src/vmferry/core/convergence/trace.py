@@ -122,7 +122,7 @@ def decode(lines: Iterable[str], source: str) -> Trace:
     try:
         header = next(fields)
     except StopIteration:
-        raise BadInput(f"{source} is empty", fix="give a trace that a migration recorded") from None
+        raise BadInput(f"{source} is empty", fix="give what `vmferry trace HANDOVER` printed") from None
     if header.values.get("vmferry_trace") != VERSION:
         seen = header.values.get("vmferry_trace")
         raise header.wrong(f"this is no trace of version {VERSION} (vmferry_trace is {seen!r})")
@@ -143,7 +143,7 @@ class _Fields:
     where: str
 
     def wrong(self, what: str) -> BadInput:
-        return BadInput(f"{self.where}: {what}", fix="give a trace that a migration recorded, unchanged")
+        return BadInput(f"{self.where}: {what}", fix="give what `vmferry trace HANDOVER` printed, unchanged")
 
     def number(self, name: str, least: float = 0.0, most: float = _MOST_MS) -> Milliseconds:
         value = self.values.get(name)
