@@ -102,6 +102,9 @@ def test_what_is_said_of_the_policy_travels_and_the_rest_is_left_to_the_agent(
     ran = vmferry("check", "web-7", "host-b", "--policy", "ovirt")
     assert moving.agents["host-a"].orders()[-1][2] == {"destination": "host-b", "options": {"policy": "ovirt"}}
     assert "left out of the stream: xbzrle: no such thing" in ran.out
+    assert vmferry("check", "web-7", "host-b", "--max-gap", "0.3s", "--throttle", "40-writes").exit_code == 0
+    asked = {"max_gap_ms": 300.0, "throttle": "40-writes"}
+    assert moving.agents["host-a"].orders()[-1][2] == {"destination": "host-b", "options": asked}
 
 
 def test_an_unknown_throttle_asks_nobody(moving: FakeFleet, vmferry: Vmferry) -> None:

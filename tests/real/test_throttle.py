@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from vmferry.api.models import CheckReply
 from vmferry.core.convergence import Round, make_policy
 from vmferry.core.convergence.replay import replay
 from vmferry.core.convergence.trace import Ordered, decode
@@ -78,3 +79,14 @@ async def test_a_guest_without_the_port_is_refused_with_the_way_to_get_it(lab: L
     assert leg.report.transferred_bytes == 0
     view = await lab.hosts["host-a"].api.get("/v1/handovers")
     assert view["handovers"][0]["report"]["reason"] == "throttle.no-port"
+
+
+async def test_a_missing_helper_is_told_by_check(lab: Lab) -> None:
+    """40-writes from the first round on needs the helper: said before anything moves, with what to do."""
+    guest = await started(lab, micro_guest())
+    answer = await lab.hosts["host-a"].api.post(
+        f"/v1/guests/{guest.name}/check", {"destination": "host-b", "options": {"throttle": "40-writes"}}
+    )
+    (blocker,) = CheckReply.model_validate(answer).blockers
+    assert blocker.code == "throttle.no-port"
+    await remove(lab, guest)

@@ -166,7 +166,7 @@ class Service:
         )
         chosen = await self.handovers.foresee(asked, found.qemus)
         left_out = tuple(left_out_text(left) for left in chosen.left_out)
-        blockers = found.blockers or chosen.blockers
+        blockers = found.blockers + await self.handovers.brake_blockers(name, options.throttle) or chosen.blockers
         return m.CheckReply(blockers=blockers, guarantee=None if blockers else found.guarantee, left_out=left_out)
 
     async def migrate(self, name: GuestName, body: m.MigrateRequest) -> m.MigrateReply:

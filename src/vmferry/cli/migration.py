@@ -22,6 +22,20 @@ PolicyOption = Annotated[
     str | None, typer.Option(help="Who decides when to switch over; see `vmferry policy list`. Default: vmferry.")
 ]
 
+MaxGapOption = Annotated[
+    str | None,
+    typer.Option(help="Goal of the default policy: longest pause that the guest may see, e.g. 300ms. Default: 90ms."),
+]
+
+ThrottleOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="What may slow a guest that writes too fast: auto-converge (the default), 40-writes (from round 1,"
+        " under any policy), any (40-writes when there is no end without, then auto-converge) or none.",
+    ),
+]
+
 PostcopyOption = Annotated[
     bool,
     typer.Option(
@@ -37,6 +51,8 @@ def check(
     destination: DestinationArgument,
     *,
     policy: PolicyOption = None,
+    max_gap: MaxGapOption = None,
+    throttle: ThrottleOption = None,
     postcopy: PostcopyOption = False,
     as_json: AsJson = False,
 ) -> None:
@@ -49,7 +65,7 @@ def check(
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     body: dict[str, Any] = {"destination": destination}
-    if options := _postcopy(postcopy, None) | ({} if policy is None else {"policy": policy}):
+    if options := _choice(policy, max_gap, None, throttle) | _postcopy(postcopy, None):
         body["options"] = options
     reply = fleet.ask(source, "POST", f"/v1/guests/{guest}/check", body)
     if as_json:
@@ -84,12 +100,7 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
         typer.Option(help="Cancel and stay when pre-copy takes longer, under any policy, e.g. 10min. Default: never."),
     ] = None,
     policy: PolicyOption = None,
-    max_gap: Annotated[
-        str | None,
-        typer.Option(
-            help="Goal of the default policy: longest pause that the guest may see, e.g. 300ms. Default: 90ms."
-        ),
-    ] = None,
+    max_gap: MaxGapOption = None,
     deadline: Annotated[
         str | None,
         typer.Option(
@@ -97,14 +108,7 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
             " else stay. Default: none."
         ),
     ] = None,
-    throttle: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND",
-            help="What may slow a guest that writes too fast: auto-converge (the default), 40-writes (from round 1,"
-            " under any policy), any (40-writes when there is no end without, then auto-converge) or none.",
-        ),
-    ] = None,
+    throttle: ThrottleOption = None,
     postcopy: PostcopyOption = False,
     postcopy_after: Annotated[
         int | None,

@@ -195,10 +195,13 @@ class Handovers:
             request.guest, request.destination, request.handover, postcopy=request.postcopy
         )
         blockers = checked.blockers
-        if request.throttle == Throttle.FORTY_WRITES:
-            blockers += await self._around.throttle.blockers(request.guest)
+        blockers += await self.brake_blockers(request.guest, request.throttle)
         blockers = blockers or await steering.prepare(checked.qemus)
         return blockers, None if blockers else checked.guarantee
+
+    async def brake_blockers(self, guest: GuestName, throttle: str | None) -> tuple[Blocker, ...]:
+        """Return what keeps a brake from being in force from the first round on; nothing for one that may stay away."""
+        return await self._around.throttle.blockers(guest) if throttle == Throttle.FORTY_WRITES else ()
 
     async def _report(self, source: Source) -> None:
         """Keep the trace, then have the end measured and published."""

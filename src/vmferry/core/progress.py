@@ -189,7 +189,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Guarantee:
-    """What a driver can promise for this guest (design/handover.md)."""
+    """What a driver can promise for this guest (docs/handover.md)."""
 
     commit_owner: str  #: vmferry or libvirt
     rollback_until: str  #: the last state from which the guest goes back to the source

@@ -5,7 +5,7 @@ stream is cut in `device`, it stays in `pre-switchover` for ever, it accepts a `
 image locks at `cont` and drops them in `device`. What post-copy adds stands in postcopy.py. Every step is one call of
 `advance`: anything can happen between two.
 
-Source: QEMU 10.0.2, as in design/handover.md.
+Source: QEMU 10.0.2, as in docs/handover.md.
 """
 
 from __future__ import annotations

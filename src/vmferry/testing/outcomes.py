@@ -5,7 +5,7 @@ side comes to rest, the fault strikes, the hold ends. The cut is healed when not
 exactly once at the owner (*one*), or nowhere because the only QEMU that held it died (*lost*); in some cells nobody
 runs it while the fault lasts (*held*), and it is never taken for lost meanwhile.
 
-Source: design/handover.md, invariant 3; core/handover/table.py.
+Source: docs/handover.md, invariant 3; core/handover/table.py.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A *deadline* ends every state that waits for a process which may never answer (t
 PREPARATION_FAILED); states without one wait for a person, for the network or for the peer, and hold the guest rather
 than guess, or undo (ABORTING, RETURNING) and have nowhere else to go.
 
-Source: design/handover.md, "The six steps and the commit point".
+Source: docs/handover.md, "The six steps and the commit point".
 """
 
 from __future__ import annotations

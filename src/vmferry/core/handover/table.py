@@ -50,7 +50,7 @@ A fact that could have come true by now and is not in the table is late, doubled
 A fact that cannot have come true yet, or that contradicts the state, is our bug: `IllegalTransition`. A release or an
 intent that comes too late is ignored too: it was never written, so it never was.
 
-Source: design/handover.md; each QEMU fact was tried on 10.0.2 and most on 7.2.
+Source: docs/handover.md; each QEMU fact was tried on 10.0.2 and most on 7.2.
 """
 
 from __future__ import annotations
