@@ -28,6 +28,9 @@ class Asks:
         self.postcopy.append(asked.postcopy)
         return SimpleNamespace(blockers=(), left_out=())
 
+    async def brake_blockers(self, guest: object, throttle: str | None) -> tuple[()]:
+        return ()
+
     def row(self, name: object) -> SimpleNamespace:
         return SimpleNamespace(guest=SimpleNamespace(spec=SimpleNamespace(memory_bytes=0)))
 

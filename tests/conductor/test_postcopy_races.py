@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from tests.conductor.fakes import WatchedLink
@@ -12,7 +15,9 @@ from tests.conductor.pair import GUEST, DirectPeer, Host, wait_finished, wait_un
 from tests.conductor.test_postcopy import SLOW, begin, process_of
 
 from vmferry.conductor import postcopy_source
+from vmferry.conductor.postcopy_destination import PostcopyDestination
 from vmferry.core.errors import TimedOut, Unreachable, VmferryError
+from vmferry.core.handover.events import DestinationEvent
 from vmferry.core.handover.states import DestinationState, SourceState
 from vmferry.core.ids import HandoverId
 from vmferry.core.migration import MigrationSample, MigrationStatus, RunState
@@ -120,3 +125,16 @@ async def test_policy_gives_up_while_postcopy_is_only_ordered(hosts: tuple[Host,
     await wait_finished(here, there)
     assert source.runner.machine.state is S.ABORTED
     assert process_of(here).qemu.state is RunState.RUNNING
+
+
+async def test_last_page_right_behind_the_crossing_is_heard() -> None:
+    """QEMU says `postcopy-active` and `completed` before the machine has handled the first of the two."""
+    posted: list[DestinationEvent] = []
+    runner: Any = SimpleNamespace(
+        machine=SimpleNamespace(state=T.RECEIVING), post=lambda kind, why=None, *, only_in=None: posted.append(kind)
+    )
+    process: Any = SimpleNamespace(query_run_state=AsyncMock(return_value=RunState.PAUSED))
+    pages = PostcopyDestination(GUEST, lambda: process, runner, ("127.0.0.1", 1))
+    for status in (MigrationStatus.POSTCOPY_ACTIVE, MigrationStatus.COMPLETED):
+        assert await pages.saw(process, status)
+    assert posted == [DestinationEvent.POSTCOPY_LOADED, DestinationEvent.PAGES_COMPLETED]

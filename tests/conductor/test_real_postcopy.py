@@ -188,7 +188,8 @@ async def test_paused_guest(pair: tuple[Host, Host], image: GuestImage) -> None:
     await start(here, make_spec(image))
     await here.guests.pause(GUEST)
     source = await here.migrate(there, encrypted=True, postcopy_after=1)
-    assert (await end_of(here, source)).outcome == "moved"
+    end = await end_of(here, source)
+    assert end.outcome == "moved", end.reason
     assert await process_of(there).query_run_state() is RunState.PAUSED
     await there.guests.resume(GUEST)
     assert (await ask(there, "o", "oracle")).startswith("oracle clean")

@@ -59,6 +59,7 @@ class PostcopyDestination:
         self._look_now = asyncio.Event()
         self._rejoining = asyncio.Lock()
         self._announced = False
+        self._has_crossed = False  #: QEMU said so; the machine may hear it later, when QEMU has said more
 
     @property
     def is_fetching(self) -> bool:
@@ -70,11 +71,12 @@ class PostcopyDestination:
         self.last_status = status
         if status in POSTCOPY and self._runner.machine.state is _T.RECEIVING:
             await self._wait_paused(process)
+            self._has_crossed = True
             self._runner.post(_E.POSTCOPY_LOADED, only_in=_T.RECEIVING)
-        elif status is _M.COMPLETED and self.is_fetching:
+        elif status is _M.COMPLETED and (self._has_crossed or self.is_fetching):
             self._runner.post(_E.PAGES_COMPLETED)
         self._look_now.set()
-        return status in POSTCOPY or self.is_fetching
+        return status in POSTCOPY or self._has_crossed or self.is_fetching
 
     async def _wait_paused(self, process: GuestProcess) -> None:
         """Wait until QEMU takes a `cont` now: at `inmigrate` it would remember it, and start the guest by itself."""
