@@ -10,7 +10,7 @@ from vmferry.core.errors import BadInput
 from vmferry.core.units import GIB, KIB, Bytes, BytesPerSecond, Milliseconds, format_ms
 
 #: Every stop costs this beyond the last pages (device state, commit, load), as long as nobody knows it better: the
-#: median guest_gap of 20 idle moves was 36 ms (docs/bench/commit.md).
+#: median guest_gap of 20 idle moves was 34 ms (docs/bench/commit.md).
 TYPICAL_FIXED_COST_MS = Milliseconds(50.0)
 #: What QEMU may plan with: it goes by the bandwidth of the last 0.1 s, and the guest writes on meanwhile.
 #: With 250 ms QEMU 10.0 was seen to take 270 (docs/bench/migrate.md).
