@@ -3,7 +3,7 @@
 1. QEMU's limit is the goal's gap less the fixed cost, and less a tenth since QEMU overshoots, so that QEMU itself
    switches at the first moment at which the rest fits: the soonest switchover within the goal is the least total time.
    When it underestimates the link and the rest fits by our measure (a local minimum, for example), the limit is raised
-   for one round.
+   by that tenth for one round.
 2. After each round from the second on: can pre-copy get there at all (outlook.py)? If it seems not, post-copy starts
    at once if it is allowed. If it is proven or seen twice, a brake is put on.
 3. The brakes in order of harm, one at a time: 40-writes slows the programs that the guest's owner has put under it and
@@ -37,9 +37,6 @@ from vmferry.core.units import Milliseconds, format_bytes, format_ms, format_rat
 LATENCY_MS = 100.0
 #: The rest fits only if it does with this much to spare: bandwidth is measured, not promised.
 MARGIN = 0.9
-#: How far QEMU's idea of the bandwidth may be too low for a raised limit to make up for it. A burst of writes in that
-#: moment may cost as much more than the goal's gap, so it is little.
-RAISE = 1.25
 FIRST_VERDICT = 2
 #: A brake shall make each round at most half of the one before: a softer one costs rounds, seen with a real QEMU.
 HALVES = 0.5
@@ -142,7 +139,8 @@ class Vmferry(Policy):
         if not fits:
             return (SetDowntimeLimit(self._limit_ms(), "the rest no longer fits"),)
         rule = f"fits: {format_bytes(int(rest))} at {format_rate(ended.bandwidth)}, and QEMU has not seen it"
-        return (SetDowntimeLimit(Milliseconds(self._limit_ms() * RAISE), rule),)
+        most_ms = self.goal.max_gap_ms - self.facts.fixed_cost_ms - self._stall_ms
+        return (SetDowntimeLimit(Milliseconds(max(most_ms, NEARLY_ZERO_MS)), rule),)
 
     # -- other means ----------------------------------------------------------------------------------------------
 
