@@ -36,7 +36,8 @@ _FOLLOWING = (_S.POSTCOPY_COMMITTED, _S.POSTCOPY_RUNNING, _S.POSTCOPY_PAUSED)
 _LOADED = frozenset({str(_T.POSTCOPY_LOADED), str(_T.LOADED)})
 #: The destination misses no page any more.
 _WHOLE = frozenset(map(str, (_T.LOADED, _T.ACQUIRED, _T.STARTING, _T.RUNNING)))
-_GONE = frozenset({str(_T.DISCARDING), str(_T.DISCARDED), "unknown"})
+#: The arrival can never be loaded any more; its machine's own word.
+GONE = frozenset({str(_T.DISCARDING), str(_T.DISCARDED), "unknown"})
 _ENDED = frozenset({_M.FAILED, _M.CANCELLED})
 
 _LOOK_S = 0.002
@@ -209,7 +210,7 @@ class PostcopySource:
     @staticmethod
     def _why_stranded(sample: MigrationSample, status: PeerStatus | None) -> str | None:
         """Return why neither QEMU can go on, should it stay like that: the destination is gone, or the stream broke."""
-        if status is not None and status.state in _GONE:
+        if status is not None and status.state in GONE:
             return status.error or f"the arrival at the destination is {status.state}"
         if sample.status is _M.DEVICE and sample.error is not None:
             return f"the stream broke on the way into post-copy: {sample.error}"

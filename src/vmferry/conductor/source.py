@@ -17,7 +17,7 @@ from vmferry.conductor.brake import Brake
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.marks import Marks
-from vmferry.conductor.postcopy_source import PostcopySource, Trip
+from vmferry.conductor.postcopy_source import GONE, PostcopySource, Trip
 from vmferry.conductor.rows import Request
 from vmferry.conductor.runner import Order, Runner, background
 from vmferry.conductor.source_qemu import go_on, is_dying, undo_migration, wait_postmigrate
@@ -325,7 +325,7 @@ class Source:
                 self.marks.mark("destination_loaded")
                 self.runner.post(_E.DESTINATION_LOADED)
                 return
-            if status is not None and _is_gone(status):
+            if status is not None and status.state in GONE:
                 why = status.error or f"the arrival at the destination is {status.state}"
                 self.runner.post(_E.DESTINATION_FAILED, why)
                 return
@@ -464,8 +464,3 @@ class Source:
         if process is None:
             raise Broken(f"QEMU of guest {self.name} at the source is gone", side="source")
         return process
-
-
-def _is_gone(status: PeerStatus) -> bool:
-    """Tell whether the arrival can never be loaded any more; its machine's own word."""
-    return status.state in {str(DestinationState.DISCARDING), str(DestinationState.DISCARDED), "unknown"}

@@ -79,8 +79,10 @@ def _died_since(world: World) -> bool:
 
 def _may_be_lost(world: World) -> bool:
     """Tell whether what happened allows a loss: the last pages, or one death where a state needed that QEMU."""
-    if world.stream.failed_late or (world.refused and world.stream.postcopy and world.stream.broken):
-        return True  # the latter: the destination may not start it, and the source has not heard that it is whole
+    if world.stream.failed_late and not world.stream.loaded:
+        return True
+    if world.stream.postcopy and world.refused and world.destination.state is DestinationState.RETURNED:
+        return True  # given back whole, to a source that has not heard that it is
     if len(world.deaths) == 1 and not world.fenced and not world.refused:
         return world.deaths[0].needed
     return bool(world.deaths)
