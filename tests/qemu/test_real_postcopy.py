@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-import struct
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.qemu.conftest import Start
+from tests.qemu.wire import Wire
 from tests.qemus import VERSIONS, binary_of
 
 from vmferry.core.errors import Broken, TimedOut
@@ -33,48 +31,6 @@ pytestmark = [
 ]
 
 S = MigrationStatus
-
-
-class Wire:
-    """A TCP relay that can be cut: both ends then get a reset."""
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self._writers: list[asyncio.StreamWriter] = []
-
-    @contextlib.asynccontextmanager
-    async def to(self, port: int) -> AsyncIterator[int]:
-        """Relay to a port as long as the block lasts; yields the port to connect to."""
-
-        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            self.connections += 1
-            onward, back = await asyncio.open_connection(ADDRESS, port)
-            self._writers += [writer, back]
-            await asyncio.gather(self._pump(reader, back), self._pump(onward, writer))
-
-        server = await asyncio.start_server(relay, ADDRESS, 0)
-        try:
-            yield server.sockets[0].getsockname()[1]
-        finally:
-            self.cut()
-            server.close()
-            await server.wait_closed()
-
-    def cut(self) -> None:
-        """Reset every connection."""
-        for writer in self._writers:
-            if (found := writer.get_extra_info("socket")) is not None and found.fileno() >= 0:
-                found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
-        self._writers.clear()
-
-    @staticmethod
-    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
 
 
 async def make_move(start: Start, state_dir: Path) -> tuple[Move, QemuGuestProcess]:

@@ -31,6 +31,7 @@ from vmferry.core.convergence.registry import find
 from vmferry.core.convergence.throttle import most_stall_ms
 from vmferry.core.errors import BadInput
 from vmferry.core.host import QemuFacts
+from vmferry.core.rounds.following import QUIET, may_follow
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import MigrationSetup
 
@@ -45,6 +46,7 @@ NO_THROTTLE = "none"
 #: Whichever of the brakes does the least harm; the policy says which.
 ANY_THROTTLE = "any"
 POSTCOPY = "postcopy-ram"
+_FOLLOWING = "max-postcopy-bandwidth"
 #: The lightest brake that QEMU has: 0.1 ms of sleep in 10 ms. A capability cannot be switched off under way.
 _AT_REST = 1
 #: What QEMU must be set to for a brake; those that are not here need nothing of it.
@@ -201,8 +203,8 @@ def make_setup(
     """Return the set-up with a policy's first orders in it, so that they hold from the first page on."""
     limit, bandwidth = _QEMU_LIMIT, asked.capped(wishes.max_bandwidth)
     parameters = dict(chosen.parameters)
-    if asked.postcopy and asked.bandwidth is not None:
-        parameters["max-postcopy-bandwidth"] = asked.bandwidth
+    if chosen.capabilities.get(POSTCOPY):
+        parameters[_FOLLOWING] = asked.capped(QUIET)  # until the guest runs at the destination
     for order in orders:
         if isinstance(order, SetDowntimeLimit):
             limit = order.limit_ms
@@ -214,6 +216,12 @@ def make_setup(
             known = {name: value for name, value in throttle_parameters(order).items() if name in parameters}
             parameters.update(known)
     return MigrationSetup(dict(chosen.capabilities), bandwidth, limit, parameters=parameters, psk_key=psk_key)
+
+
+def following_parameters(asked: Asked, since_ms: Milliseconds, link: BytesPerSecond) -> Mapping[str, int]:
+    """Return how fast post-copy's pages may follow, in QEMU's parameters; `may_follow` says what since and link are."""
+    limit = may_follow(since_ms, link)
+    return {_FOLLOWING: asked.capped(limit) if limit or asked.bandwidth else 0}  # 0: no limit
 
 
 def throttle_parameters(order: SetThrottle | ThrottleOff) -> Mapping[str, int]:

@@ -17,7 +17,7 @@ from vmferry.core.errors import Broken, VmferryError
 from vmferry.core.handover.events import DestinationEvent
 from vmferry.core.handover.states import DestinationState
 from vmferry.core.ids import GuestName
-from vmferry.core.migration import POSTCOPY, MigrationSample, MigrationStatus, RunState
+from vmferry.core.migration import POSTCOPY, MigrationStatus, RunState
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess
 from vmferry.ports.peer import RejoinReply
 
@@ -29,6 +29,8 @@ _M = MigrationStatus
 #: States in which pages are, or may be, missing here.
 FETCHING = frozenset({_T.POSTCOPY_LOADED, _T.POSTCOPY_STARTING, _T.POSTCOPY_RUNNING})
 _LOOK_EVERY_S = 0.2
+#: How long what a dead source has sent may still be read here.
+_DRAIN_S = 1.0
 #: QEMU enters `paused` up to 10 ms after it said postcopy-active.
 _PAUSED_LOOK_S = 0.001
 _PAUSED_LIMIT_S = 5.0
@@ -57,6 +59,7 @@ class PostcopyDestination:
         self._listens = listens
         self._source_gone: str | None = None
         self._look_now = asyncio.Event()
+        self._look_for_source = asyncio.Event()  #: it is gone
         self._rejoining = asyncio.Lock()
         self._announced = False
         self._has_crossed = False  #: QEMU said so; the machine may hear it later, when QEMU has said more
@@ -95,12 +98,16 @@ class PostcopyDestination:
         if process is None:
             self._died()
             return
-        listening = asyncio.create_task(self._listen_to(process.events()), name=f"pages:{self._guest}")
+        beside = [
+            asyncio.create_task(self._listen_to(process.events()), name=f"pages:{self._guest}"),
+            asyncio.create_task(self._tell_when_gone(process), name=f"source of pages:{self._guest}"),
+        ]
         try:
             await self._ask_until_whole(process)
         finally:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
 
     def _died(self) -> None:
         self.error = f"QEMU of guest {self._guest} at the destination died in post-copy"
@@ -126,10 +133,6 @@ class PostcopyDestination:
             if sample.status is _M.COMPLETED:
                 self._runner.post(_E.PAGES_COMPLETED)
                 return
-            if self._source_gone is not None and await self._is_broken(process, sample):
-                self.error = self._source_gone
-                self._runner.post(_E.SOURCE_GONE, self.error)
-                return
             await self._announce(process)
             self._look_now.clear()
             with contextlib.suppress(TimeoutError):
@@ -145,18 +148,26 @@ class PostcopyDestination:
             if await process.query_run_state() is RunState.RUNNING:
                 await process.announce()
 
-    async def _is_broken(self, process: GuestProcess, sample: MigrationSample) -> bool:
-        """Tell whether the stream is broken for certain; breaks one that only stands still, after a last look."""
-        if sample.status is _M.POSTCOPY_PAUSED:
-            return True
-        with contextlib.suppress(VmferryError):
-            await process.pause_postcopy()
-        return False
+    async def _tell_when_gone(self, process: GuestProcess) -> None:
+        """Once the source is gone, tell it when the stream is broken for certain; one that stands still is broken.
+
+        Its events tell, and not only answers: QEMU answers nothing while a vCPU waits for a page with its lock held.
+        """
+        await self._look_for_source.wait()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _DRAIN_S
+        while self.last_status is not _M.POSTCOPY_PAUSED:
+            if loop.time() > end:
+                with contextlib.suppress(VmferryError):
+                    await process.pause_postcopy()
+            await asyncio.sleep(_LOOK_EVERY_S)
+        self.error = self._source_gone
+        self._runner.post(_E.SOURCE_GONE, self.error)
 
     def source_is_gone(self, why: str) -> None:
         """Take it that the source's QEMU is dead: what is missing now will never come."""
         self._source_gone = why
-        self._look_now.set()
+        self._look_for_source.set()
 
     async def rejoin(self) -> RejoinReply:
         """Listen anew: the source says that its end of the stream is broken, so this one is of no use either.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -22,7 +22,7 @@ from vmferry.core.handover.events import SourceEvent
 from vmferry.core.handover.states import DestinationState, SourceState
 from vmferry.core.ids import GuestName, HandoverId
 from vmferry.core.migration import POSTCOPY, MigrationSample, MigrationStatus, RunState
-from vmferry.core.units import Milliseconds
+from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import GuestProcess
 from vmferry.ports.peer import Peer, PeerStatus
 
@@ -42,6 +42,7 @@ _ENDED = frozenset({_M.FAILED, _M.CANCELLED})
 
 _LOOK_S = 0.002
 _READ_EVERY_S = 0.1
+_FOLLOW_LOOK_S = 0.05
 _ROUND_LOOK_S = 0.02
 _WAIT_LOADED_MS = Milliseconds(2_000)
 #: How long the guest may stand still for the destination's answer before `migrate-continue`: there is a way back.
@@ -73,6 +74,7 @@ class Trip:
         runner: lives the machine.
         marks: when what happened.
         read: takes a reading and publishes it.
+        following: how fast pages may follow, in QEMU's parameters: since so many ms at the destination, on such a link.
     """
 
     handover: HandoverId
@@ -82,6 +84,7 @@ class Trip:
     runner: Runner
     marks: Marks
     read: Callable[[MigrationSample], Awaitable[None]]
+    following: Callable[[Milliseconds, BytesPerSecond], Mapping[str, int]]
 
 
 class PostcopySource:
@@ -100,6 +103,9 @@ class PostcopySource:
         self._asked_at = 0.0
         self._continued_at = -_CONTINUES_S
         self.has_stopped_guest = False  #: no cancel lets it run again
+        self._link = BytesPerSecond(0)  #: what it carried when post-copy was ordered; 0: an earlier agent knew
+        self._runs_since: float | None = None  #: at the destination
+        self._following: Mapping[str, int] | None = None  #: how fast pages follow, as ordered last
 
     def orders(self) -> dict[AnyEffect, Order]:
         """Return how its effects are carried out."""
@@ -138,6 +144,7 @@ class PostcopySource:
         QEMU 10.0 does so behind the commit, when the stream breaks between its last page and the last word.
         """
         process = self._alive()
+        self._link = (await process.query_migration()).bandwidth
         await process.stop()
         self.has_stopped_guest = True
         await process.start_postcopy()
@@ -237,12 +244,23 @@ class PostcopySource:
                 continue
             if sample.status is _M.POSTCOPY_ACTIVE:
                 self._post(_E.STREAM_RECOVERED, only_in=_S.POSTCOPY_PAUSED)
+                await self._let_follow(process)
                 await self._listen_for_silence(process, sample)
             elif sample.status is _M.POSTCOPY_PAUSED:
                 self._trip.marks.mark("stream_broke")
                 self._post(_E.STREAM_BROKE, sample.error or "the stream broke", only_in=_S.POSTCOPY_RUNNING)
                 await self._recover(process)
-            await asyncio.sleep(_READ_EVERY_S)
+            await asyncio.sleep(_FOLLOW_LOOK_S)
+
+    async def _let_follow(self, process: GuestProcess) -> None:
+        """Let pages that nobody waits for follow as fast as they may by now; nothing is ordered twice."""
+        if self._trip.runner.machine.state is not _S.POSTCOPY_RUNNING:
+            return
+        self._runs_since = self._runs_since or _now()
+        following = self._trip.following(Milliseconds(1000 * (_now() - self._runs_since)), self._link)
+        if following != self._following:
+            await process.set_parameters(following)
+            self._following = following
 
     async def _listen_for_silence(self, process: GuestProcess, sample: MigrationSample) -> None:
         """Break a stream that nobody else will: nothing moves and nobody answers, or the other side broke off alone."""

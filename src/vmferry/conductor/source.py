@@ -120,7 +120,16 @@ class Source:
         self.steering = steering
         self._is_postmigrate = False
         self._why_ended: str | None = None  #: it was we who ended the source's QEMU
-        trip = Trip(request.handover, self.name, lambda: guests.process(self.name), peer, runner, marks, steering.read)
+        trip = Trip(
+            request.handover,
+            self.name,
+            lambda: guests.process(self.name),
+            peer,
+            runner,
+            marks,
+            steering.read,
+            steering.following,
+        )
         self._postcopy = PostcopySource(trip)
         steering.helm.begin_postcopy = self._begin_postcopy
         runner.obey(self._orders())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -40,7 +40,7 @@ from vmferry.core.handover.events import SourceEvent
 from vmferry.core.handover.states import SourceState
 from vmferry.core.migration import MigrationSample, MigrationStatus, RunState
 from vmferry.core.progress import PolicyBegan, PolicyOrdered
-from vmferry.core.units import Milliseconds, Pages
+from vmferry.core.units import BytesPerSecond, Milliseconds, Pages
 from vmferry.ports.hypervisor import GuestProcess, MigrationSetup
 
 _E, _S = SourceEvent, SourceState
@@ -147,6 +147,15 @@ class Steering:
             self.trail.carried_out(order, None)
             await self._tell(order, _START, None)
         return ()
+
+    def following(self, since_ms: Milliseconds, link: BytesPerSecond) -> Mapping[str, int]:
+        """Return how fast post-copy's pages may follow the guest now, in QEMU's parameters.
+
+        Args:
+            since_ms: for how long it has been running at the destination.
+            link: what the link carried before; 0: not known.
+        """
+        return plan.following_parameters(self._asked, since_ms, link)
 
     def take_setup(self) -> MigrationSetup:
         """Return what both QEMUs are set to.

@@ -21,6 +21,7 @@ from vmferry.ports.hypervisor import (
     ProcessRecord,
     RunState,
 )
+from vmferry.qemu.ciphers import cipher_priority
 from vmferry.qemu.events import EventHub, translate
 from vmferry.qemu.forwards import forwards_of, open_forwards
 from vmferry.qemu.migration import (
@@ -384,7 +385,13 @@ class QemuGuestProcess:
         self._run_dir.write_key(hex_key, self._uid)
         await self._session.execute(
             "object-add",
-            {"qom-type": "tls-creds-psk", "id": TLS_OBJECT, "dir": TLS_DIR, "endpoint": endpoint},
+            {
+                "qom-type": "tls-creds-psk",
+                "id": TLS_OBJECT,
+                "dir": TLS_DIR,
+                "endpoint": endpoint,
+                "priority": cipher_priority(),
+            },
         )
 
     async def _has_object(self, name: str) -> bool:

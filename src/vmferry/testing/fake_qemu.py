@@ -4,8 +4,8 @@ Nothing here waits or tells the time. `FakeLink.step` moves every stream by one 
 by itself whenever the event loop is free. Faults are scripted: a side dies, hangs or fails when the stream enters a
 status. A cut link keeps streams where they are, as TCP does until somebody gives up.
 
-A post-copy lasts as long as `max-postcopy-bandwidth` is not 0. Where post-copy began and the stream breaks, nobody gets
-the guest back: the fake's QEMU is 10.0 at its worst, stuck in `device` or in `postcopy-paused`.
+A post-copy lasts as long as `max-postcopy-bandwidth` is under 1 MiB/s and not 0. Where post-copy began and the stream
+breaks, nobody gets the guest back: the fake's QEMU is 10.0 at its worst, stuck in `device` or in `postcopy-paused`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from vmferry.qemu.events import EventHub
 ENDED = frozenset({MigrationStatus.COMPLETED, MigrationStatus.FAILED, MigrationStatus.CANCELLED, MigrationStatus.NONE})
 
 FAKE_BANDWIDTH = BytesPerSecond(100 * MIB)
+#: Slower than this, post-copy's last page never comes.
+_CRAWL = BytesPerSecond(MIB)
 
 
 class FaultAction(enum.StrEnum):
@@ -412,7 +414,7 @@ class FakeLink:
             destination.state = RunState.PAUSED if stream.before is RunState.RUNNING else stream.before
             destination.listening = None
             self._set_incoming(destination, MigrationStatus.POSTCOPY_ACTIVE)
-        elif stream.source.parameters.get("max-postcopy-bandwidth"):
+        elif 0 < int(stream.source.parameters.get("max-postcopy-bandwidth", 0)) < _CRAWL:
             return
         elif destination.incoming_status is not MigrationStatus.COMPLETED:
             self._set_incoming(destination, MigrationStatus.COMPLETED)
