@@ -101,7 +101,7 @@ async def test_agent_restarts(pair: tuple[Host, Host], image: GuestImage, whose:
     await start(here, make_spec(image, mb=16, rate=4))
     source = await begin(here, there)
     if paused:
-        # Before, its vCPU may wait for a page with QEMU's lock held: a new agent gets no answer (docs/design/postcopy.md).
+        # Earlier its vCPU may wait for a page with QEMU's lock held, and no new agent gets an answer.
         await wait_followed(process_of(here), LITTLE)
         here.hold.ask(S.POSTCOPY_PAUSED)
         await process_of(here).pause_postcopy()

@@ -35,8 +35,10 @@ from vmferry.core.errors import BadInput, Broken, NotFound
 from vmferry.core.handover.states import SourceState
 from vmferry.core.migration import MigrationStatus, RunState
 from vmferry.core.progress import Finished, PolicyBegan, PolicyOrdered
-from vmferry.core.units import MIB, BytesPerSecond, Milliseconds
-from vmferry.testing.fake_hypervisor import FAKE_FACTS, FakeHypervisor, Fault, FaultAction
+from vmferry.core.rounds.unsent import most_unsent
+from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds
+from vmferry.testing.fake_hypervisor import FAKE_FACTS, FakeGuestProcess, FakeHypervisor, Fault, FaultAction
+from vmferry.testing.fake_qemu import FAKE_BANDWIDTH
 
 MADE = "made-up"
 SET = "set_parameters"
@@ -204,6 +206,26 @@ async def test_qemus_own_rule_is_told_as_the_one_that_fired(hosts: tuple[Host, H
     assert decision is not None
     assert decision.rule == f"QEMU's own: the rest fits the limit of {limit:.1f} ms"
     assert decision.pages is not None
+
+
+@pytest.mark.parametrize("why", [None, "connections cannot be borrowed: Operation not permitted"])
+async def test_what_waits_in_the_kernel_is_bounded(
+    hosts: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch, why: str | None
+) -> None:
+    """Once, by what the link carries; an agent that may not look into its QEMU moves the guest all the same."""
+    bounds: list[Bytes] = []
+
+    def bound(_: FakeGuestProcess, most: Bytes) -> None:
+        bounds.append(most)
+        if why is not None:
+            raise Broken(why)
+
+    monkeypatch.setattr(FakeGuestProcess, "bound_unsent", bound)
+    here, there = hosts
+    source = await here.migrate(there)
+    end, _ = await end_of(here, source.request.handover)
+    assert end.outcome == "moved"
+    assert bounds == [most_unsent(FAKE_BANDWIDTH)]
 
 
 def raises(_: Sample) -> Orders:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import structlog
+
 from vmferry.conductor import plan
 from vmferry.conductor.asking import ask, ask_wishes
 from vmferry.conductor.brake import Brake
@@ -40,8 +42,11 @@ from vmferry.core.handover.events import SourceEvent
 from vmferry.core.handover.states import SourceState
 from vmferry.core.migration import MigrationSample, MigrationStatus, RunState
 from vmferry.core.progress import PolicyBegan, PolicyOrdered
+from vmferry.core.rounds.unsent import most_unsent
 from vmferry.core.units import BytesPerSecond, Milliseconds, Pages
 from vmferry.ports.hypervisor import GuestProcess, MigrationSetup
+
+_log = structlog.get_logger(__name__)
 
 _E, _S = SourceEvent, SourceState
 #: Statuses in which QEMU still works on the migration; leaving them is its final word.
@@ -115,6 +120,7 @@ class Steering:
         self._late: Orders = ()  #: first orders that wait for the stream
         self._began_ms: Milliseconds | None = None  #: of the first reading
         self._look_now = asyncio.Event()
+        self._unsent_for = BytesPerSecond(0)  #: the bandwidth for which what waits in the kernel was bounded last
 
     # -- before anything is touched -------------------------------------------------------------------------------
 
@@ -198,6 +204,8 @@ class Steering:
                 self._steered_to(sample)
             elif not await self._ready(process):
                 return
+            else:
+                self._keep_unsent_short(process, sample.bandwidth)
             await self._take(process, sample)
             self._look_now.clear()
             with contextlib.suppress(TimeoutError):  # not `wait_for`, which loses a cancellation before Python 3.12
@@ -210,6 +218,16 @@ class Steering:
             return await self._begin_anew(process)
         late, self._late = self._late, ()
         return await self._carry_out(process, late, _START)
+
+    def _keep_unsent_short(self, process: GuestProcess, bandwidth: BytesPerSecond) -> None:
+        """Have little of the stream wait in the kernel, by what the link carries; best effort."""
+        if bandwidth <= 0 or self._unsent_for / 2 < bandwidth < self._unsent_for * 2:
+            return
+        self._unsent_for = bandwidth
+        try:
+            process.bound_unsent(most_unsent(bandwidth))
+        except Broken as error:
+            _log.info("more of a stream than needed waits in the kernel", guest=self._guest, error=str(error))
 
     async def _begin_anew(self, process: GuestProcess) -> bool:
         """Begin a policy whose agent was restarted; what it had seen and ordered is forgotten, and told to be."""

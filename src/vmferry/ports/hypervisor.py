@@ -14,7 +14,7 @@ from typing import Protocol
 from vmferry.core.guest import FrozenGuest, GuestSpec
 from vmferry.core.host import QemuFacts
 from vmferry.core.migration import MigrationSample, MigrationStatus, RunState
-from vmferry.core.units import BytesPerSecond, Milliseconds
+from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 
 __all__ = [
     "GuestEvent",
@@ -164,6 +164,13 @@ class GuestProcess(Protocol):
 
     async def set_bandwidth(self, bandwidth: BytesPerSecond) -> None:
         """Change the limit of a running migration."""
+
+    def bound_unsent(self, most: Bytes) -> None:
+        """Let no more of the stream than this wait unsent in the source's kernel: what waits is part of the gap.
+
+        Raises:
+            Broken: nothing is sent, or it cannot be done on this host; the stream goes on as it was.
+        """
 
     async def set_downtime_limit(self, limit_ms: Milliseconds) -> None:
         """Change the downtime limit of a running migration."""

@@ -12,7 +12,7 @@ from typing import Any
 from vmferry.core.errors import Broken, VmferryError
 from vmferry.core.guest import GuestSpec
 from vmferry.core.migration import POSTCOPY, POSTCOPY_BROKEN
-from vmferry.core.units import BytesPerSecond, Milliseconds
+from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import (
     GuestEvent,
     GuestEventKind,
@@ -76,6 +76,7 @@ class QemuGuestProcess:
         self._session = QmpSession(spec.name)
         self._hub = EventHub()
         self._reconnection = Reconnection(spec.name, run_dir.log)
+        self._sends_to: tuple[str, int] | None = None  #: the destination, once `migrate` was said by this object
         self._resumed_ns = 0  #: when the vCPUs were last started, by QEMU's stamp
         self._watcher: asyncio.Task[None] | None = None
         self._forwarder: asyncio.Task[None] | None = None
@@ -213,6 +214,7 @@ class QemuGuestProcess:
     async def migrate(self, address: str, port: int) -> None:
         """Start sending."""
         await self._session.execute("migrate", {"uri": uri(address, port)})
+        self._sends_to = (address, port)
 
     async def migrate_continue(self) -> None:
         """Leave pre-switchover."""
@@ -287,6 +289,19 @@ class QemuGuestProcess:
         """Change the limit of a running migration; 0 = none."""
         limit = bandwidth or NO_BANDWIDTH_LIMIT
         await self._session.execute("migrate-set-parameters", {"max-bandwidth": limit})
+
+    def bound_unsent(self, most: Bytes) -> None:
+        """Let no more than this wait unsent in the kernel.
+
+        Raises:
+            Broken: it does not send, a driver before this one began it, or this process may not look into QEMU.
+        """
+        try:
+            found = 0 if self._sends_to is None else self._process.bound_unsent(self._sends_to, most)
+        except OSError as error:
+            raise Broken(f"connections of guest {self._name} cannot be borrowed: {error.strerror}") from error
+        if not found:
+            raise Broken(f"QEMU of guest {self._name} has no connection to a destination that is known here")
 
     async def set_downtime_limit(self, limit_ms: Milliseconds) -> None:
         """Change the downtime limit of a running migration."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vmferry.core.errors import Broken
 from vmferry.ports.hypervisor import ProcessRecord
-from vmferry.qemu import foreign
+from vmferry.qemu import borrowed, foreign
 from vmferry.qemu.binary import QemuBinaryConfig
 
 #: how long the kernel may take to end a killed process: it frees all of its memory first
@@ -188,6 +188,14 @@ class Process:
                 f"QEMU process {self.record.pid} is still there {KILL_TIMEOUT_S:.0f} s after SIGKILL",
                 fix="it hangs in the kernel: look at its storage, then reboot the host",
             )
+
+    def bound_unsent(self, peer: tuple[str, int], most: int) -> int:
+        """Let no more than so many bytes wait unsent on each of its connections to a peer; returns how many there are.
+
+        Raises:
+            OSError: it is gone, or this process may not look into it.
+        """
+        return borrowed.bound_unsent(self.record.pid, self._pidfd, peer, most)
 
     def close(self) -> None:
         """Let go of it without touching it. Idempotent."""

@@ -18,7 +18,7 @@ from vmferry.core.guest import Acceleration, FrozenGuest, GuestSpec
 from vmferry.core.host import QemuFacts
 from vmferry.core.ids import GuestUuid
 from vmferry.core.migration import POSTCOPY, POSTCOPY_BROKEN
-from vmferry.core.units import BytesPerSecond, Milliseconds
+from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import (
     GuestEvent,
     GuestEventKind,
@@ -340,6 +340,12 @@ class FakeGuestProcess:
         """Keep the limit."""
         self._call("set_bandwidth")
         self.qemu.bandwidth = bandwidth
+
+    def bound_unsent(self, most: Bytes) -> None:
+        """Keep it."""
+        self._call("bound_unsent")
+        self._require(self.qemu.stream is not None, "bound_unsent", "nothing is sent")
+        self.qemu.most_unsent = most
 
     async def set_downtime_limit(self, limit_ms: Milliseconds) -> None:
         """Keep the limit."""

@@ -76,6 +76,7 @@ class FakeQemu:
     incoming_status: MigrationStatus = MigrationStatus.NONE
     obeys_power_button: bool = True
     bandwidth: BytesPerSecond | None = None  #: last limit that was set
+    most_unsent: Bytes | None = None  #: last bound of what waits in the kernel
     downtime_limit_ms: Milliseconds | None = None  #: last limit that was set
     parameters: dict[str, bool | int | str] = field(default_factory=dict)  #: last values that were set
     arrival: FakeStream | None = None  #: the stream that it receives

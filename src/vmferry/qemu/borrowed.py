@@ -1,0 +1,73 @@
+"""Sockets of a running QEMU, borrowed to set what QEMU has no option for.
+
+Source: pidfd_getfd(2), which needs CAP_SYS_PTRACE for a QEMU of another user; tcp(7), TCP_NOTSENT_LOWAT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+#: The same on every architecture.
+_PIDFD_GETFD = 438
+#: include/uapi/linux/tcp.h; the module socket names it from Python 3.12 on.
+TCP_NOTSENT_LOWAT = 25
+
+
+def connections_to(pid: int, pidfd: int, peer: tuple[str, int]) -> Iterator[socket.socket]:
+    """Yield the process's TCP connections to a peer, each closed here when the next one is asked for.
+
+    Args:
+        pid: of the process; its pidfd keeps it from being another one.
+        pidfd: the same one's.
+        peer: address and port.
+
+    Raises:
+        OSError: it is gone, or this process may not look into it.
+    """
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if not str(entry.readlink()).startswith("socket:"):
+                continue
+            with socket.socket(fileno=_get(pidfd, int(entry.name))) as borrowed:
+                if _peer(borrowed) == peer:
+                    yield borrowed
+
+
+def bound_unsent(pid: int, pidfd: int, peer: tuple[str, int], most: int) -> int:
+    """Let no more than so many bytes wait unsent on each connection to a peer; returns how many there are.
+
+    Raises:
+        OSError: the process is gone, or this one may not look into it.
+    """
+    found = 0
+    for connection in connections_to(pid, pidfd, peer):
+        connection.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, most)
+        found += 1
+    return found
+
+
+def _get(pidfd: int, number: int) -> int:
+    descriptor = _libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
+    if descriptor < 0:
+        code = ctypes.get_errno()
+        if code == errno.EBADF:  # closed meanwhile
+            raise FileNotFoundError(code, os.strerror(code))
+        raise OSError(code, os.strerror(code))
+    return int(descriptor)
+
+
+def _peer(connection: socket.socket) -> tuple[str, int] | None:
+    if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.type != socket.SOCK_STREAM:
+        return None
+    try:
+        host, port, *_ = connection.getpeername()
+    except OSError:  # it listens, or is not connected yet
+        return None
+    return str(host), int(port)
