@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def conditions(command: str, acceleration: str, qemu: str, duration_s: float) ->
     return {
         "command": command,
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "vmferry": __version__,
+        "vmferry": f"{__version__} at {_commit()}",
         "acceleration": acceleration,
         "qemu": qemu,
         "kernel": platform.release(),
@@ -32,6 +33,15 @@ def conditions(command: str, acceleration: str, qemu: str, duration_s: float) ->
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "duration_s": round(duration_s, 1),
     }
+
+
+def _commit() -> str:
+    """Return the commit that was measured; "+" behind it: with changes."""
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "an unknown commit"
 
 
 def _cpu_model() -> str:

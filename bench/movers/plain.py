@@ -36,8 +36,12 @@ class PlainMover(Mover):
 
     name = "qemu"
     capabilities: ClassVar[Mapping[str, bool]] = {}
+    #: Of the source; QEMU's defaults otherwise.
+    parameters: ClassVar[Mapping[str, int]] = {}
     #: Start post-copy when QEMU has begun this round; None: never.
     postcopy_after_round: ClassVar[int | None] = None
+    #: Stop the guest before that, as ours do.
+    stops_first: ClassVar[bool] = False
 
     def __init__(self, lab: Lab) -> None:
         super().__init__(lab)
@@ -65,6 +69,8 @@ class PlainMover(Mover):
         for side in (source, destination):
             if capabilities:
                 await side.execute("migrate-set-capabilities", {"capabilities": capabilities})
+        if self.parameters:
+            await source.execute("migrate-set-parameters", dict(self.parameters))
         uri = f"tcp:{self.lab.hosts[DESTINATION].address}:{STREAM_PORT}"
         await destination.execute("migrate-incoming", {"uri": uri})
         await source.execute("migrate", {"uri": uri})
@@ -103,8 +109,15 @@ class PlainMover(Mover):
             rounds = info.get("ram", {}).get("dirty-sync-count", 0)
             if self.postcopy_after_round and not switched and rounds >= self.postcopy_after_round:
                 switched = True
+                if self.stops_first:
+                    await source.execute("stop")
                 await source.execute("migrate-start-postcopy")
+            if switched:
+                await self.follow(source, str(info["status"]))
             await asyncio.sleep(POLL_S)
+
+    async def follow(self, source: QMPClient, status: str) -> None:
+        """Do what is to be done while post-copy's pages follow; called again and again."""
 
     async def _start(self, host: str, *extra: str) -> None:
         running = _Qemu([*self.lab.inside(host), *self.lab.hosts[host].qemu.argv, *self._argv[host], *extra], self.lab)

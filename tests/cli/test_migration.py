@@ -93,9 +93,11 @@ def test_what_is_said_of_the_policy_travels_and_the_rest_is_left_to_the_agent(
     moving: FakeFleet, vmferry: Vmferry
 ) -> None:
     """Policy, gap, deadline and throttle go as they are, in milliseconds; check takes the policy too."""
-    wish = ("--policy", "vmferry", "--max-gap", "0.3s", "--deadline", "1min", "--throttle", "none")
+    until = ("--deadline", "1min", "--at-deadline", "switch")
+    wish = ("--policy", "vmferry", "--max-gap", "0.3s", *until, "--throttle", "none")
     assert vmferry("migrate", "web-7", "host-b", *wish).exit_code == 0
     options = {"policy": "vmferry", "max_gap_ms": 300.0, "deadline_ms": 60_000.0, "throttle": "none"}
+    options |= {"at_deadline": "switch"}
     body = {"destination": "host-b", "options": {"plain": False, **options}}
     assert moving.agents["host-a"].orders() == [("POST", "/v1/guests/web-7/migrate", body)]
     moving.answer("host-a", "POST", "/v1/guests/web-7/check", {"blockers": [], "left_out": ["xbzrle: no such thing"]})
@@ -191,6 +193,14 @@ def test_a_quantity_without_unit_asks_nobody(moving: FakeFleet, vmferry: Vmferry
     assert ran.exit_code == 2
     assert options[0] in ran.err
     assert "e.g." in ran.err
+    assert [agent.requests for agent in moving.agents.values()] == [[], []]
+
+
+def test_an_unknown_end_of_a_deadline_asks_nobody(moving: FakeFleet, vmferry: Vmferry) -> None:
+    """What may happen at a deadline is told."""
+    ran = vmferry("migrate", "web-7", "host-b", "--deadline", "1min", "--at-deadline", "hope")
+    assert ran.exit_code == 2
+    assert "--at-deadline 'hope' is nothing that can happen; take one of cancel, switch" in ran.err
     assert [agent.requests for agent in moving.agents.values()] == [[], []]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vmferry.conductor.plan import NO_THROTTLE, UNLIMITED, Asked, Choice, throttle_parameters
-from vmferry.core.convergence import Throttle
+from vmferry.core.convergence import AtDeadline, Throttle
 from vmferry.core.convergence.orders import SetBandwidth, SetDowntimeLimit, SetThrottle, SwitchNow, ThrottleOff
 from vmferry.core.errors import BadInput
 from vmferry.core.units import GIB, MIB, Bytes, BytesPerSecond, Milliseconds
@@ -25,6 +25,13 @@ def test_the_goal_is_the_tighter_of_gap_and_downtime_limit(gap: float | None, li
     """A downtime limit alone is a goal of that with its tenth and the fixed cost; with both the tighter one counts."""
     choice = Choice(max_gap_ms=None if gap is None else Milliseconds(gap))
     assert asked(choice, limit).goal.max_gap_ms == goal
+
+
+def test_a_deadline_gives_up_unless_asked_otherwise() -> None:
+    """Nothing said is cancel."""
+    assert asked(Choice(deadline_ms=Milliseconds(9.0))).goal.at_deadline is AtDeadline.CANCEL
+    choice = Choice(deadline_ms=Milliseconds(9.0), at_deadline="switch")
+    assert asked(choice).goal.at_deadline is AtDeadline.SWITCH
 
 
 def test_no_brake_is_allowed_when_none_is_asked_for() -> None:

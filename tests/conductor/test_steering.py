@@ -335,6 +335,7 @@ async def test_a_policy_that_refuses_at_the_start_touches_nothing(
         (Choice(max_gap_ms=Milliseconds(20.0)), None, BadInput, "allow at least 52 ms"),
         (Choice("nova", deadline_ms=Milliseconds(9.0)), None, BadInput, "--deadline does nothing"),
         (Choice("nova", throttle="any"), None, BadInput, "--throttle does nothing"),
+        (Choice(at_deadline="switch"), None, BadInput, "give --deadline too"),
     ],
 )
 async def test_what_cannot_be_is_refused_before_anything_is_touched(
@@ -347,6 +348,21 @@ async def test_what_cannot_be_is_refused_before_anything_is_touched(
     assert words in str(raised.value)
     assert list(here.journal.handovers()) == []
     assert here.guests.busy_with(GUEST) is None
+
+
+@pytest.mark.parametrize(("then", "order"), [("switch", "switch now"), ("cancel", "cancel"), (None, "cancel")])
+async def test_at_the_deadline_happens_what_was_asked_for(
+    hosts: tuple[Host, Host], slow_link: WatchedLink, then: str | None, order: str
+) -> None:
+    """A guest that must go goes, however long it stands still; any other stays."""
+    here, there = hosts
+    source = await here.migrate(there, choice=Choice(deadline_ms=Milliseconds(100.0), at_deadline=then))
+    trail = source.steering.trail
+    await wait_until(lambda: trail.decision is not None or source.runner.why is not None, "the deadline has come")
+    slow_link.release()
+    end, events = await end_of(here, source.request.handover)
+    assert ordered(events)[-1].order == order
+    assert end.outcome == ("moved" if then == "switch" else "aborted")
 
 
 async def test_a_downtime_limit_bounds_the_policy(
@@ -404,7 +420,7 @@ async def test_a_request_of_an_older_journal_goes_on_with_the_default_policy(
     whole = here.journal.handovers
 
     def older(*, unfinished_only: bool = False) -> list[object]:
-        new = ("policy", "max_gap_ms", "deadline_ms", "throttle")
+        new = ("policy", "max_gap_ms", "deadline_ms", "at_deadline", "throttle")
         rows = whole(unfinished_only=unfinished_only)
         return [replace(row, request={k: v for k, v in row.request.items() if k not in new}) for row in rows]
 

@@ -38,6 +38,12 @@ def test_it_ends(link: BytesPerSecond, ends_ms: float) -> None:
     assert may_follow(Milliseconds(ends_ms), link) is None
 
 
+@given(st.integers(0, 10**12))
+def test_it_ends_soon_whatever_was_read(link: int) -> None:
+    """One reading of a link may be far too low: pages do not crawl because of it."""
+    assert may_follow(Milliseconds(250.0 + 4 * 500), BytesPerSecond(link)) is None
+
+
 def test_unknown_link_has_no_steps() -> None:
     """Quiet, then freely: an agent that was restarted does not know what the link carried."""
     assert may_follow(Milliseconds(249.0), BytesPerSecond(0)) == QUIET

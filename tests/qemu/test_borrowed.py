@@ -12,6 +12,8 @@ import pytest
 from vmferry.qemu.borrowed import TCP_NOTSENT_LOWAT, bound_unsent
 
 MOST = 200_000
+#: include/linux/socket.h; the module socket has no name for it.
+AF_XDP = 44
 
 
 @pytest.fixture
@@ -41,6 +43,32 @@ def test_only_connections_to_the_peer_are_set(listener: socket.socket) -> None:
         assert (unsent(first), unsent(second)) == (MOST, MOST)
         assert unsent(elsewhere) == unsent(listener) == before
         first.sendall(b"still mine")
+    os.close(pidfd)
+
+
+def test_an_address_may_be_written_otherwise() -> None:
+    """The configuration keeps an address as it was written; a name is nobody's address, and no error."""
+    pidfd = os.pidfd_open(os.getpid())
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("::1", port)):
+            assert bound_unsent(os.getpid(), pidfd, ("0:0:0:0:0:0:0:1", port), MOST) == 1
+            assert bound_unsent(os.getpid(), pidfd, ("host-b", port), MOST) == 0
+    os.close(pidfd)
+
+
+def test_sockets_without_addresses_are_passed_over(listener: socket.socket) -> None:
+    """Sockets of AF_XDP have none; they are not closed for their owner, and end nothing."""
+    try:
+        other = socket.socket(AF_XDP, socket.SOCK_RAW)
+    except OSError as error:
+        pytest.skip(f"no AF_XDP socket ({error.strerror}): needs root and a kernel with CONFIG_XDP_SOCKETS")
+    pidfd = os.pidfd_open(os.getpid())
+    with other, socket.create_connection(listener.getsockname()):
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        assert bound_unsent(os.getpid(), pidfd, listener.getsockname(), MOST) == 1
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert other.fileno() >= 0
     os.close(pidfd)
 
 

@@ -381,4 +381,5 @@ def _postcopy(options: m.MigrateOptions) -> Postcopy | None:
 
 def _choice(options: m.MigrateOptions) -> Choice:
     """Return which policy is asked for, and what it shall reach."""
-    return Choice(options.policy or DEFAULT, options.max_gap_ms, options.deadline_ms, options.throttle)
+    policy = options.policy or DEFAULT
+    return Choice(policy, options.max_gap_ms, options.deadline_ms, options.at_deadline, options.throttle)

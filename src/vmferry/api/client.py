@@ -250,7 +250,10 @@ def _lines(response: http.client.HTTPResponse, host: str) -> Iterator[bytes]:
         *lines, rest = (rest + data).split(b"\n")
         yield from lines
         if len(rest) > _MOST_LINE_BYTES:
-            raise Broken(f"Agent of {host} sent a line of more than {_MOST_LINE_BYTES} bytes")
+            raise Broken(
+                f"Agent of {host} sent a line of more than {_MOST_LINE_BYTES} bytes",
+                fix="none of ours is that long: check that it is an agent of vmferry, and of which version",
+            )
     if rest:
         yield rest
 

@@ -151,6 +151,7 @@ class MigrateOptions(Request):
     deadline_ms: Annotated[Milliseconds | None, Field(gt=0, le=10**10)] = (
         None  #: switched over by then, or else it is given up
     )
+    at_deadline: Literal["cancel", "switch"] | None = None  #: what then; switch: it is moved, whatever the gap
     throttle: Literal["auto-converge", "40-writes", "any", "none"] | None = (
         None  #: the brake on a guest that writes too fast (docs/policies.md, docs/write-throttle.md)
     )

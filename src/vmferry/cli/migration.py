@@ -105,7 +105,15 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
         str | None,
         typer.Option(
             help="Goal of the default policy: have switched over by then, e.g. 60s; else post-copy where it is allowed,"
-            " else stay. Default: none."
+            " else --at-deadline. Default: none."
+        ),
+    ] = None,
+    at_deadline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="cancel|switch",
+            help="What happens at the deadline: cancel and stay, or switch over however long the guest stands still."
+            " Default: cancel.",
         ),
     ] = None,
     throttle: ThrottleOption = None,
@@ -124,7 +132,7 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
 ) -> None:
     """Move a running guest to another host and show how it goes. Ctrl-C only stops showing it."""
     options = _options(plain, bandwidth, downtime_limit, time_limit) | _choice(policy, max_gap, deadline, throttle)
-    options |= _postcopy(postcopy, postcopy_after)
+    options |= _at_deadline(at_deadline) | _postcopy(postcopy, postcopy_after)
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     try:
@@ -179,6 +187,16 @@ def _choice(policy: str | None, max_gap: str | None, deadline: str | None, throt
             raise BadInput(f"--throttle {throttle!r} is none of the brakes", fix=f"take one of {', '.join(kinds)}")
         options["throttle"] = throttle
     return options
+
+
+def _at_deadline(wished: str | None) -> dict[str, object]:
+    """Return the option of the request; not given is left to the agent."""
+    if wished is None:
+        return {}
+    kinds = ("cancel", "switch")
+    if wished not in kinds:
+        raise BadInput(f"--at-deadline {wished!r} is nothing that can happen", fix=f"take one of {', '.join(kinds)}")
+    return {"at_deadline": wished}
 
 
 def _postcopy(allowed: bool, after: int | None) -> dict[str, object]:

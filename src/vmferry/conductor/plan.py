@@ -17,7 +17,7 @@ from vmferry.core.capabilities import (
     choose,
 )
 from vmferry.core.convergence import DEFAULT, Facts, Goal, Policy, Throttle, Wishes, check_goal
-from vmferry.core.convergence.facts import MAX_GAP_MS, gap_with, limit_within
+from vmferry.core.convergence.facts import MAX_GAP_MS, AtDeadline, gap_with, limit_within
 from vmferry.core.convergence.orders import (
     MAX_DOWNTIME_MS,
     Order,
@@ -31,7 +31,7 @@ from vmferry.core.convergence.registry import find
 from vmferry.core.convergence.throttle import most_stall_ms
 from vmferry.core.errors import BadInput
 from vmferry.core.host import QemuFacts
-from vmferry.core.rounds.following import QUIET, may_follow
+from vmferry.core.rounds.following import may_follow
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import MigrationSetup
 
@@ -62,6 +62,7 @@ class Choice:
     policy: str = DEFAULT
     max_gap_ms: Milliseconds | None = None
     deadline_ms: Milliseconds | None = None
+    at_deadline: str | None = None  #: an `AtDeadline`
     throttle: str | None = None  #: a `Throttle`, `ANY_THROTTLE` or `NO_THROTTLE`
 
 
@@ -90,6 +91,7 @@ class Asked:
         goal = Goal(
             max_gap_ms=min(gaps, default=DEFAULT_MAX_GAP),
             deadline_ms=self.choice.deadline_ms,
+            at_deadline=AtDeadline(self.choice.at_deadline or AtDeadline.CANCEL),
             allow_postcopy=self.postcopy,
         )
         if self.choice.throttle is None:
@@ -143,12 +145,19 @@ def check_asked(asked: Asked) -> None:
     """
     choice, kind = asked.choice, find(asked.choice.policy)
     brake = None if choice.throttle == Throttle.FORTY_WRITES else choice.throttle  # it works under any policy
-    given = {"--max-gap": choice.max_gap_ms, "--deadline": choice.deadline_ms, "--throttle": brake}
+    given = {
+        "--max-gap": choice.max_gap_ms,
+        "--deadline": choice.deadline_ms,
+        "--at-deadline": choice.at_deadline,
+        "--throttle": brake,
+    }
     if not kind.heeds_goal and (idle := [name for name, value in given.items() if value is not None]):
         raise BadInput(
             f"policy {kind.description.name} has its own idea of when to switch over: {', '.join(idle)} does nothing",
             fix=f"leave that out, or take policy {DEFAULT}; --time-limit ends any migration",
         )
+    if choice.at_deadline is not None and choice.deadline_ms is None:
+        raise BadInput("--at-deadline says what happens at a deadline, and there is none", fix="give --deadline too")
     if kind.heeds_goal:
         check_goal(asked.goal, Facts(asked.ram_bytes))
 
@@ -203,8 +212,8 @@ def make_setup(
     """Return the set-up with a policy's first orders in it, so that they hold from the first page on."""
     limit, bandwidth = _QEMU_LIMIT, asked.capped(wishes.max_bandwidth)
     parameters = dict(chosen.parameters)
-    if chosen.capabilities.get(POSTCOPY):
-        parameters[_FOLLOWING] = asked.capped(QUIET)  # until the guest runs at the destination
+    if asked.postcopy and asked.bandwidth is not None:
+        parameters[_FOLLOWING] = asked.bandwidth
     for order in orders:
         if isinstance(order, SetDowntimeLimit):
             limit = order.limit_ms

@@ -128,12 +128,12 @@ class PostcopyDestination:
             if not process.is_alive():
                 self._died()
                 return
-            sample = await process.query_migration()
-            self.last_status = sample.status
-            if sample.status is _M.COMPLETED:
-                self._runner.post(_E.PAGES_COMPLETED)
-                return
-            await self._announce(process)
+            with contextlib.suppress(VmferryError):  # it may hang with its vCPU; its events come
+                self.last_status = (await process.query_migration()).status
+                if self.last_status is _M.COMPLETED:
+                    self._runner.post(_E.PAGES_COMPLETED)
+                    return
+                await self._announce(process)
             self._look_now.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_EVERY_S):

@@ -43,6 +43,9 @@ _ENDED = frozenset({_M.FAILED, _M.CANCELLED})
 _LOOK_S = 0.002
 _READ_EVERY_S = 0.1
 _FOLLOW_LOOK_S = 0.05
+#: How long the guest may take to start there before its pages follow as if it ran.
+_STARTS_S = 2.0
+_NOT_YET = Milliseconds(0.0)
 _ROUND_LOOK_S = 0.02
 _WAIT_LOADED_MS = Milliseconds(2_000)
 #: How long the guest may stand still for the destination's answer before `migrate-continue`: there is a way back.
@@ -104,7 +107,8 @@ class PostcopySource:
         self._continued_at = -_CONTINUES_S
         self.has_stopped_guest = False  #: no cancel lets it run again
         self._link = BytesPerSecond(0)  #: what it carried when post-copy was ordered; 0: an earlier agent knew
-        self._runs_since: float | None = None  #: at the destination
+        self._follows_since: float | None = None
+        self._runs_since: float | None = None  #: at the destination, or it should
         self._following: Mapping[str, int] | None = None  #: how fast pages follow, as ordered last
 
     def orders(self) -> dict[AnyEffect, Order]:
@@ -145,6 +149,7 @@ class PostcopySource:
         """
         process = self._alive()
         self._link = (await process.query_migration()).bandwidth
+        await process.set_parameters(self._trip.following(_NOT_YET, self._link))
         await process.stop()
         self.has_stopped_guest = True
         await process.start_postcopy()
@@ -253,8 +258,13 @@ class PostcopySource:
             await asyncio.sleep(_FOLLOW_LOOK_S)
 
     async def _let_follow(self, process: GuestProcess) -> None:
-        """Let pages that nobody waits for follow as fast as they may by now; nothing is ordered twice."""
-        if self._trip.runner.machine.state is not _S.POSTCOPY_RUNNING:
+        """Let pages that nobody waits for follow as fast as they may by now; nothing is ordered twice.
+
+        A guest that cannot be started at the destination must not wait for slow pages: they are its way back.
+        """
+        self._follows_since = self._follows_since or _now()
+        runs = self._trip.runner.machine.state is _S.POSTCOPY_RUNNING
+        if not runs and _now() - self._follows_since < _STARTS_S:
             return
         self._runs_since = self._runs_since or _now()
         following = self._trip.following(Milliseconds(1000 * (_now() - self._runs_since)), self._link)

@@ -39,12 +39,13 @@ class Request:
     policy: str = DEFAULT
     max_gap_ms: Milliseconds | None = None
     deadline_ms: Milliseconds | None = None
+    at_deadline: str | None = None
     throttle: str | None = None
 
     @property
     def choice(self) -> Choice:
         """Return the policy, and what it shall reach."""
-        return Choice(self.policy, self.max_gap_ms, self.deadline_ms, self.throttle)
+        return Choice(self.policy, self.max_gap_ms, self.deadline_ms, self.at_deadline, self.throttle)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -26,7 +27,7 @@ def connections_to(pid: int, pidfd: int, peer: tuple[str, int]) -> Iterator[sock
     Args:
         pid: of the process; its pidfd keeps it from being another one.
         pidfd: the same one's.
-        peer: address and port.
+        peer: address, as numbers, and port.
 
     Raises:
         OSError: it is gone, or this process may not look into it.
@@ -35,8 +36,8 @@ def connections_to(pid: int, pidfd: int, peer: tuple[str, int]) -> Iterator[sock
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             if not str(entry.readlink()).startswith("socket:"):
                 continue
-            with socket.socket(fileno=_get(pidfd, int(entry.name))) as borrowed:
-                if _peer(borrowed) == peer:
+            with contextlib.closing(_borrow(pidfd, int(entry.name))) as borrowed:
+                if _is_connected(borrowed, peer):
                     yield borrowed
 
 
@@ -63,11 +64,20 @@ def _get(pidfd: int, number: int) -> int:
     return int(descriptor)
 
 
-def _peer(connection: socket.socket) -> tuple[str, int] | None:
+def _borrow(pidfd: int, number: int) -> socket.socket:
+    descriptor = _get(pidfd, number)
+    try:
+        return socket.socket(fileno=descriptor)
+    except OSError as error:  # of a family without addresses
+        os.close(descriptor)
+        raise FileNotFoundError(error.errno, error.strerror) from error
+
+
+def _is_connected(connection: socket.socket, peer: tuple[str, int]) -> bool:
     if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.type != socket.SOCK_STREAM:
-        return None
+        return False
     try:
         host, port, *_ = connection.getpeername()
-    except OSError:  # it listens, or is not connected yet
-        return None
-    return str(host), int(port)
+        return (ip_address(host), port) == (ip_address(peer[0]), peer[1])
+    except (OSError, ValueError):  # it listens, or is not connected yet; or the peer is known by a name
+        return False

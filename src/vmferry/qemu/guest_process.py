@@ -243,7 +243,7 @@ class QemuGuestProcess:
         """Break the stream here; out of band, since the main loop may wait for a page.
 
         Raises:
-            Broken: the status is neither postcopy-active nor postcopy-recover.
+            Broken: the status is not postcopy-active; from 8.2 on it may also be postcopy-recover.
         """
         await self._session.execute("migrate-pause", oob=True)
 

@@ -81,8 +81,9 @@ def _may_be_lost(world: World) -> bool:
     """Tell whether what happened allows a loss: the last pages, or one death where a state needed that QEMU."""
     if world.stream.failed_late and not world.stream.loaded:
         return True
-    if world.stream.postcopy and world.refused and world.destination.state is DestinationState.RETURNED:
-        return True  # given back whole, to a source that has not heard that it is
+    came_back = world.refused and world.destination.state is DestinationState.RETURNED
+    if world.stream.postcopy and world.stream.loaded and came_back:
+        return True  # whole, to a source that has not heard that it is
     if len(world.deaths) == 1 and not world.fenced and not world.refused:
         return world.deaths[0].needed
     return bool(world.deaths)

@@ -13,7 +13,7 @@ from vmferry.core.units import GIB, KIB, Bytes, BytesPerSecond, Milliseconds, fo
 #: median guest_gap of 20 idle moves was 34 ms (docs/bench/commit.md).
 TYPICAL_FIXED_COST_MS = Milliseconds(50.0)
 #: What QEMU may plan with: it goes by the bandwidth of the last 0.1 s, and the guest writes on meanwhile.
-#: With 250 ms QEMU 10.0 was seen to take 270 (docs/bench/migrate.md).
+#: With a limit of 225 ms QEMU 10.0 took up to 240 ("downtime" in docs/bench/migrate.md, 1G/writes 0.3x).
 _KEPT = 0.9
 MAX_GAP_MS = Milliseconds(300.0)
 PAGE_BYTES = Bytes(4 * KIB)

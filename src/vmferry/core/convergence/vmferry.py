@@ -10,7 +10,7 @@
    nothing else; where it does not do, it is released, and auto-converge slows the whole guest, as softly as the curve
    says will do. Neither holds anything for more than half of the limit, and the limit shrinks by that stall: a vCPU
    may be asleep, or a write held, when the guest is stopped.
-4. At the deadline: post-copy if allowed, else what the goal says: `migrate` always asks for cancel.
+4. At the deadline: post-copy if allowed, else what the goal says: cancel, or the switchover whatever the gap.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class Vmferry(Policy):
             "the same, proven or seen twice, no post-copy: 40-writes, where it may be used",
             "without it, or two rounds later still no end: auto-converge instead, as soft as will do",
             "three rounds later still no end: the strongest whose stalls take at most half of the limit",
-            "the deadline has come: post-copy if allowed, else cancel with the reason",
+            "the deadline has come: post-copy if allowed, else cancel with the reason, or switch whatever the gap",
         ),
         qemu="decides within the goal: limit = 0.9 x (gap - fixed cost) - stall of the brake",
         source="design note in docs/policies.md; stalls: QEMU 10.0, migration/cpu-throttle.c",
         parameters=(
             ("--max-gap", "90 ms (simulate: 300 ms)"),
-            ("--deadline", "none"),
+            ("--deadline", "none; --at-deadline: cancel"),
             ("post-copy", "when allowed"),
             ("throttle", "auto-converge, bounded; with --throttle any 40-writes before it"),
         ),

@@ -14,6 +14,8 @@ from vmferry.core.units import KIB, MIB, Bytes, BytesPerSecond, Milliseconds
 QUIET = BytesPerSecond(400 * KIB)
 _QUIET_MS = Milliseconds(250.0)
 _STEP_BYTES = Bytes(4 * MIB)
+#: One reading of a link may be far too low.
+_LONGEST_STEP_MS = Milliseconds(500.0)
 #: Of the link, in each step.
 _SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
@@ -29,5 +31,6 @@ def may_follow(since_ms: Milliseconds, link: BytesPerSecond) -> BytesPerSecond |
         return QUIET
     if link <= 0:
         return None
-    step = int((since_ms - _QUIET_MS) * link / 1000 / _STEP_BYTES)
+    step_ms = min(1000 * _STEP_BYTES / link, _LONGEST_STEP_MS)
+    step = int((since_ms - _QUIET_MS) / step_ms)
     return BytesPerSecond(max(QUIET, int(link * _SHARES[step]))) if step < len(_SHARES) else None

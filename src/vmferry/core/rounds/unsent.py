@@ -9,10 +9,10 @@ from __future__ import annotations
 from vmferry.core.units import KIB, Bytes, BytesPerSecond
 
 #: Long enough for QEMU to be woken and write more before the link runs dry.
-_LASTS_MS = 10
-_LEAST = Bytes(128 * KIB)
+_LASTS_MS = 20
+_LEAST = Bytes(256 * KIB)
 
 
 def most_unsent(link: BytesPerSecond) -> Bytes:
-    """Return what lasts a link for about 10 ms; 128 KiB at the least."""
+    """Return what lasts a link for about 20 ms; 256 KiB at the least."""
     return Bytes(max(_LEAST, link * _LASTS_MS // 1000))
