@@ -24,7 +24,6 @@ from vmferry.lab.guest_runs import GuestRun
 from vmferry.lab.hosts import Lab
 from vmferry.lab.scenarios import empty
 
-POLL_S = 0.02
 #: The report waits for what the guest and the network say after the move.
 REPORT_S = 30.0
 
@@ -54,24 +53,22 @@ class OurMover(Mover):
         return await guest_plan(cell)
 
     async def order(self, limit_s: float) -> Word:
-        """Ask host-a's agent to move the guest, and wait for the report; a late one is cancelled."""
+        """Ask host-a's agent to move the guest, and watch it as the command does; a late one is cancelled."""
         api = self.lab.hosts[SOURCE].api
-        deadline = time.monotonic() + limit_s
         body = {"destination": DESTINATION, "options": self._options}
         answer = await api.post(f"/v1/guests/{GUEST}/migrate", body)
         opened_ns, handover = time.monotonic_ns(), str(answer["handover"])
-        late = False
-        while not _is_over(view := HandoverView.model_validate(await api.get(f"/v1/handovers/{handover}"))):
-            now = time.monotonic()
-            if now > deadline and not late:
-                late = True
-                with contextlib.suppress(VmferryError):  # it is past its commit: it arrives
-                    await api.post(f"/v1/handovers/{handover}/cancel")
-            if now > deadline + REPORT_S:
-                raise Broken(
-                    f"Hand-over {handover} does not end: {view}; agent: {self.lab.hosts[SOURCE].agent.tail(5)}"
-                )
-            await asyncio.sleep(POLL_S)
+        # One connection: to ask again and again costs the agent more than the migration does.
+        watching = asyncio.create_task(api.follow(f"/v1/handovers/{handover}/watch", limit_s + 2 * REPORT_S))
+        await asyncio.wait({watching}, timeout=limit_s)
+        if late := not watching.done():
+            with contextlib.suppress(VmferryError):  # it is past its commit: it arrives
+                await api.post(f"/v1/handovers/{handover}/cancel")
+            await asyncio.wait({watching}, timeout=REPORT_S)
+        if not watching.done():
+            watching.cancel()
+            raise Broken(f"Hand-over {handover} does not end; agent: {self.lab.hosts[SOURCE].agent.tail(5)}")
+        view = HandoverView.model_validate(await api.get(f"/v1/handovers/{handover}"))
         return _word(view.report, opened_ns, late=late)
 
     def control(self, host: str) -> Path:
@@ -99,10 +96,6 @@ class ThrottledMover(OurMover):
     async def _plan(self, cell: Cell) -> GuestPlan:
         plan = await guest_plan(cell)
         return dataclasses.replace(plan, throttle=plan.kind == "linux")
-
-
-def _is_over(view: HandoverView) -> bool:
-    return view.finished and view.report is not None
 
 
 def _word(report: Report | None, opened_ns: int, *, late: bool) -> Word:

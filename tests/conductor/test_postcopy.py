@@ -214,6 +214,48 @@ async def test_agent_restarts(hosts: tuple[Host, Host], link: WatchedLink, state
     assert len(link.alive()) == len(link.running()) == 1
 
 
+async def broken_and_deaf(here: Host, there: Host, link: WatchedLink) -> Source:
+    """Break a post-copy whose destination lacks a page and answers nothing, and have a new agent come there."""
+    link.rounds = 10**9
+    source = await begin(here, there)
+    process_of(there).qemu.deaf = True
+    stream = process_of(here).qemu.stream
+    assert stream is not None
+    here.hold.ask(S.POSTCOPY_PAUSED)
+    link.break_postcopy(stream)
+    await here.hold.wait_reached(S.POSTCOPY_PAUSED)
+    await there.restart()
+    return source
+
+
+async def test_a_new_agent_recovers_a_deaf_destination(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """An agent that comes anew while QEMU answers no question for want of a page has it listen for that page."""
+    here, there = hosts
+    source = await broken_and_deaf(here, there, link)
+    with pytest.raises(GuestBusy, match="does not answer"):
+        there.guests.claim(GUEST, "a test")
+    here.hold.let_go(S.POSTCOPY_PAUSED)
+    await wait_until(lambda: source.runner.machine.state is S.POSTCOPY_RUNNING, "it is recovered")
+    process_of(there).qemu.deaf = False
+    await let_pages_flow(here)
+    await wait_finished(here, there)
+    assert states_of(here, source) == ("done", "running")
+    assert len(link.alive()) == len(link.running()) == 1
+
+
+async def test_a_deaf_destination_is_lost_with_its_source(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """What a new agent cannot ask, it finds out by an order: the stream is broken, and nobody has the page any more."""
+    here, there = hosts
+    source = await broken_and_deaf(here, there, link)
+    dead = qemu_of(here, link)
+    assert dead is not None
+    link.die(dead)
+    here.hold.let_go(S.POSTCOPY_PAUSED)
+    await wait_finished(here, there)
+    assert states_of(here, source) == ("lost", "lost")
+    assert link.alive() == []
+
+
 @pytest.mark.parametrize("whose", ["source", "destination"])
 async def test_dead_qemu_is_a_lost_guest(hosts: tuple[Host, Host], link: WatchedLink, whose: str) -> None:
     """When either QEMU dies with pages missing, both sides say that the guest is lost, and none is left running."""

@@ -72,9 +72,9 @@ THROTTLE_ALONE = replace(BIOS, throttle=True)
 RESOURCES = HostResources("/run/vmferry/guests/web-7", 70001, 40001)
 CASES = {
     "bios": (BIOS, Descriptors(), False),
-    "linux": (LINUX, Descriptors((7, 8, 6), (9, None), kernel=10, initrd=11), False),
-    "linux-incoming": (LINUX, Descriptors((7, 8, 6), (9, None), kernel=10, initrd=11), True),
-    "throttle": (THROTTLED, Descriptors((7, 8, 6), (9, None), kernel=10, initrd=11), False),
+    "linux": (LINUX, Descriptors((7, 8, 6), (9, None), kernel=10, initrd=11, emergency=12), False),
+    "linux-incoming": (LINUX, Descriptors((7, 8, 6), (9, None), kernel=10, initrd=11, emergency=12), True),
+    "throttle": (THROTTLED, Descriptors((7, 8, 6), (9, None), kernel=10, initrd=11, emergency=12), False),
     "throttle-alone": (THROTTLE_ALONE, Descriptors(), False),
     "uefi-kvm": (UEFI, Descriptors((7,), uefi_code=8, uefi_nvram=9), False),
     "micro-i440fx": (MICRO, Descriptors((7, 8, 9), kernel=10), False),

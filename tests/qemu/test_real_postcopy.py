@@ -13,15 +13,23 @@ from tests.qemu.wire import Wire
 from tests.qemus import VERSIONS, binary_of
 
 from vmferry.core.errors import Broken, TimedOut
-from vmferry.core.guest import Acceleration, KernelBoot
+from vmferry.core.guest import Acceleration, GuestSpec, KernelBoot
 from vmferry.core.units import MIB, Bytes, BytesPerSecond
 from vmferry.lab.channel import ask
 from vmferry.lab.guests import build
 from vmferry.lab.toolchain import cache_dir
-from vmferry.ports.hypervisor import MigrationSetup, MigrationStatus, RunState
+from vmferry.ports.hypervisor import HostResources, MigrationSetup, MigrationStatus, RunState
 from vmferry.qemu import QemuGuestProcess, QemuHypervisor
 from vmferry.qemu.userfault import why_no_userfault
-from vmferry.testing.conformance_hypervisor import ADDRESS, SPEC, UNLIMITED, Move, find_free_port, make_setup
+from vmferry.testing.conformance_hypervisor import (
+    ADDRESS,
+    SPEC,
+    UNLIMITED,
+    Move,
+    find_free_port,
+    make_setup,
+    wait_status,
+)
 
 pytestmark = [
     pytest.mark.real,
@@ -33,12 +41,22 @@ pytestmark = [
 S = MigrationStatus
 
 
-async def make_move(start: Start, state_dir: Path) -> tuple[Move, QemuGuestProcess]:
-    """Start the micro guest, writing 4 MiB/s over 16 MiB, and its destination."""
+def hypervisor_of(state_dir: Path) -> QemuHypervisor:
+    """Return the driver of the newest QEMU."""
+    return QemuHypervisor(binary_of(VERSIONS[0]), Acceleration.TCG, state_dir=state_dir)
+
+
+async def micro_spec() -> GuestSpec:
+    """Return the micro guest, writing 4 MiB/s over 16 MiB."""
     image = await asyncio.to_thread(build, "micro", cache_dir())
     boot = KernelBoot(str(image.kernel), cmdline=image.append(mb=16, rate=4))
-    hypervisor = QemuHypervisor(binary_of(VERSIONS[0]), Acceleration.TCG, state_dir=state_dir)
-    guest = await hypervisor.freeze(replace(SPEC, nics=(), memory_bytes=Bytes(64 * MIB), boot=boot))
+    return replace(SPEC, nics=(), memory_bytes=Bytes(64 * MIB), boot=boot)
+
+
+async def make_move(start: Start, state_dir: Path) -> tuple[Move, QemuGuestProcess]:
+    """Start the micro guest and its destination."""
+    hypervisor = hypervisor_of(state_dir)
+    guest = await hypervisor.freeze(await micro_spec())
     source = await start(hypervisor, guest)
     await source.cont()
     await oracle(source)
@@ -137,6 +155,38 @@ async def hang(process: QemuGuestProcess) -> asyncio.Task[object]:
     with pytest.raises(TimedOut):
         await process._session.execute("query-status", timeout_s=1.0)
     return stopping
+
+
+async def test_a_new_agent_recovers_a_hanging_destination(start: Start, probes_dir: Path) -> None:
+    """A destination that hangs for want of a page, its stream broken, is taken over and recovered by a new agent."""
+    move, destination = await make_move(start, probes_dir)
+    hypervisor = hypervisor_of(probes_dir)
+    guest = await hypervisor.freeze(await micro_spec())
+    async with contextlib.AsyncExitStack() as stack:
+        wire = Wire()
+        await begin(move, wire, setup_of(preempt=False), stack)
+        wire.cut()
+        await move.both_in(S.POSTCOPY_PAUSED)
+        stopping = await hang(destination)
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+        await destination.close()
+        again = await hypervisor.adopt(guest, HostResources(str(destination.run_dir.path), None), destination.record)
+        assert again is not None
+        answers = asyncio.create_task(again.wait_answers())
+        events = again.events()
+        port = find_free_port()
+        await again.recover_listen(ADDRESS, port)
+        assert not answers.done()
+        await move.source.resume_stream(ADDRESS, port)
+        await wait_status(events, S.POSTCOPY_ACTIVE)
+        await answers
+        assert await again.query_run_state() is RunState.PAUSED
+        await again.cont()
+        await move.source.set_parameters(UNLIMITED)
+        await Move(move.source, again, move.source_events, events).both_in(S.COMPLETED)
+    assert (await oracle(again)).startswith("oracle clean")
+    await again.kill()
 
 
 async def test_recovers_while_the_main_loop_hangs(start: Start, probes_dir: Path) -> None:

@@ -102,6 +102,7 @@ class Guests:
         self._hypervisor = hypervisor
         self._beats = beats
         self._adopting: dict[GuestName, asyncio.Task[None]] = {}
+        self._reached: dict[GuestName, asyncio.Event] = {}  #: of those that are, or were, being adopted
         self._processes: dict[GuestName, GuestProcess] = {}
         self._watchers: dict[GuestName, asyncio.Task[None]] = {}
         self._busy: dict[GuestName, str] = {}
@@ -354,15 +355,22 @@ class Guests:
         """
         for row in self.journal.guests():
             name = row.guest.spec.name
+            self._reached[name] = asyncio.Event()
             self._adopting[name] = asyncio.create_task(self._adopt(row), name=f"adopt:{name}")
         if self._adopting:
             await asyncio.wait(self._adopting.values(), timeout=_ADOPT_FIRST_S)
 
     async def adopted(self, name: GuestName) -> None:
-        """Wait until the guest's process is either taken over or proven dead."""
+        """Wait until the guest's process is either taken over, and answers, or proven dead."""
         task = self._adopting.get(name)
         if task is not None:
             await asyncio.shield(task)
+
+    async def reached(self, name: GuestName) -> None:
+        """Wait until the guest's process can be given orders in an emergency, or is proven dead."""
+        reached = self._reached.get(name)
+        if reached is not None:
+            await reached.wait()
 
     async def _adopt(self, row: GuestRow) -> None:
         name = row.guest.spec.name
@@ -374,6 +382,7 @@ class Guests:
             except Exception:  # noqa: BLE001 - whatever it was, nothing is certain of the process yet
                 _log.exception("guest's process cannot be looked at", guest=name)
             else:
+                self._reached[name].set()
                 return
             await asyncio.sleep(_ADOPT_AGAIN_S)
 
@@ -381,11 +390,27 @@ class Guests:
         name = row.guest.spec.name
         process = await self._find_process(row)
         if process is not None:
-            self._take(name, process)
+            await self._take_over(name, process)
         elif row.process is not None:
             _log.warning("guest's process is gone", guest=name)
             if row.token.owner == self.settings.name:
                 self.put(row, process=None, note=_NOTES[GuestEventKind.EXITED])
+
+    async def _take_over(self, name: GuestName, process: GuestProcess) -> None:
+        """Take a process as it is, and wait until it answers.
+
+        Raises:
+            VmferryError: it lives and will not answer like this; it is let go of, to be adopted anew.
+        """
+        self._take(name, process)
+        self._reached[name].set()
+        try:
+            await process.wait_answers()
+        except VmferryError:
+            self._watchers.pop(name).cancel()
+            del self._processes[name]
+            await process.close()
+            raise
 
     async def _find_process(self, row: GuestRow) -> GuestProcess | None:
         """Return the recorded process while it lives; one that was started and never recorded is ended."""

@@ -20,6 +20,7 @@ from vmferry.conductor.guests import Guests
 from vmferry.conductor.lives import Lives
 from vmferry.conductor.marks import Marks
 from vmferry.conductor.plan import UNLIMITED, Asked, Choice, Qemus, check_asked, choose_stream, make_facts, policy_of
+from vmferry.conductor.postcopy_destination import FETCHING
 from vmferry.conductor.recorder import JournalRecorder, Parties
 from vmferry.conductor.rows import Request, claim_of, replayed, request_of, row_of, source_row
 from vmferry.conductor.runner import Runner, write_last
@@ -303,11 +304,16 @@ class Handovers:
         return rows
 
     async def _recover(self, row: HandoverRow) -> None:
-        """Take one up, as soon as it is certain whether its QEMU lives."""
-        await self._guests.adopted(row.guest)
+        """Take one up, as soon as it is certain whether its QEMU lives.
+
+        One that lacks pages may live and answer nothing until it has listened anew for them.
+        """
         if row.side == str(Side.DESTINATION):
+            fetching = DestinationState(row.state) in FETCHING
+            await (self._guests.reached(row.guest) if fetching else self._guests.adopted(row.guest))
             await self.arrivals.take_up(row)
             return
+        await self._guests.adopted(row.guest)
         age_s = max(0.0, time.time() - row.created_at)
         await self._live(self._source(request_of(row), replayed(self._journal, row), age_s), new=False)
 

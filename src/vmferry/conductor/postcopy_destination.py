@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 import structlog
 
 from vmferry.conductor.runner import Runner
-from vmferry.core.errors import Broken, VmferryError
+from vmferry.core.errors import Broken, TimedOut, VmferryError
 from vmferry.core.handover.events import DestinationEvent
 from vmferry.core.handover.states import DestinationState
 from vmferry.core.ids import GuestName
@@ -157,12 +157,30 @@ class PostcopyDestination:
         loop = asyncio.get_running_loop()
         end = loop.time() + _DRAIN_S
         while self.last_status is not _M.POSTCOPY_PAUSED:
-            if loop.time() > end:
-                with contextlib.suppress(VmferryError):
-                    await process.pause_postcopy()
+            if loop.time() > end and await self._is_broken_unheard(process):
+                break
             await asyncio.sleep(_LOOK_EVERY_S)
         self.error = self._source_gone
         self._runner.post(_E.SOURCE_GONE, self.error)
+
+    @staticmethod
+    async def _is_broken_unheard(process: GuestProcess) -> bool:
+        """Break the stream; tell whether it was broken before, of which an earlier agent may have heard, and no other.
+
+        One that cannot be broken is broken or at its end. At its end nothing keeps QEMU from answering.
+        """
+        try:
+            await process.pause_postcopy()
+        except TimedOut:
+            return False
+        except VmferryError:
+            try:
+                await process.query_migration()
+            except TimedOut:
+                return process.is_alive()
+            except VmferryError:
+                return False
+        return False
 
     def source_is_gone(self, why: str) -> None:
         """Take it that the source's QEMU is dead: what is missing now will never come."""

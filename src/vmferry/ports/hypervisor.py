@@ -101,6 +101,12 @@ class GuestProcess(Protocol):
     def events(self) -> AsyncIterator[GuestEvent]:
         """Return a subscription that begins now; it ends after EXITED. Each call is an independent one."""
 
+    async def wait_answers(self) -> None:
+        """Wait until it answers questions, or is gone: one that was adopted may hang with a vCPU that lacks a page.
+
+        Until then `pause_postcopy` and `recover_listen` work, events come, and questions end with TimedOut.
+        """
+
     async def query_run_state(self) -> RunState:
         """Ask for the run state."""
 
@@ -210,7 +216,10 @@ class Hypervisor(Protocol):
         """
 
     async def adopt(self, guest: FrozenGuest, resources: HostResources, record: ProcessRecord) -> GuestProcess | None:
-        """Take over a process that an earlier agent started; None when it is proven dead."""
+        """Take over a process that an earlier agent started; None when it is proven dead.
+
+        It need not answer questions yet (`GuestProcess.wait_answers`).
+        """
 
     async def end_unrecorded(self, guest: FrozenGuest, resources: HostResources) -> bool:
         """End the process that was started with these resources and that no journal has; tell if there was one.

@@ -10,7 +10,7 @@ import ctypes
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -21,13 +21,13 @@ _PIDFD_GETFD = 438
 TCP_NOTSENT_LOWAT = 25
 
 
-def connections_to(pid: int, pidfd: int, peer: tuple[str, int]) -> Iterator[socket.socket]:
-    """Yield the process's TCP connections to a peer, each closed here when the next one is asked for.
+def sockets_of(pid: int, pidfd: int, wanted: Callable[[socket.socket], bool]) -> Iterator[socket.socket]:
+    """Yield those of a process's sockets that are wanted, each closed here when the next one is asked for.
 
     Args:
         pid: of the process; its pidfd keeps it from being another one.
         pidfd: the same one's.
-        peer: address, as numbers, and port.
+        wanted: tells whether it is one of them.
 
     Raises:
         OSError: it is gone, or this process may not look into it.
@@ -37,7 +37,7 @@ def connections_to(pid: int, pidfd: int, peer: tuple[str, int]) -> Iterator[sock
             if not str(entry.readlink()).startswith("socket:"):
                 continue
             with contextlib.closing(_borrow(pidfd, int(entry.name))) as borrowed:
-                if _is_connected(borrowed, peer):
+                if wanted(borrowed):
                     yield borrowed
 
 
@@ -48,7 +48,7 @@ def bound_unsent(pid: int, pidfd: int, peer: tuple[str, int], most: int) -> int:
         OSError: the process is gone, or this one may not look into it.
     """
     found = 0
-    for connection in connections_to(pid, pidfd, peer):
+    for connection in sockets_of(pid, pidfd, lambda each: _is_connected(each, peer)):
         connection.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, most)
         found += 1
     return found

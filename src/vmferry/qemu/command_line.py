@@ -40,6 +40,7 @@ class Descriptors:
     initrd: int | None = None
     uefi_code: int | None = None
     uefi_nvram: int | None = None
+    emergency: int | None = None  #: the emergency line's end that QEMU serves
 
 
 def command_line(
@@ -54,7 +55,7 @@ def command_line(
         *_identity(guest),
         *_machine(guest),
         *_boot(guest, descriptors),
-        *_monitors(guest, resources),
+        *_monitors(guest, resources, descriptors.emergency),
         *_disks(guest.spec.disks, descriptors.disks),
         *_nics(guest.spec.nics, descriptors.taps, incoming=incoming),
     ]
@@ -145,12 +146,16 @@ def _boot(guest: FrozenGuest, descriptors: Descriptors) -> list[str]:
     return []
 
 
-def _monitors(guest: FrozenGuest, resources: HostResources) -> list[str]:
+def _monitors(guest: FrozenGuest, resources: HostResources, emergency: int | None) -> list[str]:
     argv = [
         "-chardev",
         f"socket,id=qmp,path={QMP_SOCKET},server=on,wait=off",
         "-mon",
         "chardev=qmp,mode=control",
+    ]
+    if emergency is not None:
+        argv += ["-chardev", f"socket,id=emergency,fd={emergency}", "-mon", "chardev=emergency,mode=control"]
+    argv += [
         "-chardev",
         f"socket,id=console,path={CONSOLE_SOCKET},server=on,wait=off,logfile={CONSOLE_LOG},logappend=on",
     ]

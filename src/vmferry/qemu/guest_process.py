@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from vmferry.core.errors import Broken, VmferryError
 from vmferry.core.guest import GuestSpec
@@ -21,6 +24,7 @@ from vmferry.ports.hypervisor import (
     ProcessRecord,
     RunState,
 )
+from vmferry.qemu import emergency
 from vmferry.qemu.ciphers import cipher_priority
 from vmferry.qemu.events import EventHub, translate
 from vmferry.qemu.forwards import forwards_of, open_forwards
@@ -35,12 +39,16 @@ from vmferry.qemu.migration import (
     uri,
 )
 from vmferry.qemu.process import Process
-from vmferry.qemu.qmp import QmpSession, SaidNo
+from vmferry.qemu.qmp import CONNECT_TIMEOUT_S, QmpSession, SaidNo
 from vmferry.qemu.reconnection import TELLS_CONNECTING, Reconnection
 from vmferry.qemu.run_dir import TLS_DIR, RunDir
 from vmferry.qemu.sockets import connect
 
 QUIT_TIMEOUT_S = 10.0
+#: A QEMU of an earlier agent that has not answered for so long may be waiting for a page.
+_DEAF_AFTER_S = 3.0
+
+_log = structlog.get_logger(__name__)
 
 #: Everything is loaded, the vCPUs stand still, and no stream is open: only here does `cont` mean "start now".
 #: At `inmigrate` QEMU 10.0 accepts an early `cont` and starts the guest when loading ends, before any commit.
@@ -63,17 +71,23 @@ class QemuGuestProcess:
         process: the process; owned from here on.
         run_dir: its directory.
         uid: its user, None for the agent's own.
+        line: our end of its emergency line, if it is at hand; owned from here on.
 
     Source: docs/interop/qmp-spec, qapi/{run-state,migration,misc}.json.
     """
 
-    def __init__(self, spec: GuestSpec, process: Process, run_dir: RunDir, uid: int | None) -> None:
+    def __init__(
+        self, spec: GuestSpec, process: Process, run_dir: RunDir, uid: int | None, line: socket.socket | None = None
+    ) -> None:
         self._name = spec.name
         self._forwards = forwards_of(spec)
         self._process = process
         self._run_dir = run_dir
         self._uid = uid
         self._session = QmpSession(spec.name)
+        self._emergency = QmpSession(spec.name)
+        self._line = line
+        self._connecting: asyncio.Task[None] | None = None  #: to a QEMU that does not answer yet
         self._hub = EventHub()
         self._reconnection = Reconnection(spec.name, run_dir.log)
         self._sends_to: tuple[str, int] | None = None  #: the destination, once `migrate` was said by this object
@@ -88,15 +102,81 @@ class QemuGuestProcess:
             Broken: the process ended first.
             TimedOut: it does not answer.
         """
-        self._session.on_event(self._publish)
         try:
-            await self._session.connect(self._run_dir.qmp, self._process)
+            if self._line is not None:
+                await self._emergency.connect(self._line, self._process)
+            await self._connect()
         except BaseException:
-            await self._session.close()
+            await self._disconnect()
             raise
         self._watcher = asyncio.create_task(self._watch(), name=f"watch-{self._name}")
+
+    async def reconnect(self) -> None:
+        """Connect to a process that an earlier agent started, and watch it from now on.
+
+        One whose emergency line works need not answer: it takes what goes out of band, its events come, and `connect`
+        goes on in the background; `wait_answers` waits for that.
+
+        Raises:
+            Broken: the process ended first.
+            TimedOut: it does not answer, and it has no emergency line.
+        """
+        try:
+            if not await self._borrow_line():
+                await self._connect()
+            else:
+                self._connecting = asyncio.create_task(self._connect(None), name=f"connect-{self._name}")
+                await asyncio.wait({self._connecting}, timeout=_DEAF_AFTER_S)
+                if self._connecting.done():
+                    self._connecting.result()
+                else:
+                    _log.warning("guest's QEMU answers no question yet", guest=self._name, pid=self.record.pid)
+        except BaseException:
+            await self._disconnect()
+            raise
+        self._watcher = asyncio.create_task(self._watch(), name=f"watch-{self._name}")
+
+    async def wait_answers(self) -> None:
+        """Wait until it answers questions, or is gone.
+
+        Raises:
+            Broken: it lives, and its QMP connection is of no use.
+        """
+        if self._connecting is not None:
+            try:
+                await asyncio.shield(self._connecting)
+            except VmferryError:
+                if self.is_alive():
+                    raise
+
+    async def _connect(self, timeout_s: float | None = CONNECT_TIMEOUT_S) -> None:
+        self._session.on_event(self._publish)
+        await self._session.connect(self._run_dir.qmp, self._process, timeout_s)
         if await self.query_run_state() is RunState.RUNNING:
             self._start_forwarder()
+
+    async def _borrow_line(self) -> bool:
+        """Take the emergency line up where an earlier agent left it; tell whether it works."""
+        try:
+            self._line = self._process.borrow_socket(emergency.is_ours)
+            if self._line is None:  # of an agent before there was one
+                return False
+            self._line.setblocking(False)  # noqa: FBT003 - the library's own signature
+            self._emergency.on_event(self._publish_early)
+            await emergency.resume(self._line, lambda event: self._publish_early(event, time.monotonic_ns()))
+            await self._emergency.connect(self._line, self._process, negotiated=True)
+        except (OSError, VmferryError) as error:  # TimeoutError is an OSError
+            _log.warning("guest's QEMU has no emergency line that works", guest=self._name, error=str(error))
+            if self._line is not None:
+                self._line.close()
+            self._line = None
+            return False
+        return True
+
+    def _publish_early(self, message: Mapping[str, Any], at_ns: int) -> None:
+        """Publish what comes over the emergency line, until the same events come over the other one."""
+        if not self._session.is_connected:
+            self._publish(message, at_ns)
 
     @property
     def record(self) -> ProcessRecord:
@@ -245,7 +325,7 @@ class QemuGuestProcess:
         Raises:
             Broken: the status is not postcopy-active; from 8.2 on it may also be postcopy-recover.
         """
-        await self._session.execute("migrate-pause", oob=True)
+        await self._out_of_band("migrate-pause")
 
     async def recover_listen(self, address: str, port: int) -> None:
         """Listen for the recovered stream; out of band, since the main loop may wait for a page.
@@ -253,7 +333,7 @@ class QemuGuestProcess:
         Raises:
             Broken: the status is not postcopy-paused, or the port is taken.
         """
-        await self._session.execute("migrate-recover", {"uri": uri(address, port)}, oob=True)
+        await self._out_of_band("migrate-recover", {"uri": uri(address, port)})
 
     async def resume_stream(self, address: str, port: int) -> None:
         """Connect anew; a QEMU that does not tell whether it still tries is waited for.
@@ -356,7 +436,7 @@ class QemuGuestProcess:
             await asyncio.gather(self._watcher, return_exceptions=True)
         await self._stop_forwarder()
         self._hub.close()
-        await self._session.close()
+        await self._disconnect()
         self._process.close()
 
     def _publish(self, message: Mapping[str, Any], at_ns: int) -> None:
@@ -372,8 +452,21 @@ class QemuGuestProcess:
         self._hub.publish(GuestEvent(GuestEventKind.EXITED, time.monotonic_ns(), detail=tail or None))
         self._run_dir.remove_sockets()
         await self._stop_forwarder()
-        await self._session.close()
+        await self._disconnect()
         self._process.close()
+
+    async def _disconnect(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.gather(self._connecting, return_exceptions=True)
+        await self._session.close()
+        await self._emergency.close()
+        if self._line is not None:
+            self._line.close()
+
+    async def _out_of_band(self, command: str, arguments: Mapping[str, object] | None = None) -> None:
+        session = self._session if self._line is None else self._emergency
+        await session.execute(command, arguments, oob=True)
 
     def _start_forwarder(self) -> None:
         if self._forwards and (self._forwarder is None or self._forwarder.done()):

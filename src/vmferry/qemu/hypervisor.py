@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import socket
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vmferry.core.errors import BadInput, Broken, VmferryError
@@ -14,6 +16,7 @@ from vmferry.core.guest import Acceleration, FrozenGuest, GuestSpec
 from vmferry.core.host import QemuFacts
 from vmferry.core.ids import GuestUuid
 from vmferry.ports.hypervisor import HostResources, ProcessRecord, RunState
+from vmferry.qemu import emergency
 from vmferry.qemu.arrival import check_cpu, check_frozen
 from vmferry.qemu.binary import QemuBinaryConfig
 from vmferry.qemu.command_line import command_line
@@ -138,14 +141,15 @@ class QemuHypervisor:
         check_frozen(guest, (await self._prober.query_facts(guest.acceleration)).machines)
         spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, guest, resources, run_dir, incoming=incoming))
         try:
-            process = await asyncio.shield(spawning)
+            process, line = await asyncio.shield(spawning)
         except asyncio.CancelledError:
             # The thread cannot be stopped: wait for what it makes, and undo that.
             (outcome,) = await asyncio.gather(spawning, return_exceptions=True)
-            if isinstance(outcome, Process):
-                await _undo(outcome, run_dir)
+            if not isinstance(outcome, BaseException):
+                outcome[1].close()
+                await _undo(outcome[0], run_dir)
             raise
-        started = QemuGuestProcess(guest.spec, process, run_dir, resources.uid)
+        started = QemuGuestProcess(guest.spec, process, run_dir, resources.uid, line)
         try:
             await started.connect()
         except VmferryError as error:
@@ -164,9 +168,11 @@ class QemuHypervisor:
     ) -> QemuGuestProcess | None:
         """Take over a process that an earlier agent started; None when it is proven dead, and nothing of it is left.
 
+        One that answers no question but has an emergency line is taken over too; `wait_answers` waits for its answers.
+
         Raises:
             Broken: it lives and its QMP connection broke.
-            TimedOut: it lives and does not answer; it was not touched.
+            TimedOut: it lives and does not answer at all; it was not touched.
         """
         process = Process.of_record(record)
         run_dir = RunDir(Path(resources.run_dir))
@@ -176,7 +182,7 @@ class QemuHypervisor:
             return None
         adopted = QemuGuestProcess(guest.spec, process, run_dir, resources.uid)
         try:
-            await adopted.connect()
+            await adopted.reconnect()
         except BaseException:
             gone = not process.is_alive()
             process.close()
@@ -206,19 +212,28 @@ class QemuHypervisor:
         run_dir.remove_sockets()
         return True
 
-    def _spawn(self, guest: FrozenGuest, resources: HostResources, run_dir: RunDir, *, incoming: bool) -> Process:
+    def _spawn(
+        self, guest: FrozenGuest, resources: HostResources, run_dir: RunDir, *, incoming: bool
+    ) -> tuple[Process, socket.socket]:
+        """Return the process and our end of its emergency line."""
         opened = opened_for(guest, resources.uid, self._images)
-        with run_dir.taken(resources.uid) as lock, opened as (descriptors, fds):
+        with (
+            run_dir.taken(resources.uid) as lock,
+            opened as (opened_files, fds),
+            emergency.pair() as (theirs, ours),
+        ):
+            descriptors = replace(opened_files, emergency=theirs.fileno())
             argv = command_line(guest, resources, descriptors, incoming=incoming)
-            return spawn(
+            process = spawn(
                 self._binary,
                 argv,
                 directory=run_dir.path,
                 log=run_dir.log,
-                fds=(*fds, lock),
+                fds=(*fds, lock, theirs.fileno(), ours.fileno()),
                 uid=resources.uid,
                 groups=[*(kvm_groups() if guest.acceleration is Acceleration.KVM else ()), *userfault_groups()],
             )
+            return process, ours
 
     def _resolve(self, spec: GuestSpec) -> Acceleration:
         if spec.acceleration is Acceleration.AUTO:

@@ -10,8 +10,9 @@ import asyncio
 import os
 import select
 import signal
+import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vmferry.core.errors import Broken
@@ -196,6 +197,16 @@ class Process:
             OSError: it is gone, or this process may not look into it.
         """
         return borrowed.bound_unsent(self.record.pid, self._pidfd, peer, most)
+
+    def borrow_socket(self, wanted: Callable[[socket.socket], bool]) -> socket.socket | None:
+        """Return one of its sockets, for the caller to close; None when it has none that is wanted.
+
+        Raises:
+            OSError: it is gone, or this process may not look into it.
+        """
+        for found in borrowed.sockets_of(self.record.pid, self._pidfd, wanted):
+            return found.dup()
+        return None
 
     def close(self) -> None:
         """Let go of it without touching it. Idempotent."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 from qemu.qmp.message import Message
 
 from vmferry.core.errors import Broken, TimedOut
@@ -31,11 +31,13 @@ class SaidNo(Broken):
 class _Tap(EventListener):
     """Hands each event over the moment it is read, with the time at which QEMU says that it happened."""
 
-    def __init__(self, sink: Callable[[Message, int], None]) -> None:
+    def __init__(self, sink: Callable[[Message, int], None], unread: EventListener) -> None:
         super().__init__()
         self._sink = sink
+        self._unread = unread
 
     async def put(self, event: Message) -> None:
+        self._unread.clear()  # the library keeps every event for a reader of its own, for as long as QEMU lives
         self._sink(event, happened_ns(event, time.monotonic_ns(), time.time_ns()))
 
 
@@ -51,21 +53,36 @@ class QmpSession:
         self._client = QMPClient(guest)
         # Its loggers repeat, at error level, what we raise anyway.
         self._client.logger.disabled = True
+        self._settled = asyncio.Event()  #: nobody tries to connect; who asks meanwhile waits
+        self._settled.set()
+
+    @property
+    def is_connected(self) -> bool:
+        """Tell whether QEMU has answered on it, and it is not closed."""
+        return self._client.runstate is Runstate.RUNNING
 
     async def connect(
-        self, address: Path | socket.socket, process: Process, timeout_s: float = CONNECT_TIMEOUT_S
+        self,
+        address: Path | socket.socket,
+        process: Process,
+        timeout_s: float | None = CONNECT_TIMEOUT_S,
+        *,
+        negotiated: bool = False,
     ) -> None:
         """Connect as soon as the socket answers; gives up at once when the process ends.
 
         Args:
             address: where it listens, or a socket whose other end it inherited.
             process: the QEMU.
-            timeout_s: for everything.
+            timeout_s: for everything; None: as long as it takes.
+            negotiated: the socket was in use before, by somebody who is gone; no answer is on its way there.
 
         Raises:
             Broken: the process ended before it answered, or another process listens there.
             TimedOut: it lives and does not answer.
         """
+        self._client.await_greeting = self._client.negotiate = not negotiated
+        self._settled.clear()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._wait_connected(address, process)
@@ -74,6 +91,8 @@ class QmpSession:
                 f"QEMU of guest {self._guest} (pid {process.record.pid}) did not answer on QMP in {timeout_s:.0f} s",
                 fix="look at qemu.log in its run directory",
             ) from None
+        finally:
+            self._settled.set()
 
     async def _wait_connected(self, address: Path | socket.socket, process: Process) -> None:
         while True:
@@ -95,7 +114,7 @@ class QmpSession:
 
     def on_event(self, sink: Callable[[Message, int], None]) -> None:
         """Call `sink(event, monotonic ns when it happened)` for every event, in order, from now on."""
-        self._client.register_listener(_Tap(sink))
+        self._client.register_listener(_Tap(sink, self._client.events))
 
     async def execute(
         self,
@@ -120,6 +139,7 @@ class QmpSession:
         """
         try:
             async with asyncio.timeout(timeout_s):
+                await self._settled.wait()
                 return await self._client.execute(command, dict(arguments) if arguments else None, oob)
         except ExecuteError as error:
             raise SaidNo(f"QEMU of guest {self._guest} refused {command}: {error.error.error.desc}") from error

@@ -6,6 +6,7 @@ that dies is a `FakeHypervisor` that is dropped: the processes live on in the li
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import itertools
 import time
@@ -13,7 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from vmferry.core.errors import BadInput, Broken, VmferryError
+from vmferry.core.errors import BadInput, Broken, TimedOut, VmferryError
 from vmferry.core.guest import Acceleration, FrozenGuest, GuestSpec
 from vmferry.core.host import QemuFacts
 from vmferry.core.ids import GuestUuid
@@ -67,6 +68,9 @@ FAKE_FACTS = QemuFacts(
     ),
     devices=frozenset({"virtio-net-pci", "virtio-blk-pci", "e1000", "isa-serial", "pcie-root-port", "ide-hd"}),
 )
+
+#: What a QEMU takes that answers no question.
+_OUT_OF_BAND = frozenset({"pause_postcopy", "recover_listen"})
 
 #: shared by all guests, so that MACs and uuids never repeat within a test run
 _SERIALS = itertools.count(1)
@@ -206,6 +210,12 @@ class FakeGuestProcess:
     def events(self) -> AsyncIterator[GuestEvent]:
         """Return a subscription that begins now."""
         return self.qemu.hub.subscribe()
+
+    async def wait_answers(self) -> None:
+        """Wait until the test lets it answer, or it is gone."""
+        self._hypervisor.note("wait_answers", self.qemu.guest.spec.name)
+        while self.qemu.deaf and self.qemu.alive:  # noqa: ASYNC110 - a flag that tests set
+            await asyncio.sleep(0.001)
 
     async def query_run_state(self) -> RunState:
         """Return the run state."""
@@ -391,6 +401,8 @@ class FakeGuestProcess:
         self._hypervisor.note(name, guest)
         if not self.qemu.alive or self._closed:
             raise Broken(f"QMP connection to QEMU of guest {guest} is gone during {name}")
+        if self.qemu.deaf and name not in _OUT_OF_BAND:
+            raise TimedOut(f"QEMU of guest {guest} did not answer {name} in 15 s")
 
     def _require(self, holds: object, name: str, why: str) -> None:
         if not holds:

@@ -75,6 +75,7 @@ class FakeQemu:
     stream: FakeStream | None = None
     incoming_status: MigrationStatus = MigrationStatus.NONE
     obeys_power_button: bool = True
+    deaf: bool = False  #: it waits for a page with its lock held: no question is answered
     bandwidth: BytesPerSecond | None = None  #: last limit that was set
     most_unsent: Bytes | None = None  #: last bound of what waits in the kernel
     downtime_limit_ms: Milliseconds | None = None  #: last limit that was set

@@ -1,0 +1,105 @@
+"""The emergency line: what QEMU keeps of it is found again, and taken up behind what an earlier agent left unread."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from vmferry.core.errors import Broken
+from vmferry.qemu import emergency
+from vmferry.qemu.process import Process
+
+EVENT = {"event": "MIGRATION", "data": {"status": "postcopy-paused"}}
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A line as QEMU and an agent have it: QEMU's end, ours."""
+    with emergency.pair() as (theirs, ours):
+        yield theirs, ours
+        ours.close()
+
+
+def say(theirs: socket.socket, *messages: object) -> None:
+    """Have QEMU say something."""
+    theirs.sendall(b"".join(json.dumps(message).encode("ascii") + b"\r\n" for message in messages))
+
+
+def unwanted(event: Mapping[str, Any]) -> None:
+    """Take no event."""
+    pytest.fail(f"an event that nobody sent: {event}")
+
+
+async def resume(
+    ends: tuple[socket.socket, socket.socket], answer: Mapping[str, Any], behind: bytes = b""
+) -> list[Mapping[str, Any]]:
+    """Take the line up while QEMU answers; return the events."""
+    theirs, ours = ends
+    seen: list[Mapping[str, Any]] = []
+    taking = asyncio.create_task(emergency.resume(ours, seen.append))
+    theirs.setblocking(False)
+    asked = json.loads(await asyncio.get_running_loop().sock_recv(theirs, 4096))
+    assert asked["exec-oob"] == "query-yank"
+    theirs.setblocking(True)
+    say(theirs, {**answer, "id": asked["id"]} if answer.get("id") is None else answer)
+    theirs.sendall(behind)
+    await taking
+    return seen
+
+
+async def test_what_was_left_unread_is_told(ends: tuple[socket.socket, socket.socket]) -> None:
+    """Half a message and stale answers are passed over, events are told, and what comes behind is left for others."""
+    theirs, ours = ends
+    theirs.sendall(b'gone": 1}\r\n')
+    say(theirs, EVENT, {"return": {}, "id": "__qmp#00001"})
+    assert await resume(ends, {"return": []}, behind=b'{"event": "STOP"}\r\n') == [EVENT]
+    assert ours.recv(4096) == b'{"event": "STOP"}\r\n'
+
+
+async def test_a_line_that_was_never_negotiated_is_of_no_use(ends: tuple[socket.socket, socket.socket]) -> None:
+    """QEMU refuses an order out of band before the negotiation: told, and no event is made up."""
+    with pytest.raises(Broken, match="of no use"):
+        await resume(ends, {"error": {"class": "CommandNotFound", "desc": "Expecting capabilities negotiation"}})
+
+
+async def test_a_line_that_is_closed_is_of_no_use(ends: tuple[socket.socket, socket.socket]) -> None:
+    """QEMU is gone."""
+    theirs, ours = ends
+    taking = asyncio.create_task(emergency.resume(ours, unwanted))
+    await asyncio.sleep(0)
+    theirs.close()
+    with pytest.raises((Broken, ConnectionError)):
+        await taking
+
+
+async def test_a_message_without_an_end_is_of_no_use(ends: tuple[socket.socket, socket.socket]) -> None:
+    """A QEMU that sends and sends is not read for ever."""
+    theirs, ours = ends
+    theirs.setblocking(False)
+    sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(theirs, b"x" * (2 << 20)))
+    with pytest.raises(Broken, match="no end"):
+        await emergency.resume(ours, unwanted)
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+
+
+def test_our_end_is_found_among_a_process_sockets(ends: tuple[socket.socket, socket.socket]) -> None:
+    """Of all sockets of a process only the agent's end of its line is borrowed; both ends of other pairs are not."""
+    _, ours = ends
+    process = Process.of_pid(os.getpid())
+    assert process is not None
+    try:
+        borrowed = process.borrow_socket(emergency.is_ours)
+        assert borrowed is not None
+        with borrowed:
+            assert borrowed.getsockname() == ours.getsockname()
+        ours.close()
+        assert process.borrow_socket(emergency.is_ours) is None
+    finally:
+        process.close()
