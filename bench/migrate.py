@@ -6,9 +6,9 @@
     ./run bench migrate --list
 
 The full grid takes many hours: give it `--minutes`, and go on with `--resume` later, with the same or other cells; that
-is refused when our code has changed since. A cell's movers take turns within a round, in an order of their own; they
-are compared within rounds. What was not run is said. Observers, guest, link and
-machine are the same for all; docs/bench/migrate.md has the conditions.
+is refused when our code has changed since. What was measured is found in the result, too. A cell's movers take turns
+within a round, in an order of their own; they are compared within rounds. What was not run is said. Observers, guest,
+link and machine are the same for all; docs/bench/migrate.md has the conditions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from _bench import ROOT, conditions
+from _bench import RESULTS, ROOT, conditions
 from grid import report
 from grid.cells import BASE, Cell, all_cells, chosen
 from grid.observe import Observers
@@ -82,7 +82,10 @@ async def measure(asked: argparse.Namespace, cells: Sequence[Cell]) -> tuple[Rec
             if any(mover.name.startswith("virsh") for mover in movers):
                 await asyncio.gather(*(daemon.start() for daemon in daemons.values()))
             record = Record.begin(
-                _key(asked, movers), cache_dir() / "bench" / f"{asked.name}.jsonl", resume=asked.resume
+                _key(asked, movers),
+                cache_dir() / "bench" / f"{asked.name}.jsonl",
+                resume=asked.resume,
+                result=RESULTS / f"{asked.name}.json",
             )
             runner = _Runner({mover.name: mover for mover in movers}, Observers(lab), record, asked.limit)
             await runner.warm_up()

@@ -11,7 +11,7 @@ from movers.base import AFTER_S, QUIET_S, Mover
 
 from grid import plots
 from grid.cells import GOAL_GAP_MS, UNLIMITED_MIB_S, Cell, feasibility
-from grid.rounds import GIVE_UP_AFTER, Block, Record
+from grid.rounds import RACE_FACTOR, RACE_ROUNDS, Block, Record
 from grid.stats import FACTOR, MIN_ROUNDS, Contest, Interval, Row, contests, rows_of
 
 BAR_EFFICIENCY = 0.95
@@ -31,6 +31,7 @@ def write_all(
     ours = {mover.name: mover.postcopy for mover in movers if mover.ours and mover.name.startswith("vmferry")}
     decided = contests(cells, record.moves, ours)
     result = {
+        "key": record.key,
         "conditions": {**found, "measured_s": round(record.measured_s, 1), "seed": asked.seed, "limit_s": asked.limit},
         "cells": [cell.as_json() for cell in cells],
         "movers": [{"name": mover.name, "ours": mover.ours, "postcopy": mover.postcopy} for mover in movers],
@@ -94,7 +95,10 @@ def _how(found: Mapping[str, Any], asked: argparse.Namespace, record: Record) ->
         "- **work lost**: what the workload wrote less than in the same time without a migration, as ms of undisturbed"
         " work and as a share of the window; not measured for a compiler, whose files take seconds each.\n\n"
         f"Medians; in brackets the 95 % interval of the median (bootstrap), which says nothing below {MIN_ROUNDS} runs."
-        f" A mover that did not arrive in its first {GIVE_UP_AFTER} rounds of a cell is not tried there again.\n"
+        " Who cannot win a cell any more is not run there again, by a rule that was fixed beforehand: others' movers"
+        f" after a round in which they did not arrive, and after {RACE_ROUNDS} rounds in all of which the gap was over"
+        f" the goal or they took more than {RACE_FACTOR:g} times as long as the quickest of ours; ours only after"
+        f" {RACE_ROUNDS} rounds without an arrival.\n"
     )
 
 

@@ -14,11 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grid.cells import Cell
+from grid.cells import GOAL_GAP_MS, Cell
 from grid.figures import Figures
 
-#: A mover that never arrived in this many rounds of a cell is not tried there again: each try costs the whole limit.
-GIVE_UP_AFTER = 2
+#: What cannot win a cell any more is not run there again, by this rule, which is older than the figures. Others' movers
+#: are out after one round in which they did not arrive (each try costs the whole limit), and after this many rounds if
+#: in all of them the gap was over the goal, or they took so many times as long as the quickest of ours. Ours never are,
+#: but for not arriving in so many rounds.
+RACE_ROUNDS = 2
+RACE_FACTOR = 1.5
+OURS = "vmferry"
 #: Before anything was measured: boot, quiet window, move, oracle.
 FIRST_GUESS_S = 25.0
 
@@ -56,19 +61,26 @@ class Record:
     measured_s: float = 0.0
 
     @classmethod
-    def begin(cls, key: dict[str, Any], file: Path, *, resume: bool) -> Record:
-        """Begin a record, or go on with the one in the file.
+    def begin(cls, key: dict[str, Any], file: Path, *, resume: bool, result: Path | None = None) -> Record:
+        """Begin a record, or go on with the one in the file; without a file, with the one in a result of the same run.
 
         Raises:
-            SystemExit: the file is of a run with other settings.
+            SystemExit: what there is is of a run with other settings.
         """
         record = cls(key, file)
-        if resume and file.exists():
-            record._load()
-        else:
-            file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not resume or not file.exists():
             file.write_text(json.dumps({"key": key}) + "\n", "utf-8")
+            if resume and result is not None and result.exists():
+                record._take_over(json.loads(result.read_text("utf-8")), result)
+        record._load()
         return record
+
+    def _take_over(self, result: dict[str, Any], file: Path) -> None:
+        self._check_key(result.get("key"), file)
+        for name, line in (("moves", "move"), ("not_measured", "failed")):
+            for row in result[name]:
+                self._append({line: row})
 
     def add(self, figures: Figures) -> None:
         """Keep one move."""
@@ -87,16 +99,19 @@ class Record:
         """Return the movers of a block that are still to be run, in its order."""
         done = {(move.mover, move.round) for move in self.moves if move.cell == block.cell.id}
         done |= {(row["mover"], row["round"]) for row in self.failed if row["cell"] == block.cell.id}
-        return [mover for mover in block.movers if (mover, block.round) not in done and not self.given_up(block, mover)]
+        return [mover for mover in block.movers if (mover, block.round) not in done and not self.is_out(block, mover)]
 
-    def given_up(self, block: Block, mover: str) -> bool:
-        """Return whether a mover never arrived in enough earlier rounds of this cell."""
-        tries = [
-            move.arrived
-            for move in self.moves
-            if (move.cell, move.mover) == (block.cell.id, mover) and move.round < block.round
-        ]
-        return len(tries) >= GIVE_UP_AFTER and not any(tries)
+    def is_out(self, block: Block, mover: str) -> bool:
+        """Return whether a mover cannot win this cell any more, by what the rounds before this one showed."""
+        before = [move for move in self.moves if move.cell == block.cell.id and move.round < block.round]
+        tries = [move for move in before if move.mover == mover]
+        if mover.startswith(OURS):
+            return len(tries) >= RACE_ROUNDS and not any(move.arrived for move in tries)
+        if len(tries) < RACE_ROUNDS or not all(move.arrived for move in tries):
+            return not all(move.arrived for move in tries)
+        return all(move.gap_ms is None or move.gap_ms > GOAL_GAP_MS for move in tries) or all(
+            _took_longer(move, before) for move in tries
+        )
 
     def expected_s(self, block: Block) -> float:
         """Return how long the rest of a block will take, as far as earlier moves tell."""
@@ -110,16 +125,26 @@ class Record:
     def _load(self) -> None:
         assert self.file is not None  # noqa: S101  (begin gave it)
         head, *lines = [json.loads(line) for line in self.file.read_text("utf-8").splitlines() if line]
-        if head["key"] != self.key:
-            raise SystemExit(f"{self.file} is of another run: {head['key']}, asked: {self.key}; run without --resume")
+        self._check_key(head["key"], self.file)
         self.moves = [Figures(**line["move"]) for line in lines if "move" in line]
         self.failed = [line["failed"] for line in lines if "failed" in line]
         self.measured_s = sum(move.took_s for move in self.moves) + sum(row["took_s"] for row in self.failed)
+
+    def _check_key(self, found: object, file: Path) -> None:
+        if found != self.key:
+            raise SystemExit(f"{file} is of another run: {found}, asked: {self.key}; run without --resume")
 
     def _append(self, line: dict[str, Any]) -> None:
         if self.file is not None:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def _took_longer(move: Figures, before: Sequence[Figures]) -> bool:
+    """Return whether a move that arrived took much longer than the quickest of ours in its round."""
+    ours = [each.total_ms for each in before if each.round == move.round and each.mover.startswith(OURS)]
+    quickest = min((total for total in ours if total is not None), default=None)
+    return quickest is not None and move.total_ms is not None and move.total_ms > RACE_FACTOR * quickest
 
 
 class Budget:

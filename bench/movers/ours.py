@@ -44,10 +44,13 @@ class OurMover(Mover):
         super().__init__(lab)
         self.name, self.postcopy = name, postcopy
         self._options = dict(options)
+        self._open = contextlib.AsyncExitStack()  #: the connection to the source's agent
 
     async def boot(self, cell: Cell) -> None:
         """Run the guest on host-a."""
         await GuestRun.start(self.lab, await self._plan(cell), SOURCE)
+        # As the other movers' connections to their sources, it is there before the order.
+        await self._open.enter_async_context(self.lab.hosts[SOURCE].api.kept_open())
 
     async def _plan(self, cell: Cell) -> GuestPlan:
         return await guest_plan(cell)
@@ -87,6 +90,7 @@ class OurMover(Mover):
 
     async def end(self) -> None:
         """Remove the guest from both hosts."""
+        await self._open.aclose()
         await empty(self.lab)
 
 

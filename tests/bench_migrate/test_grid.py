@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,44 @@ def test_a_run_goes_on_where_it_ended(tmp_path: Path) -> None:
         rounds.Record.begin({"seed": 2}, tmp_path / "x.jsonl", resume=True)
 
 
-def test_a_mover_that_never_arrived_twice_is_not_tried_again() -> None:
-    """Each try costs the whole time limit; one arrival keeps it in."""
+def test_a_run_goes_on_from_its_result(tmp_path: Path) -> None:
+    """On another machine there is no file, but the result that was committed."""
     (cell,) = cells.chosen(["1G/idle"], short=False)
-    third = rounds.Block(3, cell, ("never", "once"))
+    row = {"cell": cell.id, "mover": "c", "round": 1, "why": "did not boot", "took_s": 3.0}
+    result = tmp_path / "x.json"
+    result.write_text(json.dumps({"key": {"seed": 1}, "moves": [move("b").as_json()], "not_measured": [row]}))
+    for _ in range(2):  # the second time from the file that the first one made
+        record = rounds.Record.begin({"seed": 1}, tmp_path / "x.jsonl", resume=True, result=result)
+        assert record.missing(rounds.Block(1, cell, ("a", "b", "c"))) == ["a"]
+    with pytest.raises(SystemExit, match="of another run"):
+        rounds.Record.begin({"seed": 2}, tmp_path / "y.jsonl", resume=True, result=result)
+
+
+@pytest.mark.parametrize(
+    ("mover", "rows", "out_in"),
+    [
+        ("virsh", [{"arrived": False}], 2),
+        ("virsh", [{}, {"arrived": False}], 3),
+        ("virsh", [{"gap_ms": 301.0}, {"gap_ms": 900.0}], 3),
+        ("virsh", [{"gap_ms": 301.0}, {"gap_ms": 300.0}, {"gap_ms": 301.0}], None),
+        ("virsh", [{"total_ms": 1600.0}, {"total_ms": 1501.0}], 3),
+        ("virsh", [{"total_ms": 1600.0}, {"total_ms": 1499.0}], None),
+        ("vmferry post-copy", [{"gap_ms": 301.0, "total_ms": 9000.0}, {"gap_ms": 900.0, "total_ms": 9000.0}], None),
+        ("vmferry post-copy", [{"arrived": False}], None),
+        ("vmferry post-copy", [{"arrived": False}, {"arrived": False}], 3),
+    ],
+)
+def test_who_cannot_win_is_not_run_again(mover: str, rows: list[dict[str, Any]], out_in: int | None) -> None:
+    """A rule that was fixed beforehand saves the time of rounds that would change nothing; ours stays in."""
+    (cell,) = cells.chosen(["1G/idle"], short=False)
     record = rounds.Record({})
-    for number, mover, arrived in ((1, "never", False), (2, "never", False), (1, "once", False), (2, "once", True)):
-        record.add(move(mover, number, arrived=arrived))
-    assert record.missing(third) == ["once"]
+    for number, row in enumerate(rows, 1):
+        record.add(move("vmferry", number))
+        record.add(move(mover, number, **row))
+    last = len(rows) + 1
+    assert (mover not in record.missing(rounds.Block(last, cell, (mover,)))) is (out_in == last)
+    if out_in is not None:
+        assert record.missing(rounds.Block(out_in - 1, cell, ("another",))) == ["another"]
 
 
 def test_ours_is_compared_in_pairs_with_the_best_that_met_the_goal() -> None:

@@ -70,12 +70,21 @@ def test_an_impossible_goal_tells_the_least_possible(gap: float, possible: bool)
     assert gap == 0 or "allow at least 52 ms" in str(caught.value)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.8, 0.9])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
 def test_a_guest_that_converges_is_left_alone(share: float) -> None:
     """A guest that dirties less than the link sends gets no brake and, where not allowed, no post-copy."""
     played = play(make_policy("vmferry", Goal()), proportional(share, 12), replace(BRAKE, postcopy=True))
     assert played.of(StartPostcopy) == []
     assert [order.level for _, order in played.of(SetThrottle)] == [1]
+
+
+def test_a_guest_that_converges_slowly_is_braked_hard() -> None:
+    """Ten times what is left is too long; a guest that does not outrun the link may not feel a soft brake at all."""
+    played = play(make_policy("vmferry", Goal()), proportional(0.9, 8), BRAKE)
+    assert [(index, order.level) for index, order in played.of(SetThrottle)] == [(-1, 1), (2, 91)]
+    assert "stalls of 101.1 ms" in played.of(SetThrottle)[-1][1].rule
+    played = play(make_policy("vmferry", POSTCOPY), proportional(0.9, 8), BEHIND)
+    assert [index for index, _ in played.of(StartPostcopy)] == [1]
 
 
 def test_postcopy_after_the_second_round_when_there_is_no_end() -> None:
@@ -124,7 +133,7 @@ def test_strongest_brake(most: float, percent: int) -> None:
 def test_what_fits_by_our_measure_raises_the_limit_until_it_no_longer_does() -> None:
     """QEMU may underestimate the link; the tenth that is kept makes up for that, for as long as the rest fits."""
     fits = ended(3, 9000, 100, SECOND // 8, at_s=10)
-    played = play(make_policy("vmferry", POSTCOPY), [*proportional(0.3, 2), fits, *proportional(0.9, 2)[1:]], BEHIND)
+    played = play(make_policy("vmferry", POSTCOPY), [*proportional(0.3, 2), fits, *proportional(0.7, 2)[1:]], BEHIND)
     limits = [(index, order.limit_ms) for index, order in played.of(SetDowntimeLimit)]
     assert limits == [(-1, 225.0), (2, 250.0), (3, 225.0)]
     assert played.of(StartPostcopy) == []

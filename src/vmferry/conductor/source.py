@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import structlog
 
@@ -292,16 +292,30 @@ class Source:
             self._guests.settings.name,
             self.setup,
         )
-        reply = await self.peer.reserve(request)
-        self._listens = (reply.address, reply.port)
-        self.runner.post(_E.DESTINATION_RESERVED)
+        # While the destination's QEMU starts, which takes ten times as long.
+        preparing = asyncio.create_task(self._process().prepare_migration(self.setup, incoming=False))
+        try:
+            reply = await self.peer.reserve(request)
+            self._listens = (reply.address, reply.port)
+            with self._told_as(_E.STREAM_FAILED):
+                await preparing
+                self.runner.post(_E.DESTINATION_RESERVED)
+        finally:
+            preparing.cancel()
+            await asyncio.gather(preparing, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def _told_as(self, kind: SourceEvent) -> Iterator[None]:
+        """Post a failure as an event, another one than the order's own."""
+        try:
+            yield
+        except VmferryError as error:
+            self.runner.post(kind, error.what)
 
     async def _send(self) -> None:
-        if self.setup is None or self._listens is None:
+        if self._listens is None:
             raise Broken(f"Hand-over {self.request.handover} has no stream set up")
-        process = self._process()
-        await process.prepare_migration(self.setup, incoming=False)
-        await process.migrate(*self._listens)
+        await self._process().migrate(*self._listens)
         self.marks.mark("migrate")
 
     async def _steer(self) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +21,7 @@ AddressInfo = tuple[int, int, int, str, Any]
 
 
 class Api:
-    """The operator API of one host's agent; each call is a connection of its own, so that nothing stays open.
+    """The operator API of one host's agent; each call is a connection of its own, unless they are `kept_open`.
 
     Args:
         host: the host.
@@ -31,6 +33,18 @@ class Api:
         self._host = host
         self._identity = IdentityDirectory(identity)
         self._namespace = namespace
+        self._kept: aiohttp.ClientSession | None = None
+
+    @contextlib.asynccontextmanager
+    async def kept_open(self) -> AsyncIterator[None]:
+        """Use one connection again and again, opened now; what a program does that makes many calls."""
+        async with self._session(keep=True) as session:
+            self._kept = session
+            try:
+                await self.get("/v1/host")
+                yield
+            finally:
+                self._kept = None
 
     async def get(self, path: str) -> Any:
         """Return the JSON answer to a GET.
@@ -76,22 +90,28 @@ class Api:
     async def _ask(self, method: str, path: str, body: object, timeout_s: float = 60.0) -> tuple[int, bytes]:
         member = self._identity.membership().host(self._host)
         url = f"https://{member.address}:{member.port}{path}"
-        factory = self._socket if self._namespace else None
-        connector = aiohttp.TCPConnector(socket_factory=factory, force_close=True)
         try:
             async with (
-                aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
+                contextlib.nullcontext(self._kept) if self._kept else self._session(keep=False) as session,
                 session.request(
                     method,
                     url,
                     json=body,
-                    ssl=self._identity.client_context(),
                     server_hostname=member.identity.server_name,
+                    timeout=aiohttp.ClientTimeout(total=timeout_s),
                 ) as answer,
             ):
                 return answer.status, await answer.read()
         except (aiohttp.ClientConnectionError, TimeoutError) as error:
             raise Unreachable(f"Agent of {self._host} does not answer at {url}: {error!r}", retry=True) from error
+
+    def _session(self, *, keep: bool) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            ssl=self._identity.client_context(),
+            socket_factory=self._socket if self._namespace else None,
+            force_close=not keep,
+        )
+        return aiohttp.ClientSession(connector=connector)
 
     def _socket(self, address: AddressInfo) -> socket.socket:
         family, kind, protocol, _, _ = address

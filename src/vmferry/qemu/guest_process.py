@@ -103,9 +103,9 @@ class QemuGuestProcess:
             TimedOut: it does not answer.
         """
         try:
+            await self._connect()
             if self._line is not None:
                 await self._emergency.connect(self._line, self._process)
-            await self._connect()
         except BaseException:
             await self._disconnect()
             raise
@@ -252,11 +252,14 @@ class QemuGuestProcess:
             BadInput: this QEMU does not know, or cannot combine, what was asked for.
             Broken: QEMU said no.
         """
-        rows = await self._session.execute("query-migrate-capabilities")
+        rows, known, version = await asyncio.gather(
+            self._session.execute("query-migrate-capabilities"),
+            self._session.execute("query-migrate-parameters"),
+            self._version(),
+        )
         current = {row["capability"]: bool(row["state"]) for row in rows}
-        known = frozenset(await self._session.execute("query-migrate-parameters"))
-        check_setup(setup, frozenset(current), await self._version())
-        chosen = parameters(setup, known)
+        check_setup(setup, frozenset(current), version)
+        chosen = parameters(setup, frozenset(known))
         await self.cleanup_migration()
         try:
             if setup.psk_key is not None:

@@ -4,12 +4,14 @@
    switches at the first moment at which the rest fits: the soonest switchover within the goal is the least total time.
    When it underestimates the link and the rest fits by our measure (a local minimum, for example), the limit is raised
    by that tenth for one round.
-2. After each round from the second on: can pre-copy get there at all (outlook.py)? If it seems not, post-copy starts
-   at once if it is allowed. If it is proven or seen twice, a brake is put on.
+2. After each round from the second on: can pre-copy get there at all (outlook.py), and within six times what it takes
+   to send what is left? If it seems not, post-copy starts at once if it is allowed. If it is proven or seen twice, a
+   brake is put on.
 3. The brakes in order of harm, one at a time: 40-writes slows the programs that the guest's owner has put under it and
-   nothing else; where it does not do, it is released, and auto-converge slows the whole guest, as softly as the curve
-   says will do. Neither holds anything for more than half of the limit, and the limit shrinks by that stall: a vCPU
-   may be asleep, or a write held, when the guest is stopped.
+   nothing else; where it does not do, it is released, and auto-converge slows the whole guest. One that outruns the
+   link is slowed as softly as the curve says will do, and one that does not as hard as may be: it may leave its CPU
+   idle most of the time, and then a softer brake does nothing. Neither brake holds anything for more than half of the
+   limit, and the limit shrinks by that stall: a vCPU may be asleep, or a write held, when the guest is stopped.
 4. At the deadline: post-copy if allowed, else what the goal says: cancel, or the switchover whatever the gap.
 """
 
@@ -30,7 +32,7 @@ from vmferry.core.convergence.orders import (
 )
 from vmferry.core.convergence.outlook import Outlook, outlook
 from vmferry.core.convergence.policy import Policy
-from vmferry.core.rounds.curve import DirtyPoint
+from vmferry.core.rounds.curve import DirtyPoint, until_switchover
 from vmferry.core.units import Milliseconds, format_bytes, format_ms, format_rate
 
 #: From reading a round's end to QEMU's next look, the guest goes on writing for about this long.
@@ -38,6 +40,8 @@ LATENCY_MS = 100.0
 #: The rest fits only if it does with this much to spare: bandwidth is measured, not promised.
 MARGIN = 0.9
 FIRST_VERDICT = 2
+#: A brake works from the second round on: what takes longer than this many times the rest is shorter with one.
+SLOW_PASSES = 6.0
 #: A brake shall make each round at most half of the one before: a softer one costs rounds, seen with a real QEMU.
 HALVES = 0.5
 #: After the brake, so many rounds before it is pulled harder: QEMU applies it at the second bad round.
@@ -57,10 +61,10 @@ class Vmferry(Policy):
         what="Meets the goal (largest gap, deadline) in the least time that the allowed means give.",
         rules=(
             "the rest fits bandwidth x 0.9 x (gap - fixed cost): QEMU switches at that moment",
-            "from the second round on, the dirty curve shows no end and post-copy is allowed: post-copy",
+            "from the second round on, no end within six times what is left, and post-copy is allowed: post-copy",
             "the same, proven or seen twice, no post-copy: 40-writes, where it may be used",
-            "without it, or two rounds later still no end: auto-converge instead, as soft as will do",
-            "three rounds later still no end: the strongest whose stalls take at most half of the limit",
+            "without it, or two rounds later still no end: auto-converge instead, soft if the guest outruns the link",
+            "else, or three rounds later, the strongest whose stalls take at most half of the limit",
             "the deadline has come: post-copy if allowed, else cancel with the reason, or switch whatever the gap",
         ),
         qemu="decides within the goal: limit = 0.9 x (gap - fixed cost) - stall of the brake",
@@ -118,7 +122,8 @@ class Vmferry(Policy):
         speed = ended.sent_pages * page / ended.duration_ms if ended.round > 1 else ended.bandwidth / 1000
         view = outlook(self._points, ended.dirtied_pages / ended.sent_pages, self._limit_ms(), speed)
         limit = self._limit(ended, view)
-        if ended.round < FIRST_VERDICT or not view.doubtful or self._raised:
+        no_end = view.doubtful or self._is_slow(ended, view, speed)
+        if ended.round < FIRST_VERDICT or not no_end or self._raised:
             self._doubts = 0
             return limit
         self._doubts += 1
@@ -141,6 +146,12 @@ class Vmferry(Policy):
         rule = f"fits: {format_bytes(int(rest))} at {format_rate(ended.bandwidth)}, and QEMU has not seen it"
         most_ms = self.goal.max_gap_ms - self.facts.fixed_cost_ms - self._stall_ms
         return (SetDowntimeLimit(Milliseconds(max(most_ms, NEARLY_ZERO_MS)), rule),)
+
+    def _is_slow(self, ended: Round, view: Outlook, speed: float) -> bool:
+        """Tell whether the rounds would go on for longer than a brake takes to work."""
+        rest = float(ended.remaining_pages * self.facts.page_bytes)
+        left_ms = until_switchover(rest, 0.0, speed, speed * self._limit_ms(), view.curve)
+        return left_ms is None or left_ms > SLOW_PASSES * rest / speed
 
     # -- other means ----------------------------------------------------------------------------------------------
 
@@ -171,7 +182,7 @@ class Vmferry(Policy):
         if strongest < throttle.LEAST or (self._writes_in and ended.round < self._writes_in + WRITES_PATIENCE):
             return ()
         seen, bytes_per_ms = self._unbraked or (view, speed)
-        levels = range(10, strongest, 5)
+        levels = range(10, strongest, 5) if seen.proven else ()
         level = next((p for p in levels if self._does(p, seen, bytes_per_ms)), strongest)
         rule = f"it does not do: {_dirtied(ended)}"
         release: Orders = (ThrottleOff(Throttle.FORTY_WRITES, rule),) if self._writes_in else ()

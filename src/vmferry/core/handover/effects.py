@@ -14,8 +14,10 @@ class SourceEffect(Word):
     """Orders of the source's machine. Undo, and why a repeat is harmless, stand behind each."""
 
     CHECK = "check"  #: collect facts and blockers. Touches nothing
-    RESERVE = "reserve"  #: ask the destination to hold and listen. Undo: DISCARD. Repeat: same id, same answer
-    SEND = "send"  #: set the source's QEMU up and `migrate`. Undo: RESTORE
+    #: ask the destination to hold and listen, and set the source's QEMU up. Undo: DISCARD, RESTORE. Repeat: same id,
+    #: same answer
+    RESERVE = "reserve"
+    SEND = "send"  #: `migrate`. Undo: RESTORE
     STEER = "steer"  #: let the policy watch the rounds until the state is left. Repeat: asks the status first
     CONTINUE = "continue"  #: `migrate-continue`. Undo: RESTORE
     BEGIN_POSTCOPY = "begin-postcopy"  #: `migrate-start-postcopy`. Undo: RESTORE. Repeat: harmless
