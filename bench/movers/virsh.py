@@ -19,7 +19,7 @@ from movers.guest_files import BEAT_PORT, CPU, guest_image, guest_plan
 from movers.plain import beat_sink
 from vmferry.core.errors import Broken
 from vmferry.lab.hosts import HOSTS, Lab
-from vmferry.lab.libvirt import LibvirtDaemon, domain_xml
+from vmferry.lab.libvirt import LibvirtDaemon, domain_xml, write_emulator
 
 #: What `virsh domjobinfo` says, and how many of ours one of its units is.
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -49,8 +49,8 @@ class VirshMover(Mover):
                 self._sinks.append(beat_sink(self.lab.network.namespace(host)))
         # libvirt cannot know that both hosts see the same files, and refuses to move a guest with disks.
         self._unsafe = ("--unsafe",) if image.disks else ()
-        emulator = self.lab.hosts[SOURCE].qemu.argv[0]
-        text = domain_xml(plan, image, emulator=emulator, cpu=CPU, beat_port=BEAT_PORT)
+        emulator = write_emulator(self.lab.hosts[SOURCE].qemu, self.lab.directory / "emulator")
+        text = domain_xml(plan, image, emulator=str(emulator), cpu=CPU, beat_port=BEAT_PORT)
         file = self.lab.directory / "domain.xml"
         file.write_text(text, "utf-8")
         await self._daemons[SOURCE].must("create", str(file))

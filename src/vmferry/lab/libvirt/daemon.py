@@ -19,7 +19,11 @@ from typing import TYPE_CHECKING
 from vmferry.core.errors import Broken, TimedOut
 from vmferry.lab.commands import Ran
 from vmferry.lab.libvirt.domain import CONSOLE_SOCKET, CONTROL_SOCKET
+from vmferry.lab.libvirt.emulator import write_emulator
 from vmferry.lab.libvirt.settings import ACCOUNT, ACCOUNTS, LIBVIRTD_CONF, QEMU_CONF
+from vmferry.lab.toolchain import QemuBinary
+from vmferry.lab.toolchain.qemu import INSTALLED
+from vmferry.lab.toolchain.unpack import module_dir
 
 if TYPE_CHECKING:
     from vmferry.lab.hosts import Lab
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 #: What Debian 12 and 13 call it; without the "system" packages no service is set up on the machine.
 PACKAGES = ("libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients")
 ANSWER_TIMEOUT_S = 30.0
+#: Other programs of the same build, which libvirt would ask too.
+_OTHERS = (INSTALLED.with_name("qemu-system-i386"),)
 #: Directories of the machine that each daemon has for itself, and the folder of the lab that lies there.
 _PRIVATE = {
     "run": "/run/libvirt",
@@ -123,7 +129,7 @@ class LibvirtDaemon:
             self._process.wait()
 
     def _spawn(self) -> None:
-        script = _script(self.directory, self.host)
+        script = _script(self.directory, self.host, self._lab.hosts[self.host].qemu)
         enter = [*self._lab.inside(self.host), "unshare", "--mount", "--uts", "--propagation", "private"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -164,9 +170,17 @@ class LibvirtDaemon:
             raise Broken(f"libvirtd on {self.host} ended with exit code {code}; its log ends with:\n{self.tail()}")
 
 
-def _script(directory: Path, host: str) -> str:
+def _script(directory: Path, host: str, qemu: QemuBinary) -> str:
     """Return what enters the private directories and becomes the daemon; paths of a lab hold no special characters."""
     private = {**_PRIVATE, **{name: f"/etc/{name}" for name in ACCOUNTS}}
     mounts = [f"mount --bind {directory / name} {place}" for name, place in private.items()]
+    if qemu.unpacked and INSTALLED.exists():
+        # A QEMU looks among its own build's modules and then among the installed one's, and of those of another build
+        # it dies when libvirt asks what it can: so there is no other build here.
+        mounts += [
+            f"mount --bind {qemu.env['QEMU_MODULE_DIR']} {module_dir(Path('/'))}",
+            f"mount --bind {write_emulator(qemu, directory / 'emulator')} {INSTALLED}",
+            *(f"mount --bind /dev/null {other}" for other in _OTHERS if other.exists()),
+        ]
     start = f"exec libvirtd --listen --config /etc/libvirt/libvirtd.conf --pid-file {directory}/daemon.pid"
     return "\n".join(["PATH=$PATH:/usr/sbin:/sbin", f"hostname {host}", *mounts, start])
