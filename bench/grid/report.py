@@ -29,7 +29,7 @@ def write_all(
     """Write JSON, page and plots."""
     rows = rows_of(record.moves)
     ours = {mover.name: mover.postcopy for mover in movers if mover.ours and mover.name.startswith("vmferry")}
-    decided = contests(cells, record.moves, ours)
+    decided = contests(cells, record.moves, ours, [mover.name for mover in movers if mover.postcopy])
     result = {
         "key": record.key,
         "conditions": {**found, "measured_s": round(record.measured_s, 1), "seed": asked.seed, "limit_s": asked.limit},
@@ -128,6 +128,9 @@ def _contest_text(decided: Sequence[Contest]) -> str:
         f"pairs <= x {FACTOR:g}",
         "first byte, ms",
         "met",
+        "best that risks no more",
+        "ratio",
+        "met",
     )
     rows = [
         (
@@ -138,12 +141,19 @@ def _contest_text(decided: Sequence[Contest]) -> str:
             f"{contest.faster}/{contest.pairs}",
             "-" if contest.first_byte_ms is None else f"{contest.first_byte_ms:.0f}",
             "yes" if contest.met else f"**no**: {contest.reason}",
+            contest.like or "nobody",
+            "-" if contest.like_ratio is None else _said(contest.like_ratio, 2),
+            "yes" if contest.like_met else "**no**",
         )
         for contest in decided
     ]
     few = "" if all(contest.enough for contest in decided) else f"Fewer than {MIN_ROUNDS} runs: a hint, not a result. "
-    met = sum(contest.met for contest in decided)
-    return f"{few}{met} of {len(decided)} met.\n\n{table(header, rows)}"
+    met, like = sum(contest.met for contest in decided), sum(contest.like_met for contest in decided)
+    said = (
+        f"{few}{met} of {len(decided)} met among all movers; {like} among those that risk no more: post-copy is faster,"
+        " and whose user does not allow it cannot be."
+    )
+    return f"{said}\n\n{table(header, rows)}"
 
 
 def _efficiency(rows: Sequence[Row]) -> str:

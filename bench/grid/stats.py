@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,6 +91,9 @@ class Contest:
     met: bool
     reason: str | None  #: why it is a miss
     enough: bool  #: whether there were enough rounds to say it
+    like: str | None  #: the best of the others that risk no more: of those without post-copy, for one without it
+    like_ratio: Interval | None
+    like_met: bool
     first_byte_ms: (
         float | None
     )  #: ours, from the order: checks, reservation, a QEMU that listens; alike for every guest
@@ -100,20 +103,23 @@ class Contest:
         return asdict(self)
 
 
-def contests(cells: Sequence[Cell], moves: Sequence[Figures], ours: dict[str, bool]) -> list[Contest]:
+def contests(
+    cells: Sequence[Cell], moves: Sequence[Figures], ours: dict[str, bool], risky: Collection[str] = ()
+) -> list[Contest]:
     """Return a contest for each of ours in each cell that it can meet.
 
     Args:
         cells: of the run.
         moves: all of them.
         ours: the project's own movers that take part, and whether they may use post-copy.
+        risky: every mover that may use post-copy.
     """
     found = []
     for cell in cells:
         here = [move for move in moves if move.cell == cell.id]
         for name, postcopy in ours.items():
             if any(move.mover == name for move in here) and can_be_met(cell, postcopy=postcopy):
-                found.append(_contest(cell.id, name, here))
+                found.append(_contest(cell.id, name, here, () if postcopy else risky))
     return found
 
 
@@ -123,13 +129,14 @@ def can_be_met(cell: Cell, *, postcopy: bool) -> bool:
     return bool(said.by_precopy) or (postcopy and said.by_postcopy)
 
 
-def _contest(cell: str, ours: str, here: Sequence[Figures]) -> Contest:
+def _contest(cell: str, ours: str, here: Sequence[Figures], risky: Collection[str]) -> Contest:
     rows = {row.mover: row for row in rows_of(here)}
     mine = rows[ours]
     rivals = {row.mover: row.median("total_ms") or 0.0 for row in rows.values() if row.mover != ours and _meets(row)}
     rival = min(rivals, key=lambda name: rivals[name], default=None)
+    like = min(rivals.keys() - set(risky), key=lambda name: rivals[name], default=None)
     ratios = _ratios(here, ours, rival) if rival else []
-    ratio = interval(ratios)
+    ratio, like_ratio = interval(ratios), interval(_ratios(here, ours, like) if like else [])
     reason = _why_not(mine, ratio, rival)
     return Contest(
         cell,
@@ -141,6 +148,9 @@ def _contest(cell: str, ours: str, here: Sequence[Figures]) -> Contest:
         reason is None,
         reason,
         mine.runs >= MIN_ROUNDS,
+        like,
+        like_ratio,
+        _why_not(mine, like_ratio, like) is None,
         _first_byte_ms([move for move in here if move.mover == ours]),
     )
 

@@ -127,6 +127,16 @@ def test_ours_is_compared_in_pairs_with_the_best_that_met_the_goal() -> None:
     assert contest.ratio.median == pytest.approx(1.04)
 
 
+def test_who_may_not_use_postcopy_is_compared_with_its_like_too() -> None:
+    """The best of all is shown, and beside it the best that takes no more risk."""
+    (cell,) = cells.chosen(["1G/idle"], short=False)
+    moves = [move("vmferry"), move("vmferry post-copy", total_ms=500.0), move("qemu", total_ms=990.0)]
+    ours = {"vmferry": False, "vmferry post-copy": True}
+    plain, behind = stats.contests([cell], moves, ours, ["vmferry post-copy"])
+    assert (plain.rival, plain.met, plain.like, plain.like_met) == ("vmferry post-copy", False, "qemu", True)
+    assert (behind.rival, behind.like) == ("qemu", "qemu")
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
