@@ -54,7 +54,7 @@ def hot(working_set: int, count: int) -> list[Round]:
 def test_the_limit_is_the_gap_less_the_fixed_cost() -> None:
     """QEMU switches at the first moment within the goal: nothing is sooner."""
     assert make_policy("vmferry", Goal()).begin(FACTS)[0] == SetDowntimeLimit(
-        Milliseconds(225.0), "goal: gap 300.0 ms less 50.0 ms of fixed cost and a tenth"
+        Milliseconds(200.0), "goal: gap 300.0 ms less 50.0 ms of fixed cost and a fifth"
     )
 
 
@@ -81,8 +81,8 @@ def test_a_guest_that_converges_is_left_alone(share: float) -> None:
 def test_a_guest_that_converges_slowly_is_braked_hard() -> None:
     """Ten times what is left is too long; a guest that does not outrun the link may not feel a soft brake at all."""
     played = play(make_policy("vmferry", Goal()), proportional(0.9, 8), BRAKE)
-    assert [(index, order.level) for index, order in played.of(SetThrottle)] == [(-1, 1), (2, 91)]
-    assert "stalls of 101.1 ms" in played.of(SetThrottle)[-1][1].rule
+    assert [(index, order.level) for index, order in played.of(SetThrottle)] == [(-1, 1), (2, 90)]
+    assert "stalls of 90.0 ms" in played.of(SetThrottle)[-1][1].rule
     played = play(make_policy("vmferry", POSTCOPY), proportional(0.9, 8), BEHIND)
     assert [index for index, _ in played.of(StartPostcopy)] == [1]
 
@@ -105,9 +105,9 @@ def test_the_brake_is_bounded_by_the_goal() -> None:
     """A stall takes at most half of what the gap leaves, and the limit shrinks by it: the two may follow each other."""
     played = play(make_policy("vmferry", Goal()), hot(20_000, 20), BRAKE)
     levels = [order.level for _, order in played.of(SetThrottle)]
-    assert levels == [1, 91]
-    assert played.of(SetDowntimeLimit)[-1][1].limit_ms == 225 - stall_ms(91)
-    assert stall_ms(91) <= 225 / 2
+    assert levels == [1, 90]
+    assert played.of(SetDowntimeLimit)[-1][1].limit_ms == 200 - stall_ms(90)
+    assert stall_ms(90) <= 200 / 2
     assert [index for index, _ in played.of(SetThrottle)] == [-1, 1]
 
 
@@ -115,7 +115,7 @@ def test_a_softer_brake_is_tried_first() -> None:
     """A guest a little over the link gets a soft brake; when it does not do, the strongest that is allowed."""
     played = play(make_policy("vmferry", Goal()), proportional(1.05, 10), BRAKE)
     braked = [(index, order.level) for index, order in played.of(SetThrottle)]
-    assert braked == [(-1, 1), (1, 55), (4, 91)]
+    assert braked == [(-1, 1), (1, 55), (4, 90)]
 
 
 @pytest.mark.parametrize(("percent", "stall"), [(0, 0), (50, 10), (90, 90), (99, 990), (100, 990)])
@@ -131,11 +131,11 @@ def test_strongest_brake(most: float, percent: int) -> None:
 
 
 def test_what_fits_by_our_measure_raises_the_limit_until_it_no_longer_does() -> None:
-    """QEMU may underestimate the link; the tenth that is kept makes up for that, for as long as the rest fits."""
+    """QEMU may underestimate the link; half of the fifth that is kept makes up for that while the rest fits."""
     fits = ended(3, 9000, 100, SECOND // 8, at_s=10)
     played = play(make_policy("vmferry", POSTCOPY), [*proportional(0.3, 2), fits, *proportional(0.7, 2)[1:]], BEHIND)
     limits = [(index, order.limit_ms) for index, order in played.of(SetDowntimeLimit)]
-    assert limits == [(-1, 225.0), (2, 250.0), (3, 225.0)]
+    assert limits == [(-1, 200.0), (2, 225.0), (3, 200.0)]
     assert played.of(StartPostcopy) == []
 
 
@@ -186,7 +186,7 @@ def test_the_articles_throttle_is_used_alone_when_nothing_else_is_allowed() -> N
     played = play(make_policy("vmferry", goal), hot(20_000, 20), HELPER)
     assert [(i, o.throttle, o.level) for i, o in played.of(SetThrottle)] == [(1, WRITES, 40)]
     limits = [(i, float(o.limit_ms)) for i, o in played.of(SetDowntimeLimit)]
-    assert limits == [(-1, 225.0), (1, 112.5)]
+    assert limits == [(-1, 200.0), (1, 100.0)]
     assert played.of(ThrottleOff) == []
 
 
@@ -194,13 +194,13 @@ def test_the_brake_that_harms_least_goes_first_and_is_released_where_it_does_not
     """40-writes before auto-converge, which takes its place two rounds later and is pulled harder after three more."""
     played = play(make_policy("vmferry", ANY), proportional(1.05, 12), HELPER)
     brakes = [(i, o.throttle, o.level) for i, o in played.of(SetThrottle)]
-    assert brakes == [(-1, CPU, 1), (1, WRITES, 40), (3, CPU, 55), (6, CPU, 91)]
+    assert brakes == [(-1, CPU, 1), (1, WRITES, 40), (3, CPU, 55), (6, CPU, 90)]
     assert [(i, o.throttle) for i, o in played.of(ThrottleOff)] == [(3, WRITES)]
     kinds = [type(order) for index, order in played.orders if index == 3]
     assert kinds == [ThrottleOff, SetThrottle, SetDowntimeLimit]
     assert [(i, o.limit_ms) for i, o in played.of(SetDowntimeLimit)] == [
-        *((-1, 225), (1, 112.5)),
-        *((3, 225 - stall_ms(55)), (6, 225 - stall_ms(91))),
+        *((-1, 200), (1, 100)),
+        *((3, 200 - stall_ms(55)), (6, 200 - stall_ms(90))),
     ]
 
 
