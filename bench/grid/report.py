@@ -95,10 +95,11 @@ def _how(found: Mapping[str, Any], asked: argparse.Namespace, record: Record) ->
         "- **work lost**: what the workload wrote less than in the same time without a migration, as ms of undisturbed"
         " work and as a share of the window; not measured for a compiler, whose files take seconds each.\n\n"
         f"Medians; in brackets the 95 % interval of the median (bootstrap), which says nothing below {MIN_ROUNDS} runs."
-        " Who cannot win a cell any more is not run there again, by a rule that was fixed beforehand: others' movers"
+        " Who is not likely to win a cell is not run there again, by a rule that was fixed beforehand: others' movers"
         f" after a round in which they did not arrive, and after {RACE_ROUNDS} rounds in all of which the gap was over"
-        f" the goal or they took more than {RACE_FACTOR:g} times as long as the quickest of ours; ours only after"
-        f" {RACE_ROUNDS} rounds without an arrival.\n"
+        f" the goal or they took more than {RACE_FACTOR:g} times as long as the quickest of ours that risks no more;"
+        f" ours only after {RACE_ROUNDS} rounds without an arrival. Ours was tuned on single moves of some of these"
+        " cells (how much of the gap is kept, when a slow end counts as none), in other runs before this one.\n"
     )
 
 

@@ -17,10 +17,10 @@ from typing import Any
 from grid.cells import GOAL_GAP_MS, Cell
 from grid.figures import Figures
 
-#: What cannot win a cell any more is not run there again, by this rule, which is older than the figures. Others' movers
+#: Who is not likely to win a cell is not run there again, by this rule, which is older than the figures. Others' movers
 #: are out after one round in which they did not arrive (each try costs the whole limit), and after this many rounds if
-#: in all of them the gap was over the goal, or they took so many times as long as the quickest of ours. Ours never are,
-#: but for not arriving in so many rounds.
+#: in all of them the gap was over the goal, or they took so many times as long as the quickest of ours that risks no
+#: more. Ours never are, but for not arriving in so many rounds.
 RACE_ROUNDS = 2
 RACE_FACTOR = 1.5
 OURS = "vmferry"
@@ -102,7 +102,7 @@ class Record:
         return [mover for mover in block.movers if (mover, block.round) not in done and not self.is_out(block, mover)]
 
     def is_out(self, block: Block, mover: str) -> bool:
-        """Return whether a mover cannot win this cell any more, by what the rounds before this one showed."""
+        """Return whether a mover is not likely to win this cell, by what the rounds before this one showed."""
         before = [move for move in self.moves if move.cell == block.cell.id and move.round < block.round]
         tries = [move for move in before if move.mover == mover]
         if mover.startswith(OURS):
@@ -141,10 +141,16 @@ class Record:
 
 
 def _took_longer(move: Figures, before: Sequence[Figures]) -> bool:
-    """Return whether a move that arrived took much longer than the quickest of ours in its round."""
-    ours = [each.total_ms for each in before if each.round == move.round and each.mover.startswith(OURS)]
+    """Return whether a move took much longer than the quickest of ours that risks no more, in its round."""
+    here = [each for each in before if each.round == move.round and each.mover.startswith(OURS)]
+    ours = [each.total_ms for each in here if _risks(move.mover) or not _risks(each.mover)]
     quickest = min((total for total in ours if total is not None), default=None)
     return quickest is not None and move.total_ms is not None and move.total_ms > RACE_FACTOR * quickest
+
+
+def _risks(mover: str) -> bool:
+    """Return whether a mover may use post-copy; its name says so."""
+    return "post-copy" in mover or "postcopy" in mover
 
 
 class Budget:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from tests.conductor.fakes import WatchedLink, end_rounds, endless, qemu_of
 from tests.conductor.pair import GUEST, Host, follow, wait_finished, wait_until
@@ -254,6 +256,25 @@ async def test_a_deaf_destination_is_lost_with_its_source(hosts: tuple[Host, Hos
     await wait_finished(here, there)
     assert states_of(here, source) == ("lost", "lost")
     assert link.alive() == []
+
+
+async def test_a_silent_destination_that_is_whole_is_kept(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """A QEMU may be silent for another reason than a page: with its source gone it is lost only if it proves to be."""
+    here, there = hosts
+    link.rounds = 10**9
+    source = await begin(here, there)
+    whole, dead = process_of(there).qemu, qemu_of(here, link)
+    assert dead is not None
+    whole.deaf = True
+    await there.restart()
+    link.die(dead)
+    whole.incoming_status = MigrationStatus.COMPLETED
+    await asyncio.sleep(1.5)  # longer than what a dead source has sent may still be read
+    assert states_of(here, source)[1] == "postcopy-running"
+    whole.deaf = False
+    await wait_finished(here, there)
+    assert states_of(here, source) == ("done", "running")
+    assert [qemu.record for qemu in link.running()] == [whole.record]
 
 
 @pytest.mark.parametrize("whose", ["source", "destination"])

@@ -390,27 +390,13 @@ class Guests:
         name = row.guest.spec.name
         process = await self._find_process(row)
         if process is not None:
-            await self._take_over(name, process)
+            self._take(name, process)
+            self._reached[name].set()
+            await process.wait_answers()
         elif row.process is not None:
             _log.warning("guest's process is gone", guest=name)
             if row.token.owner == self.settings.name:
                 self.put(row, process=None, note=_NOTES[GuestEventKind.EXITED])
-
-    async def _take_over(self, name: GuestName, process: GuestProcess) -> None:
-        """Take a process as it is, and wait until it answers.
-
-        Raises:
-            VmferryError: it lives and will not answer like this; it is let go of, to be adopted anew.
-        """
-        self._take(name, process)
-        self._reached[name].set()
-        try:
-            await process.wait_answers()
-        except VmferryError:
-            self._watchers.pop(name).cancel()
-            del self._processes[name]
-            await process.close()
-            raise
 
     async def _find_process(self, row: GuestRow) -> GuestProcess | None:
         """Return the recorded process while it lives; one that was started and never recorded is ended."""

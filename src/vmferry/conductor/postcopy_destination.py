@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 import structlog
 
 from vmferry.conductor.runner import Runner
-from vmferry.core.errors import Broken, TimedOut, VmferryError
+from vmferry.core.errors import Broken, VmferryError
 from vmferry.core.handover.events import DestinationEvent
 from vmferry.core.handover.states import DestinationState
 from vmferry.core.ids import GuestName
@@ -157,30 +157,24 @@ class PostcopyDestination:
         loop = asyncio.get_running_loop()
         end = loop.time() + _DRAIN_S
         while self.last_status is not _M.POSTCOPY_PAUSED:
-            if loop.time() > end and await self._is_broken_unheard(process):
+            if loop.time() > end and await self._is_broken(process):
                 break
             await asyncio.sleep(_LOOK_EVERY_S)
         self.error = self._source_gone
         self._runner.post(_E.SOURCE_GONE, self.error)
 
-    @staticmethod
-    async def _is_broken_unheard(process: GuestProcess) -> bool:
-        """Break the stream; tell whether it was broken before, of which an earlier agent may have heard, and no other.
+    async def _is_broken(self, process: GuestProcess) -> bool:
+        """Break the stream, and have QEMU prove that it is broken: it listens anew only then.
 
-        One that cannot be broken is broken or at its end. At its end nothing keeps QEMU from answering.
+        It may have been broken before, and an earlier agent have been told; nobody is told twice.
         """
-        try:
+        with contextlib.suppress(VmferryError):
             await process.pause_postcopy()
-        except TimedOut:
-            return False
+        try:
+            await process.recover_listen(*self._listens)
         except VmferryError:
-            try:
-                await process.query_migration()
-            except TimedOut:
-                return process.is_alive()
-            except VmferryError:
-                return False
-        return False
+            return False
+        return True
 
     def source_is_gone(self, why: str) -> None:
         """Take it that the source's QEMU is dead: what is missing now will never come."""

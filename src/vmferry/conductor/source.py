@@ -119,6 +119,7 @@ class Source:
         self._listens: tuple[str, int] | None = None
         self.steering = steering
         self._is_postmigrate = False
+        self._preparing: asyncio.Task[None] | None = None
         self._why_ended: str | None = None  #: it was we who ended the source's QEMU
         trip = Trip(
             request.handover,
@@ -294,6 +295,7 @@ class Source:
         )
         # While the destination's QEMU starts, which takes ten times as long.
         preparing = asyncio.create_task(self._process().prepare_migration(self.setup, incoming=False))
+        self._preparing = preparing
         try:
             reply = await self.peer.reserve(request)
             self._listens = (reply.address, reply.port)
@@ -441,6 +443,8 @@ class Source:
 
     async def _restore(self) -> None:
         """Bring the source's QEMU to where it was; repeated until it answers or is proven dead."""
+        if self._preparing is not None:
+            await asyncio.wait({self._preparing})  # it is given up, and takes back what it has set by itself
         while True:
             process = self._guests.process(self.name)
             if process is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -47,6 +46,7 @@ from vmferry.qemu.sockets import connect
 QUIT_TIMEOUT_S = 10.0
 #: A QEMU of an earlier agent that has not answered for so long may be waiting for a page.
 _DEAF_AFTER_S = 3.0
+_CONNECT_AGAIN_S = 0.5
 
 _log = structlog.get_logger(__name__)
 
@@ -77,7 +77,7 @@ class QemuGuestProcess:
     """
 
     def __init__(
-        self, spec: GuestSpec, process: Process, run_dir: RunDir, uid: int | None, line: socket.socket | None = None
+        self, spec: GuestSpec, process: Process, run_dir: RunDir, uid: int | None, line: emergency.Line | None = None
     ) -> None:
         self._name = spec.name
         self._forwards = forwards_of(spec)
@@ -85,6 +85,7 @@ class QemuGuestProcess:
         self._run_dir = run_dir
         self._uid = uid
         self._session = QmpSession(spec.name)
+        self._session.on_event(self._publish)
         self._emergency = QmpSession(spec.name)
         self._line = line
         self._connecting: asyncio.Task[None] | None = None  #: to a QEMU that does not answer yet
@@ -125,11 +126,9 @@ class QemuGuestProcess:
             if not await self._borrow_line():
                 await self._connect()
             else:
-                self._connecting = asyncio.create_task(self._connect(None), name=f"connect-{self._name}")
+                self._connecting = asyncio.create_task(self._connect_at_last(), name=f"connect-{self._name}")
                 await asyncio.wait({self._connecting}, timeout=_DEAF_AFTER_S)
-                if self._connecting.done():
-                    self._connecting.result()
-                else:
+                if not self._connecting.done():
                     _log.warning("guest's QEMU answers no question yet", guest=self._name, pid=self.record.pid)
         except BaseException:
             await self._disconnect()
@@ -137,40 +136,43 @@ class QemuGuestProcess:
         self._watcher = asyncio.create_task(self._watch(), name=f"watch-{self._name}")
 
     async def wait_answers(self) -> None:
-        """Wait until it answers questions, or is gone.
-
-        Raises:
-            Broken: it lives, and its QMP connection is of no use.
-        """
+        """Wait until it answers questions, or is gone."""
         if self._connecting is not None:
-            try:
-                await asyncio.shield(self._connecting)
-            except VmferryError:
-                if self.is_alive():
-                    raise
+            await asyncio.wait({self._connecting})
 
     async def _connect(self, timeout_s: float | None = CONNECT_TIMEOUT_S) -> None:
-        self._session.on_event(self._publish)
         await self._session.connect(self._run_dir.qmp, self._process, timeout_s)
         if await self.query_run_state() is RunState.RUNNING:
             self._start_forwarder()
 
+    async def _connect_at_last(self) -> None:
+        """Connect, however long that takes; returns when it is connected, or gone."""
+        while not self._session.is_connected:
+            try:
+                await self._connect(None)
+            except VmferryError as error:
+                if not self.is_alive():
+                    return
+                _log.warning("guest's QEMU cannot be connected to yet", guest=self._name, error=str(error))
+                await asyncio.sleep(_CONNECT_AGAIN_S)
+
     async def _borrow_line(self) -> bool:
         """Take the emergency line up where an earlier agent left it; tell whether it works."""
+        line = None
         try:
-            self._line = self._process.borrow_socket(emergency.is_ours)
-            if self._line is None:  # of an agent before there was one
+            borrowed = await asyncio.to_thread(self._process.borrow_socket, emergency.is_ours)
+            if borrowed is None:  # of an agent before there was one
                 return False
-            self._line.setblocking(False)  # noqa: FBT003 - the library's own signature
+            line = emergency.Line.of(borrowed)
             self._emergency.on_event(self._publish_early)
-            await emergency.resume(self._line, lambda event: self._publish_early(event, time.monotonic_ns()))
-            await self._emergency.connect(self._line, self._process, negotiated=True)
+            await emergency.resume(line)
+            await self._emergency.connect(line, self._process, negotiated=True)
         except (OSError, VmferryError) as error:  # TimeoutError is an OSError
             _log.warning("guest's QEMU has no emergency line that works", guest=self._name, error=str(error))
-            if self._line is not None:
-                self._line.close()
-            self._line = None
+            if line is not None:
+                line.close()
             return False
+        self._line = line
         return True
 
     def _publish_early(self, message: Mapping[str, Any], at_ns: int) -> None:
@@ -443,7 +445,12 @@ class QemuGuestProcess:
         self._process.close()
 
     def _publish(self, message: Mapping[str, Any], at_ns: int) -> None:
-        if (event := translate(message, at_ns)) is not None:
+        try:
+            event = translate(message, at_ns)
+        except (TypeError, ValueError, AttributeError) as error:  # of no form that QEMU has
+            _log.warning("event of QEMU is not understood", guest=self._name, error=str(error))
+            return
+        if event is not None:
             self._reconnection.saw(event)
             if event.kind is GuestEventKind.RESUMED:
                 self._resumed_ns = event.at_ns
@@ -462,13 +469,15 @@ class QemuGuestProcess:
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
-        await self._session.close()
-        await self._emergency.close()
-        if self._line is not None:
-            self._line.close()
+        try:
+            await self._session.close()
+            await self._emergency.close()
+        finally:
+            if self._line is not None:
+                self._line.close()
 
     async def _out_of_band(self, command: str, arguments: Mapping[str, object] | None = None) -> None:
-        session = self._session if self._line is None else self._emergency
+        session = self._emergency if self._emergency.is_connected else self._session
         await session.execute(command, arguments, oob=True)
 
     def _start_forwarder(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import socket
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -214,7 +213,7 @@ class QemuHypervisor:
 
     def _spawn(
         self, guest: FrozenGuest, resources: HostResources, run_dir: RunDir, *, incoming: bool
-    ) -> tuple[Process, socket.socket]:
+    ) -> tuple[Process, emergency.Line]:
         """Return the process and our end of its emergency line."""
         opened = opened_for(guest, resources.uid, self._images)
         with (

@@ -9,6 +9,7 @@ import asyncio
 import socket
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 from vmferry.core.errors import Broken
 
@@ -38,8 +39,21 @@ async def connect(path: Path, pid: int) -> socket.socket:
     return connection
 
 
+class Peer(NamedTuple):
+    """Who made the other end of a connection."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Return who listened at the other end; of a pair of sockets, who made them."""
+    return Peer(*_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+
+
 def _check_server(connection: socket.socket, path: Path, pid: int) -> None:
-    seen: int = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
+    seen = peer_of(connection).pid
     if seen != pid:
         raise Broken(
             f"socket {path} is served by process {seen}, expected QEMU, process {pid}",

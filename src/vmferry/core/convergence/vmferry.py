@@ -4,7 +4,7 @@
    up, so that QEMU itself switches at the first moment at which the rest fits: the soonest switchover within the goal
    is the least total time. When it underestimates the link and the rest fits by our measure (a local minimum, for
    example), the limit is raised by half of that for one round.
-2. After each round from the second on: can pre-copy get there at all (outlook.py), and within six times what it takes
+2. After each round from the second on: can pre-copy get there at all (outlook.py), and within four times what it takes
    to send what is left? If it seems not, post-copy starts at once if it is allowed. If it is proven or seen twice, a
    brake is put on.
 3. The brakes in order of harm, one at a time: 40-writes slows the programs that the guest's owner has put under it and
@@ -50,7 +50,7 @@ LATENCY_MS = 100.0
 MARGIN = 0.9
 FIRST_VERDICT = 2
 #: A brake works from the second round on: what takes longer than this many times the rest is shorter with one.
-SLOW_PASSES = 6.0
+SLOW_PASSES = 4.0
 #: A brake shall make each round at most half of the one before: a softer one costs rounds, seen with a real QEMU.
 HALVES = 0.5
 #: After the brake, so many rounds before it is pulled harder: QEMU applies it at the second bad round.
@@ -70,7 +70,7 @@ class Vmferry(Policy):
         what="Meets the goal (largest gap, deadline) in the least time that the allowed means give.",
         rules=(
             "the rest fits bandwidth x 0.8 x (gap - fixed cost): QEMU switches at that moment",
-            "from the second round on, no end within six times what is left, and post-copy is allowed: post-copy",
+            "from the second round on, no end within four times what is left, and post-copy is allowed: post-copy",
             "the same, proven or seen twice, no post-copy: 40-writes, where it may be used",
             "without it, or two rounds later still no end: auto-converge instead, soft if the guest outruns the link",
             "else, or three rounds later, the strongest whose stalls take at most half of the limit",
@@ -160,7 +160,7 @@ class Vmferry(Policy):
         """Tell whether the rounds would go on for longer than a brake takes to work."""
         rest = float(ended.remaining_pages * self.facts.page_bytes)
         left_ms = until_switchover(rest, 0.0, speed, speed * self._limit_ms(), view.curve)
-        return left_ms is None or left_ms > SLOW_PASSES * rest / speed
+        return left_ms is not None and left_ms > SLOW_PASSES * rest / speed  # None: the outlook knows better
 
     # -- other means ----------------------------------------------------------------------------------------------
 
