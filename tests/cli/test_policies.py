@@ -75,7 +75,7 @@ def test_replay_takes_a_goal() -> None:
     """The recorded goal is used, apart from what is given."""
     trace = str(TRACES / "live-faster.ndjson")
     told = run("replay", trace, "--max-gap", "700ms", "--deadline", "5s").stdout
-    assert "at the start: downtime limit 552.0 ms: goal: gap 700.0 ms less 10.0 ms of fixed cost and a fifth" in told
+    assert "at the start: downtime limit 517.5 ms: goal: gap 700.0 ms less 10.0 ms of fixed cost and a quarter" in told
     assert "cancel" in told
     assert "deadline of 5.00 s in round 3" in told
 

@@ -38,7 +38,7 @@ async def test_the_default_policy_orders_40_writes_and_then_auto_converge_in_its
     assert here.throttle.calls == ASKED
     await end_rounds(source, stream, 1)
     await wait_until(lambda: here.throttle.calls == BEGUN, "writes are held after round 2")
-    assert here.throttle.in_force == {source.request.handover: WriteBudget(UNLIMITED, Milliseconds(16.0), 40)}
+    assert here.throttle.in_force == {source.request.handover: WriteBudget(UNLIMITED, Milliseconds(15.0), 40)}
     await end_rounds(source, stream, 2)
     await wait_until(lambda: stream.source.parameters["cpu-throttle-initial"] != 1, "the vCPUs are slowed instead")
     assert here.throttle.calls == OVER
@@ -47,7 +47,7 @@ async def test_the_default_policy_orders_40_writes_and_then_auto_converge_in_its
     end, events = await end_of(here, source.request.handover)
     assert end.outcome == "moved"
     told = [event.order for event in ordered(events)]
-    limits = ["downtime limit 32.0 ms", "downtime limit 16.0 ms"]
+    limits = ["downtime limit 30.0 ms", "downtime limit 15.0 ms"]
     assert told[:4] == [limits[0], "auto-converge 1", limits[1], "40-writes 40"]
     assert told[4] == "40-writes off"
     assert told[5].startswith("auto-converge ")

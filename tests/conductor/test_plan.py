@@ -19,10 +19,10 @@ def asked(choice: Choice | None = None, limit: float | None = None, bandwidth: B
 
 @pytest.mark.parametrize(
     ("gap", "limit", "goal"),
-    [(None, None, 90.0), (300.0, None, 300.0), (None, 80.0, 150.0), (300.0, 80.0, 150.0), (100.0, 80.0, 100.0)],
+    [(None, None, 90.0), (300.0, None, 300.0), (None, 75.0, 150.0), (300.0, 75.0, 150.0), (100.0, 75.0, 100.0)],
 )
 def test_the_goal_is_the_tighter_of_gap_and_downtime_limit(gap: float | None, limit: float | None, goal: float) -> None:
-    """A downtime limit alone is a goal of that with its fifth and the fixed cost; with both the tighter one counts."""
+    """A downtime limit alone is a goal with its quarter and the fixed cost; with both the tighter one counts."""
     choice = Choice(max_gap_ms=None if gap is None else Milliseconds(gap))
     assert asked(choice, limit).goal.max_gap_ms == goal
 
@@ -71,8 +71,8 @@ def test_a_brake_is_in_force_at_once_and_let_go_as_far_as_qemu_can() -> None:
 @pytest.mark.parametrize(
     ("choice", "limit", "most"),
     [
-        (Choice(throttle="any"), None, 16.0),
-        (Choice(throttle="any", max_gap_ms=Milliseconds(300.0)), None, 100.0),
+        (Choice(throttle="any"), None, 15.0),
+        (Choice(throttle="any", max_gap_ms=Milliseconds(300.0)), None, 93.75),
         (Choice(throttle="any"), 60.0, 30.0),
         (Choice(throttle="40-writes"), None, 90.0),
         (Choice(throttle="40-writes", max_gap_ms=Milliseconds(2000.0)), None, 300.0),

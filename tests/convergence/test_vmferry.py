@@ -54,7 +54,7 @@ def hot(working_set: int, count: int) -> list[Round]:
 def test_the_limit_is_the_gap_less_the_fixed_cost() -> None:
     """QEMU switches at the first moment within the goal: nothing is sooner."""
     assert make_policy("vmferry", Goal()).begin(FACTS)[0] == SetDowntimeLimit(
-        Milliseconds(200.0), "goal: gap 300.0 ms less 50.0 ms of fixed cost and a fifth"
+        Milliseconds(187.5), "goal: gap 300.0 ms less 50.0 ms of fixed cost and a quarter"
     )
 
 
@@ -116,8 +116,8 @@ def test_the_brake_is_bounded_by_the_goal() -> None:
     played = play(make_policy("vmferry", Goal()), hot(20_000, 20), BRAKE)
     levels = [order.level for _, order in played.of(SetThrottle)]
     assert levels == [1, 90]
-    assert played.of(SetDowntimeLimit)[-1][1].limit_ms == 200 - stall_ms(90)
-    assert stall_ms(90) <= 200 / 2
+    assert played.of(SetDowntimeLimit)[-1][1].limit_ms == 187.5 - stall_ms(90)
+    assert stall_ms(90) <= 187.5 / 2
     assert [index for index, _ in played.of(SetThrottle)] == [-1, 1]
 
 
@@ -141,11 +141,11 @@ def test_strongest_brake(most: float, percent: int) -> None:
 
 
 def test_what_fits_by_our_measure_raises_the_limit_until_it_no_longer_does() -> None:
-    """QEMU may underestimate the link; half of the fifth that is kept makes up for that while the rest fits."""
+    """QEMU may underestimate the link; a part of what is kept makes up for that while the rest fits."""
     fits = ended(3, 9000, 100, SECOND // 8, at_s=10)
     played = play(make_policy("vmferry", POSTCOPY), [*proportional(0.3, 2), fits, *proportional(0.7, 2)[1:]], BEHIND)
     limits = [(index, order.limit_ms) for index, order in played.of(SetDowntimeLimit)]
-    assert limits == [(-1, 200.0), (2, 225.0), (3, 200.0)]
+    assert limits == [(-1, 187.5), (2, 200.0), (3, 187.5)]
     assert played.of(StartPostcopy) == []
 
 
@@ -196,7 +196,7 @@ def test_the_articles_throttle_is_used_alone_when_nothing_else_is_allowed() -> N
     played = play(make_policy("vmferry", goal), hot(20_000, 20), HELPER)
     assert [(i, o.throttle, o.level) for i, o in played.of(SetThrottle)] == [(1, WRITES, 40)]
     limits = [(i, float(o.limit_ms)) for i, o in played.of(SetDowntimeLimit)]
-    assert limits == [(-1, 200.0), (1, 100.0)]
+    assert limits == [(-1, 187.5), (1, 93.75)]
     assert played.of(ThrottleOff) == []
 
 
@@ -209,8 +209,8 @@ def test_the_brake_that_harms_least_goes_first_and_is_released_where_it_does_not
     kinds = [type(order) for index, order in played.orders if index == 3]
     assert kinds == [ThrottleOff, SetThrottle, SetDowntimeLimit]
     assert [(i, o.limit_ms) for i, o in played.of(SetDowntimeLimit)] == [
-        *((-1, 200), (1, 100)),
-        *((3, 200 - stall_ms(55)), (6, 200 - stall_ms(90))),
+        *((-1, 187.5), (1, 93.75)),
+        *((3, 187.5 - stall_ms(55)), (6, 187.5 - stall_ms(90))),
     ]
 
 

@@ -37,7 +37,7 @@ from vmferry.ports.hypervisor import MigrationSetup
 
 #: `max-bandwidth` when the link does not say how fast it is: QEMU's own default of 128 MiB/s would be a silent cap.
 UNLIMITED = BytesPerSecond(16 * 1024**3)
-#: It is a downtime limit of 32 ms (`limit_within`). With 40 ms, 42 moves of a guest that writes 20 MiB/s on a fast link
+#: It is a downtime limit of 30 ms (`limit_within`). With 40 ms, 42 moves of a guest that writes 20 MiB/s on a fast link
 #: had a pause of 80 ms in the median and 132 ms at the most; with 80 ms there were pauses of 209 ms.
 DEFAULT_MAX_GAP = Milliseconds(90.0)
 #: Where a policy sets none: QEMU's own default.

@@ -1,9 +1,9 @@
 """`vmferry`, the default: a goal (largest gap, deadline), and whatever of the allowed means gets there soonest.
 
-1. QEMU's limit is the goal's gap less the fixed cost, and less a fifth since QEMU overshoots and the guest has to catch
-   up, so that QEMU itself switches at the first moment at which the rest fits: the soonest switchover within the goal
-   is the least total time. When it underestimates the link and the rest fits by our measure (a local minimum, for
-   example), the limit is raised by half of that for one round.
+1. QEMU's limit is the goal's gap less the fixed cost, and less a quarter since QEMU overshoots and the guest has to
+   catch up, so that QEMU itself switches at the first moment at which the rest fits: the soonest switchover within the
+   goal is the least total time. When it underestimates the link and the rest fits by our measure (a local minimum, for
+   example), the limit is raised to four fifths for one round.
 2. After each round from the second on: can pre-copy get there at all (outlook.py), and within four times what it takes
    to send what is left? If it seems not, post-copy starts at once if it is allowed. If it is proven or seen twice, a
    brake is put on.
@@ -69,14 +69,14 @@ class Vmferry(Policy):
         name="vmferry",
         what="Meets the goal (largest gap, deadline) in the least time that the allowed means give.",
         rules=(
-            "the rest fits bandwidth x 0.8 x (gap - fixed cost): QEMU switches at that moment",
+            "the rest fits bandwidth x 0.75 x (gap - fixed cost): QEMU switches at that moment",
             "from the second round on, no end within four times what is left, and post-copy is allowed: post-copy",
             "the same, proven or seen twice, no post-copy: 40-writes, where it may be used",
             "without it, or two rounds later still no end: auto-converge instead, soft if the guest outruns the link",
             "else, or three rounds later, the strongest whose stalls take at most half of the limit",
             "the deadline has come: post-copy if allowed, else cancel with the reason, or switch whatever the gap",
         ),
-        qemu="decides within the goal: limit = 0.8 x (gap - fixed cost) - stall of the brake",
+        qemu="decides within the goal: limit = 0.75 x (gap - fixed cost) - stall of the brake",
         source="design note in docs/policies.md; stalls: QEMU 10.0, migration/cpu-throttle.c",
         parameters=(
             ("--max-gap", "90 ms (simulate: 300 ms)"),
@@ -112,7 +112,7 @@ class Vmferry(Policy):
         self._raised = False
         self._last: Round | None = None
         gap, cost = format_ms(self.goal.max_gap_ms), format_ms(self.facts.fixed_cost_ms)
-        rule = f"goal: gap {gap} less {cost} of fixed cost and a fifth"
+        rule = f"goal: gap {gap} less {cost} of fixed cost and a quarter"
         return (SetDowntimeLimit(self._limit_ms(), rule), *self._idle_brake())
 
     def on_sample(self, sample: Sample) -> Orders:
