@@ -81,7 +81,7 @@ async def test_the_default_policy_decides_for_postcopy(pair: tuple[Host, Host], 
     assert states_of(here, there, source) == ("done", "running")
     told = [event for event in events if isinstance(event, PolicyOrdered)]
     assert (told[-1].order, told[-1].refused) == ("start post-copy", None)
-    assert told[-1].rule.startswith("no end: round ")
+    assert told[-1].rule.startswith("no end soon: round ")
     assert [each.order for each in told if each.elapsed_ms > 0] == ["start post-copy"]  # and no brake before it
     entered = [event.state for event in events if isinstance(event, StateEntered)]
     assert "postcopy-running" in entered

@@ -81,10 +81,12 @@ def test_a_guest_that_converges_is_left_alone(share: float) -> None:
 def test_a_guest_that_converges_slowly_is_braked_hard() -> None:
     """Ten times what is left is too long; a guest that does not outrun the link may not feel a soft brake at all."""
     played = play(make_policy("vmferry", Goal()), proportional(0.9, 8), BRAKE)
-    assert [(index, order.level) for index, order in played.of(SetThrottle)] == [(-1, 1), (2, 90)]
+    assert [(index, order.level) for index, order in played.of(SetThrottle)] == [(-1, 1), (1, 90)]
     assert "stalls of 90.0 ms" in played.of(SetThrottle)[-1][1].rule
     played = play(make_policy("vmferry", POSTCOPY), proportional(0.9, 8), BEHIND)
-    assert [index for index, _ in played.of(StartPostcopy)] == [1]
+    assert [(index, order.rule) for index, order in played.of(StartPostcopy)] == [
+        (0, "no end soon: round 1 dirtied 235929 pages in 8.59 s")
+    ]
 
 
 def test_a_hot_spot_that_fits_in_the_gap_is_left_alone() -> None:

@@ -4,9 +4,9 @@
    catch up, so that QEMU itself switches at the first moment at which the rest fits: the soonest switchover within the
    goal is the least total time. When it underestimates the link and the rest fits by our measure (a local minimum, for
    example), the limit is raised to four fifths for one round.
-2. After each round from the second on: can pre-copy get there at all (outlook.py), and within four times what it takes
-   to send what is left? If it seems not, post-copy starts at once if it is allowed. If it is proven or seen twice, a
-   brake is put on.
+2. After each round: can pre-copy get there at all (outlook.py), and within four times what it takes to send what is
+   left? After the first round only the straight line is asked, which is the least that shorter rounds dirty. If it
+   seems not, post-copy starts at once if it is allowed. If it is proven or seen twice, a brake is put on.
 3. The brakes in order of harm, one at a time: 40-writes slows the programs that the guest's owner has put under it and
    nothing else; where it does not do, it is released, and auto-converge slows the whole guest. One that outruns the
    link is slowed as softly as the curve says will do, and one that does not as hard as may be: it may leave its CPU
@@ -41,7 +41,7 @@ from vmferry.core.convergence.orders import (
 )
 from vmferry.core.convergence.outlook import Outlook, outlook
 from vmferry.core.convergence.policy import Policy
-from vmferry.core.rounds.curve import DirtyPoint, until_switchover
+from vmferry.core.rounds.curve import DirtyCurve, DirtyPoint, fit, until_switchover
 from vmferry.core.units import Milliseconds, format_bytes, format_ms, format_rate
 
 #: From reading a round's end to QEMU's next look, the guest goes on writing for about this long.
@@ -70,7 +70,7 @@ class Vmferry(Policy):
         what="Meets the goal (largest gap, deadline) in the least time that the allowed means give.",
         rules=(
             "the rest fits bandwidth x 0.75 x (gap - fixed cost): QEMU switches at that moment",
-            "from the second round on, no end within four times what is left, and post-copy is allowed: post-copy",
+            "no end within four times what is left to send, and post-copy is allowed: post-copy",
             "the same, proven or seen twice, no post-copy: 40-writes, where it may be used",
             "without it, or two rounds later still no end: auto-converge instead, soft if the guest outruns the link",
             "else, or three rounds later, the strongest whose stalls take at most half of the limit",
@@ -131,8 +131,12 @@ class Vmferry(Policy):
         speed = ended.sent_pages * page / ended.duration_ms if ended.round > 1 else ended.bandwidth / 1000
         view = outlook(self._points, ended.dirtied_pages / ended.sent_pages, self._limit_ms(), speed)
         limit = self._limit(ended, view)
-        no_end = view.doubtful or self._is_slow(ended, view, speed)
-        if ended.round < FIRST_VERDICT or not no_end or self._raised:
+        # The straight line through the last round is the least that shorter ones dirty: what it tells needs no curve.
+        line = fit(self._points[-1:])
+        no_end = self._is_slow(ended, line, speed, without_end=True)
+        if ended.round >= FIRST_VERDICT:
+            no_end = no_end or view.doubtful or self._is_slow(ended, view.curve, speed, without_end=False)
+        if not no_end or self._raised:
             self._doubts = 0
             return limit
         self._doubts += 1
@@ -156,18 +160,25 @@ class Vmferry(Policy):
         most_ms = raised_limit_within(self.goal.max_gap_ms, self.facts.fixed_cost_ms) - self._stall_ms
         return (SetDowntimeLimit(Milliseconds(max(most_ms, NEARLY_ZERO_MS)), rule),)
 
-    def _is_slow(self, ended: Round, view: Outlook, speed: float) -> bool:
-        """Tell whether the rounds would go on for longer than a brake takes to work."""
+    def _is_slow(self, ended: Round, curve: DirtyCurve, speed: float, *, without_end: bool) -> bool:
+        """Tell whether the rounds would go on for longer than a brake takes to work.
+
+        Args:
+            ended: the last round.
+            curve: what the guest dirties.
+            speed: bytes of guest memory sent per millisecond.
+            without_end: the answer where the curve shows no end at all.
+        """
         rest = float(ended.remaining_pages * self.facts.page_bytes)
-        left_ms = until_switchover(rest, 0.0, speed, speed * self._limit_ms(), view.curve)
-        return left_ms is not None and left_ms > SLOW_PASSES * rest / speed  # None: the outlook knows better
+        left_ms = until_switchover(rest, 0.0, speed, speed * self._limit_ms(), curve)
+        return without_end if left_ms is None else left_ms > SLOW_PASSES * rest / speed
 
     # -- other means ----------------------------------------------------------------------------------------------
 
     def _other_means(self, ended: Round, view: Outlook, speed: float) -> Orders:
         if self._may_postcopy():
-            return (StartPostcopy(f"no end: {_dirtied(ended)}"),)
-        if not view.proven and self._doubts < 2:
+            return (StartPostcopy(f"no end soon: {_dirtied(ended)}"),)
+        if ended.round < FIRST_VERDICT or (not view.proven and self._doubts < 2):
             return ()
         if self._writes_in == 0 and self._level == 0 and self._may_hold_writes():
             return self._hold_writes(ended, view, speed)
@@ -258,4 +269,6 @@ class Vmferry(Policy):
 
 
 def _dirtied(ended: Round) -> str:
+    if ended.round == 1:  # most of what it sent may have been empty pages
+        return f"round 1 dirtied {ended.dirtied_pages} pages in {format_ms(ended.duration_ms)}"
     return f"round {ended.round} dirtied {ended.dirtied_pages} pages while it sent {ended.sent_pages}"
