@@ -145,7 +145,7 @@ def test_strongest_brake(most: float, percent: int) -> None:
 def test_what_fits_by_our_measure_raises_the_limit_until_it_no_longer_does() -> None:
     """QEMU may underestimate the link; a part of what is kept makes up for that while the rest fits."""
     fits = ended(3, 9000, 100, SECOND // 8, at_s=10)
-    played = play(make_policy("vmferry", POSTCOPY), [*proportional(0.3, 2), fits, *proportional(0.7, 2)[1:]], BEHIND)
+    played = play(make_policy("vmferry", POSTCOPY), [*proportional(0.3, 2), fits, *proportional(0.5, 2)[1:]], BEHIND)
     limits = [(index, order.limit_ms) for index, order in played.of(SetDowntimeLimit)]
     assert limits == [(-1, 187.5), (2, 200.0), (3, 187.5)]
     assert played.of(StartPostcopy) == []

@@ -5,8 +5,9 @@
    goal is the least total time. When it underestimates the link and the rest fits by our measure (a local minimum, for
    example), the limit is raised to four fifths for one round.
 2. After each round: can pre-copy get there at all (outlook.py), and within four times what it takes to send what is
-   left? After the first round only the straight line is asked, which is the least that shorter rounds dirty. If it
-   seems not, post-copy starts at once if it is allowed. If it is proven or seen twice, a brake is put on.
+   left, or two and a half times where post-copy is allowed? After the first round only the straight line is asked,
+   which is the least that shorter rounds dirty. If it seems not, post-copy starts at once if it is allowed. If it is
+   proven or seen twice, a brake is put on.
 3. The brakes in order of harm, one at a time: 40-writes slows the programs that the guest's owner has put under it and
    nothing else; where it does not do, it is released, and auto-converge slows the whole guest. One that outruns the
    link is slowed as softly as the curve says will do, and one that does not as hard as may be: it may leave its CPU
@@ -51,6 +52,8 @@ MARGIN = 0.9
 FIRST_VERDICT = 2
 #: A brake works from the second round on: what takes longer than this many times the rest is shorter with one.
 SLOW_PASSES = 4.0
+#: Post-copy takes as long as the rest, and half a second for its quiet beginning.
+SLOW_BESIDE_POSTCOPY = 2.5
 #: A brake shall make each round at most half of the one before: a softer one costs rounds, seen with a real QEMU.
 HALVES = 0.5
 #: After the brake, so many rounds before it is pulled harder: QEMU applies it at the second bad round.
@@ -70,8 +73,8 @@ class Vmferry(Policy):
         what="Meets the goal (largest gap, deadline) in the least time that the allowed means give.",
         rules=(
             "the rest fits bandwidth x 0.75 x (gap - fixed cost): QEMU switches at that moment",
-            "no end within four times what is left to send, and post-copy is allowed: post-copy",
-            "the same, proven or seen twice, no post-copy: 40-writes, where it may be used",
+            "post-copy is allowed, and no end within two and a half times what is left to send: post-copy",
+            "no end within four times, proven or seen twice, no post-copy: 40-writes, where it may be used",
             "without it, or two rounds later still no end: auto-converge instead, soft if the guest outruns the link",
             "else, or three rounds later, the strongest whose stalls take at most half of the limit",
             "the deadline has come: post-copy if allowed, else cancel with the reason, or switch whatever the gap",
@@ -171,7 +174,8 @@ class Vmferry(Policy):
         """
         rest = float(ended.remaining_pages * self.facts.page_bytes)
         left_ms = until_switchover(rest, 0.0, speed, speed * self._limit_ms(), curve)
-        return without_end if left_ms is None else left_ms > SLOW_PASSES * rest / speed
+        passes = SLOW_BESIDE_POSTCOPY if self._may_postcopy() else SLOW_PASSES
+        return without_end if left_ms is None else left_ms > passes * rest / speed
 
     # -- other means ----------------------------------------------------------------------------------------------
 
