@@ -160,25 +160,33 @@ async def hang(process: QemuGuestProcess) -> asyncio.Task[object]:
     return stopping
 
 
+async def adopt_hanging(
+    start: Start, probes_dir: Path, version: tuple[int, int], stack: contextlib.AsyncExitStack
+) -> tuple[Move, QemuGuestProcess]:
+    """Break a post-copy whose destination hangs for want of a page, and have a new agent take that one over."""
+    move, destination = await make_move(start, probes_dir, version)
+    wire = Wire()
+    await begin(move, wire, setup_of(preempt=False), stack)
+    wire.cut()
+    await move.both_in(S.POSTCOPY_PAUSED)
+    stopping = await hang(destination)
+    stopping.cancel()
+    await asyncio.gather(stopping, return_exceptions=True)
+    await destination.close()
+    hypervisor = hypervisor_of(probes_dir, version)
+    guest = await hypervisor.freeze(await micro_spec())
+    again = await hypervisor.adopt(guest, HostResources(str(destination.run_dir.path), None), destination.record)
+    assert again is not None
+    return move, again
+
+
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: f"{version[0]}.{version[1]}")
 async def test_a_new_agent_recovers_a_hanging_destination(
     start: Start, probes_dir: Path, version: tuple[int, int]
 ) -> None:
     """A destination that hangs for want of a page, its stream broken, is taken over and recovered by a new agent."""
-    move, destination = await make_move(start, probes_dir, version)
-    hypervisor = hypervisor_of(probes_dir, version)
-    guest = await hypervisor.freeze(await micro_spec())
     async with contextlib.AsyncExitStack() as stack:
-        wire = Wire()
-        await begin(move, wire, setup_of(preempt=False), stack)
-        wire.cut()
-        await move.both_in(S.POSTCOPY_PAUSED)
-        stopping = await hang(destination)
-        stopping.cancel()
-        await asyncio.gather(stopping, return_exceptions=True)
-        await destination.close()
-        again = await hypervisor.adopt(guest, HostResources(str(destination.run_dir.path), None), destination.record)
-        assert again is not None
+        move, again = await adopt_hanging(start, probes_dir, version, stack)
         answers = asyncio.create_task(again.wait_answers())
         events = again.events()
         port = find_free_port()
@@ -198,20 +206,8 @@ async def test_a_new_agent_recovers_a_hanging_destination(
 
 async def test_a_hanging_destination_that_dies_is_told(start: Start, probes_dir: Path) -> None:
     """A QEMU that a new agent could not ask anything dies: whoever waits for its answers is told, and all others."""
-    move, destination = await make_move(start, probes_dir)
-    hypervisor = hypervisor_of(probes_dir, VERSIONS[0])
-    guest = await hypervisor.freeze(await micro_spec())
     async with contextlib.AsyncExitStack() as stack:
-        wire = Wire()
-        await begin(move, wire, setup_of(preempt=False), stack)
-        wire.cut()
-        await move.both_in(S.POSTCOPY_PAUSED)
-        stopping = await hang(destination)
-        stopping.cancel()
-        await asyncio.gather(stopping, return_exceptions=True)
-        await destination.close()
-        again = await hypervisor.adopt(guest, HostResources(str(destination.run_dir.path), None), destination.record)
-        assert again is not None
+        _, again = await adopt_hanging(start, probes_dir, VERSIONS[0], stack)
         events = again.events()
         answers = asyncio.create_task(again.wait_answers())
         await asyncio.sleep(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
@@ -299,20 +299,18 @@ class Source:
         try:
             reply = await self.peer.reserve(request)
             self._listens = (reply.address, reply.port)
-            with self._told_as(_E.STREAM_FAILED):
-                await preparing
-                self.runner.post(_E.DESTINATION_RESERVED)
+            await self._tell_reserved(preparing)
         finally:
             preparing.cancel()
             await asyncio.gather(preparing, return_exceptions=True)
 
-    @contextlib.contextmanager
-    def _told_as(self, kind: SourceEvent) -> Iterator[None]:
-        """Post a failure as an event, another one than the order's own."""
+    async def _tell_reserved(self, preparing: asyncio.Task[None]) -> None:
         try:
-            yield
-        except VmferryError as error:
-            self.runner.post(kind, error.what)
+            await preparing
+        except VmferryError as error:  # the destination has refused nothing
+            self.runner.post(_E.STREAM_FAILED, error.what)
+        else:
+            self.runner.post(_E.DESTINATION_RESERVED)
 
     async def _send(self) -> None:
         if self._listens is None:
