@@ -18,7 +18,8 @@ from vmferry.lab.toolchain import cache_dir, find_qemus
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-ORDER = ThrottleOrder("move-1", slot_ms=20, lease_ms=60000)
+#: Long enough for a guest under TCG on a busy machine to want far more than its 40 pages: a caught write can cost 2 ms.
+ORDER = ThrottleOrder("move-1", slot_ms=250, max_stall_ms=250, lease_ms=60000)
 #: 80 pages per second: 20 000 pages would take four minutes.
 SLOW = ThrottleOrder("move-1", slot_ms=500, max_stall_ms=500, lease_ms=60000)
 UNLIMITED = 4000  # MiB/s
@@ -62,7 +63,7 @@ async def test_the_guest_writes_forty_pages_per_slot_and_nothing_is_lost(start: 
         free = await guest.dirty_mib_per_s()
         begun = await channel.begin(ORDER)
         first = await guest.numbers("status")
-        slots = await _slots(guest, channel, 50)
+        slots = await _slots(guest, channel, 12)
         last = await guest.numbers("status")
         bounded = await guest.dirty_mib_per_s()
         ended = await channel.end()
@@ -70,7 +71,7 @@ async def test_the_guest_writes_forty_pages_per_slot_and_nothing_is_lost(start: 
         assert (begun.processes, begun.uncovered) == (1, 0)
         assert begun.covered_kib >= 64 << 10
         # The questions' own answers take a few slots at either end.
-        assert 0 < last["writes"] - first["writes"] <= ORDER.writes * (slots + 20)
+        assert 0 < last["writes"] - first["writes"] <= ORDER.writes * (slots + 4)
         assert (ended.errors, ended.overruns) == (0, 0)
         assert ended.holds > 0
         assert bounded < free / 2
