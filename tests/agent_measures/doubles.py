@@ -23,6 +23,7 @@ from vmferry.core.ids import Epoch, GuestName, GuestUuid, HandoverId, HostName
 from vmferry.core.migration import MigrationSample, MigrationStatus
 from vmferry.core.progress import Finished, Gap, Throttled
 from vmferry.core.units import MIB, Bytes, Milliseconds, Nanoseconds
+from vmferry.ports.hypervisor import MigrationSetup
 from vmferry.ports.peer import ClockSample, CommitReply, Seen
 from vmferry.ports.store import EventRow, Journal
 
@@ -191,7 +192,7 @@ class FakeRunner:
     failure: VmferryError | None = None
 
 
-ASKED = Asked(Choice(), Bytes(256 * MIB), None, Milliseconds(100.0), encrypted=True)
+ASKED = Asked(Choice(), Bytes(256 * MIB), None, Milliseconds(100.0))
 
 
 @dataclass
@@ -217,6 +218,7 @@ class FakeSource:
     reason: str | None = None
     blockers: tuple[()] = ()
     guarantee: None = None
+    setup: MigrationSetup | None = None
     last_sample: MigrationSample | None = SENT
     steering: FakeSteering = field(default_factory=FakeSteering)
     commit_reply: CommitReply | None = None

@@ -24,6 +24,7 @@ def make_qemu(major: int, minor: int) -> QemuFacts:
         capabilities=frozenset(one.name for one in there if one.kind is Kind.CAPABILITY),
         parameters=frozenset({*parameters, "multifd-compression", "max-bandwidth", "downtime-limit", "tls-creds"}),
         devices=frozenset(),
+        compressions=frozenset(one.name.removeprefix("multifd-") for one in there if one.kind is Kind.COMPRESSION),
     )
 
 

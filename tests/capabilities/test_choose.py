@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from tests.capabilities.conftest import EVERYTHING, make_qemu, qemu_7_2, qemu_10_0, qemu_10_2
 
 from vmferry.core.capabilities import (
+    DEFAULT_CHANNELS,
     HANDOVER,
     CapabilitySet,
+    Compression,
     Level,
     Resource,
+    StreamWish,
     Transport,
     Wanted,
     Wish,
@@ -123,10 +128,9 @@ def test_the_qemu_that_lacks_it_is_named() -> None:
 
 def test_what_no_host_offers_is_left_out() -> None:
     """What nobody looked at is not there, and the sides that need it are told; what was found is enough."""
-    nothing = ask(Wanted("postcopy-ram", R), Wanted("multifd"), Wanted("multifd-zstd"), offered=frozenset())
+    nothing = ask(Wanted("postcopy-ram", R), Wanted("multifd"), offered=frozenset())
     assert names(nothing) == {"multifd"}
     assert "userfaultfd for QEMU's user at the destination" in nothing.blockers[0].what
-    assert "built with zstd at the source and destination" in why(nothing, "multifd-zstd")
     enough = frozenset({Resource.USERFAULTFD})
     assert names(ask(Wanted("postcopy-ram", R), offered=enough)) == {"postcopy-ram"}
 
@@ -160,6 +164,46 @@ def test_compression_is_a_value() -> None:
     assert found.parameters["multifd-compression"] == "zstd"
     assert found.parameters["multifd-zstd-level"] == 3
     assert "one parameter holds one of them" in why(found, "multifd-zlib")
+
+
+def test_a_compression_is_there_where_both_were_built_with_it() -> None:
+    """The version says nothing of it, and neither does the parameter that would hold it."""
+    bare = dataclasses.replace(qemu_10_0(), compressions=frozenset({"zlib"}))
+    found = ask(Wanted("multifd", R), Wanted("multifd-zstd", R), destination=bare)
+    assert "QEMU 10.0.0 at the destination has no compression multifd-zstd" in found.blockers[0].what
+    assert names(ask(Wanted("multifd", R), Wanted("multifd-zlib", R), destination=bare)) == {"multifd", "multifd-zlib"}
+
+
+@pytest.mark.parametrize(
+    ("wish", "wanted"),
+    [
+        (StreamWish(), {}),
+        (StreamWish(channels=1), {}),
+        (StreamWish(channels=4), {"multifd": None, "multifd-channels": 4}),
+        (StreamWish(compression=Compression.XBZRLE), {"xbzrle": None}),
+        (
+            StreamWish(compression=Compression.ZSTD),
+            {"multifd": None, "multifd-channels": DEFAULT_CHANNELS, "multifd-zstd": None},
+        ),
+        (
+            StreamWish(channels=1, compression=Compression.ZLIB),
+            {"multifd": None, "multifd-channels": 1, "multifd-zlib": None},
+        ),
+    ],
+)
+def test_what_a_person_asks_of_a_stream_is_required(wish: StreamWish, wanted: dict[str, int | None]) -> None:
+    """Channels only where there is more than one or a compression that needs them; nothing else comes along."""
+    assert {one.name: one.value for one in wish.wanted} == wanted
+    assert all(one.level is R for one in wish.wanted)
+    assert ask(*HANDOVER, *wish.wanted).blockers == ()
+
+
+def test_what_does_not_go_together_on_one_stream_is_told() -> None:
+    """Channels that do not compress by differences, and a way with one channel."""
+    both = StreamWish(channels=2, compression=Compression.XBZRLE)
+    assert "multifd excludes xbzrle" in ask(*HANDOVER, *both.wanted).blockers[0].what
+    over = ask(*HANDOVER, *StreamWish(channels=2).wanted, transport=Transport.FD)
+    assert "fd excludes multifd" in over.blockers[0].what
 
 
 def test_an_earlier_attempt_leaves_nothing_behind() -> None:

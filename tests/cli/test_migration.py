@@ -196,6 +196,51 @@ def test_a_quantity_without_unit_asks_nobody(moving: FakeFleet, vmferry: Vmferry
     assert [agent.requests for agent in moving.agents.values()] == [[], []]
 
 
+def test_how_the_stream_travels_is_asked_of_the_agent(moving: FakeFleet, vmferry: Vmferry) -> None:
+    """Link, channels and compression travel by their names, for a check as for a move."""
+    said = ("--link", "fd", "--channels", "4", "--compression", "zstd")
+    assert vmferry("migrate", "web-7", "host-b", *said).exit_code == 0
+    options = {"plain": False, "link": "fd", "channels": 4, "compression": "zstd"}
+    body = {"destination": "host-b", "options": options}
+    assert moving.agents["host-a"].orders() == [("POST", "/v1/guests/web-7/migrate", body)]
+
+
+@pytest.mark.parametrize(
+    ("option", "word", "told"),
+    [
+        ("--link", "pigeon", "--link 'pigeon' is not known; take one of tcp, fd"),
+        ("--compression", "lzma", "--compression 'lzma' is not known; take one of none, xbzrle, zlib, zstd"),
+        ("--channels", "0", "Input should be greater than or equal to 1"),
+    ],
+)
+def test_an_unknown_way_asks_nobody(moving: FakeFleet, vmferry: Vmferry, option: str, word: str, told: str) -> None:
+    """It ends before any agent is asked, with what there is."""
+    for command in ("check", "migrate"):
+        ran = vmferry(command, "web-7", "host-b", option, word)
+        assert ran.exit_code == 2
+        assert told in ran.err
+    assert moving.agents["host-a"].orders() == []
+
+
+@pytest.mark.parametrize(("rate", "limit"), [("500Mbit/s", 62_500_000), ("link", None)])
+def test_bandwidth_asks_the_source(moving: FakeFleet, vmferry: Vmferry, rate: str, limit: int | None) -> None:
+    """By the guest's name or the hand-over's id; the rate travels in bytes per second."""
+    moving.has_handovers(host_a=[handover_view()])
+    moving.answer("host-a", "POST", "/v1/handovers/h-1/bandwidth", handover_view())
+    ran = vmferry("bandwidth", "web-7", rate)
+    assert (ran.exit_code, ran.err) == (0, "")
+    assert ran.out == f"hand-over h-1 of web-7: {rate}\n"
+    assert moving.agents["host-a"].orders() == [("POST", "/v1/handovers/h-1/bandwidth", {"max_bandwidth": limit})]
+
+
+def test_a_rate_that_is_none_asks_nobody(moving: FakeFleet, vmferry: Vmferry) -> None:
+    """What a rate looks like is told."""
+    ran = vmferry("bandwidth", "web-7", "fast")
+    assert ran.exit_code == 2
+    assert "RATE" in ran.err
+    assert moving.agents["host-a"].orders() == []
+
+
 def test_an_unknown_end_of_a_deadline_asks_nobody(moving: FakeFleet, vmferry: Vmferry) -> None:
     """What may happen at a deadline is told."""
     ran = vmferry("migrate", "web-7", "host-b", "--deadline", "1min", "--at-deadline", "hope")

@@ -14,6 +14,7 @@ from vmferry.conductor.guests import Guests, HostSettings
 from vmferry.conductor.handovers import DEFAULT_CHOICE, Handovers, Postcopy
 from vmferry.conductor.plan import Choice
 from vmferry.conductor.source import Source
+from vmferry.core.capabilities import DEFAULT_STREAM, StreamWish
 from vmferry.core.convergence.facts import Throttle
 from vmferry.core.convergence.trace import Trace
 from vmferry.core.errors import Blocker, Unreachable
@@ -35,6 +36,7 @@ from vmferry.ports.peer import (
     Verdict,
 )
 from vmferry.ports.store import Journal
+from vmferry.testing.fake_door import FakeDoor
 from vmferry.testing.fake_hypervisor import FAKE_FACTS
 from vmferry.testing.fake_throttle import FakeThrottle
 
@@ -124,6 +126,7 @@ class Host:
             port_is_free=lambda address, port: True,
             hold=self.hold,
             throttle=self.throttle,
+            door=FakeDoor(self.pair.doors),
             keep_trace=self.traces.__setitem__,
         )
         self.handovers = Handovers(self.guests, around)
@@ -157,6 +160,7 @@ class Host:
         postcopy: bool = False,
         postcopy_after: int | None = None,
         bandwidth: BytesPerSecond | None = None,
+        stream: StreamWish = DEFAULT_STREAM,
     ) -> Source:
         """Open a hand-over of the one guest."""
         handover = await self.handovers.open(
@@ -165,9 +169,9 @@ class Host:
             downtime_limit_ms=downtime_limit_ms,
             bandwidth=bandwidth,
             time_limit_s=time_limit_s,
-            encrypted=encrypted,
             choice=choice if throttle is None else replace(choice, throttle=str(throttle)),
             postcopy=Postcopy(postcopy_after) if postcopy or postcopy_after is not None else None,
+            stream=replace(stream, encrypted=encrypted),
         )
         source = self.handovers.source(handover)
         assert source is not None
@@ -193,6 +197,7 @@ class Pair:
     """Two hosts and the network between them."""
 
     hosts: dict[HostName, Host] = field(default_factory=dict)
+    doors: dict[int, FakeDoor] = field(default_factory=dict)
     cut: bool = False
 
     async def call(self, host: HostName, make: Callable[[Handovers], Awaitable[T]]) -> T:

@@ -14,7 +14,7 @@ from vmferry.core.units import GIB, MIB, Bytes, BytesPerSecond, Milliseconds
 def asked(choice: Choice | None = None, limit: float | None = None, bandwidth: BytesPerSecond | None = None) -> Asked:
     """Return what was asked for of a guest of 1 GiB."""
     limit_ms = None if limit is None else Milliseconds(limit)
-    return Asked(choice or Choice(), Bytes(GIB), bandwidth, limit_ms, encrypted=True)
+    return Asked(choice or Choice(), Bytes(GIB), bandwidth, limit_ms)
 
 
 @pytest.mark.parametrize(

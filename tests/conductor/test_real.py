@@ -11,6 +11,7 @@ from tests.conductor.pair import GUEST, Host, follow, wait_finished
 from tests.conductor.real import ask, end_of, home, image, make_spec, pair, press, process_of, run_state_of, start
 
 from vmferry.conductor.source import Source
+from vmferry.core.capabilities import StreamWish
 from vmferry.core.checks import memory_needed
 from vmferry.core.guest import Disk
 from vmferry.core.handover.states import AnyState, SourceState
@@ -27,12 +28,13 @@ pytestmark = pytest.mark.real
 
 #: A stream that lasts seconds: what is to happen in mid-migration happens in PRECOPY for certain.
 SLOW = BytesPerSecond(2 * MIB)
+PLAIN = StreamWish(encrypted=False)
 
 
 async def slowly(here: Host, there: Host) -> Source:
     """Begin a hand-over that is in PRECOPY and stays there for seconds."""
     handover = await here.handovers.open(
-        GUEST, there.name, downtime_limit_ms=None, bandwidth=SLOW, time_limit_s=None, encrypted=False
+        GUEST, there.name, downtime_limit_ms=None, bandwidth=SLOW, time_limit_s=None, stream=PLAIN
     )
     source = here.handovers.source(handover)
     assert source is not None
@@ -195,7 +197,7 @@ async def test_two_race_for_the_last_memory(pair: tuple[Host, Host], image: Gues
     await there.restart()
     opened = [
         await here.handovers.open(
-            name, there.name, downtime_limit_ms=None, bandwidth=None, time_limit_s=None, encrypted=False
+            name, there.name, downtime_limit_ms=None, bandwidth=None, time_limit_s=None, stream=PLAIN
         )
         for name in (GUEST, other)
     ]

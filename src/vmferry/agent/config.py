@@ -18,6 +18,7 @@ from vmferry.guestfile.words import memory
 
 DEFAULT_PATH = Path("/etc/vmferry/agent.toml")
 DEFAULT_PORT = 7716
+DEFAULT_STREAM_PORT = 7717
 #: Where Debian's packages, libvirt's users and this program's examples keep images and firmware.
 DEFAULT_IMAGE_DIRS = (
     *(Path("/srv"), Path("/mnt"), Path("/var/lib/vmferry/images"), Path("/var/lib/libvirt/images")),
@@ -75,6 +76,8 @@ class MigrationConfig(_Table):
     address: IpText | None = None
     #: Ports for arriving streams, one per guest that arrives at the same time.
     ports: Range = (49152, 49215)
+    #: Port on which other agents connect for streams that they make themselves (`--link fd`); 0 takes a free one.
+    stream_port: Annotated[int, Field(ge=0, le=65535)] = DEFAULT_STREAM_PORT
     #: Limit of one stream, bytes per second; None: what the link gives.
     max_bandwidth: Annotated[BytesPerSecond | None, Field(gt=0)] = None
 
@@ -122,8 +125,11 @@ class AgentConfig(_Table):
         first, last = self.migration.ports
         if first < 1 or last > 65535:
             raise ValueError("migration.ports: ports are 1 to 65535")
-        if first <= self.port <= last:
-            raise ValueError(f"port {self.port} lies in migration.ports {first}-{last}")
+        for port in (self.port, self.migration.stream_port):
+            if first <= port <= last:
+                raise ValueError(f"port {port} lies in migration.ports {first}-{last}")
+        if self.port and self.port == self.migration.stream_port:
+            raise ValueError(f"port {self.port} is migration.stream_port, too")
         return self
 
     @property

@@ -58,9 +58,10 @@ class RemotePeer:
             running=request.running,
             source=request.source,
             setup=request.setup,
+            link=request.link,
         )
         reply = await self._client.reserve(request.handover, body, time_limit_s=55.0)
-        return ReserveReply(reply.address, reply.port)
+        return ReserveReply(reply.address, reply.port, reply.ticket)
 
     async def wait_loaded(self, handover: HandoverId, limit_ms: Milliseconds) -> PeerStatus:
         """Wait until the destination is loaded, has failed or is gone."""

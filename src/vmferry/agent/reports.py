@@ -19,6 +19,7 @@ from vmferry.core.migration import MigrationSample, MigrationStatus
 from vmferry.core.progress import Gap, Outcome, Report
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 from vmferry.measure.gap import ClockOffset
+from vmferry.ports.hypervisor import MigrationSetup
 from vmferry.ports.peer import CommitReply
 from vmferry.ports.store import EventRow
 
@@ -122,7 +123,19 @@ def make_report(source: Source, ending: Ending, observed: Observed, here: HostNa
         pages_at_stop=trail.pages_at_stop() if moved else None,
         left_out=trail.left_out,
         restart_price=None if moved else trail.restart_price(),
+        link=str(request.link),
+        channels=_channels(source.setup),
+        compression=str(request.compression),
     )
+
+
+def _channels(setup: MigrationSetup | None) -> int | None:
+    """Return over how many channels pages went; None: an earlier agent knew."""
+    if setup is None:
+        return None
+    if not setup.capabilities.get("multifd"):
+        return 1
+    return int(setup.parameters.get("multifd-channels", 1))
 
 
 def _last_mark(marks: Marks) -> str:

@@ -26,12 +26,14 @@ from vmferry.api import models as m
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.handovers import Handovers, Postcopy
 from vmferry.conductor.plan import Asked, Choice, left_out_text
+from vmferry.core.capabilities import Compression, StreamWish, Transport
 from vmferry.core.convergence import DEFAULT
 from vmferry.core.errors import BadInput, Blocked, Denied, NotFound, VmferryError
 from vmferry.core.handover.states import Side
 from vmferry.core.host import GuestProbe, HostFacts
 from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.progress import ProgressEvent
+from vmferry.links.door import StreamDoor
 from vmferry.ports.peer import ReserveRequest
 from vmferry.ports.store import HandoverRow
 
@@ -58,6 +60,7 @@ class Service:
         claims: whether another host owns a guest by now.
         traces: what policies saw and ordered.
         log_keeper: bounds what guests print.
+        door: where streams arrive that the agents make themselves.
     """
 
     guests: Guests
@@ -72,6 +75,7 @@ class Service:
     claims: Claims
     traces: TraceStore
     log_keeper: LogKeeper
+    door: StreamDoor
 
     async def start(self) -> None:
         """Re-adopt guests and take up unfinished hand-overs."""
@@ -92,6 +96,7 @@ class Service:
     async def close(self) -> None:
         """Let go of everything: guests live on."""
         await self.log_keeper.close()
+        await self.door.close()
         await self.handovers.close()
         await self.measuring.close()
         await self.guests.close()
@@ -161,8 +166,8 @@ class Service:
             self.guests.row(name).guest.spec.memory_bytes,
             options.max_bandwidth,
             options.downtime_limit_ms,
-            encrypted=not options.plain,
             postcopy=postcopy,
+            stream=_stream(options),
         )
         chosen = await self.handovers.foresee(asked, found.qemus)
         left_out = tuple(left_out_text(left) for left in chosen.left_out)
@@ -180,9 +185,9 @@ class Service:
             downtime_limit_ms=options.downtime_limit_ms,
             bandwidth=options.max_bandwidth,
             time_limit_s=options.time_limit_s,
-            encrypted=not options.plain,
             choice=_choice(options),
             postcopy=_postcopy(options),
+            stream=_stream(options),
         )
         return m.MigrateReply(handover=handover)
 
@@ -222,6 +227,11 @@ class Service:
         await self.handovers.cancel(handover)
         return self._handover_view(self._row(handover))
 
+    async def limit_handover(self, handover: HandoverId, body: m.LimitRequest) -> m.HandoverView:
+        """Change what a hand-over's stream may take."""
+        await self.handovers.limit(handover, body.max_bandwidth)
+        return self._handover_view(self._row(handover))
+
     async def recover(self, body: m.RecoverRequest) -> m.RecoverReply:
         """Bring journal and reality together."""
         guest = None if body.guest is None else GuestName(body.guest)
@@ -256,9 +266,9 @@ class Service:
             raise Denied(f"Host {peer} asked for a reservation in the name of {body.source}")
         self._of_peer(peer, handover, Side.DESTINATION)
         self.checking.check_arrival(body.guest)
-        request = ReserveRequest(handover, body.guest, body.epoch, body.running, body.source, body.setup)
+        request = ReserveRequest(handover, body.guest, body.epoch, body.running, body.source, body.setup, body.link)
         reply = await self.handovers.arrivals.reserve(request)
-        return m.ReserveReply(address=reply.address, port=reply.port)
+        return m.ReserveReply(address=reply.address, port=reply.port, ticket=reply.ticket)
 
     async def wait_loaded(self, peer: HostName, handover: HandoverId, body: m.WaitLoadedRequest) -> m.PeerStatus:
         """Wait until everything is loaded, it failed, or the time is over."""
@@ -377,6 +387,13 @@ class Service:
 def _postcopy(options: m.MigrateOptions) -> Postcopy | None:
     """Return whether post-copy is allowed; who names its round allows it."""
     return Postcopy(options.postcopy_after) if options.postcopy or options.postcopy_after else None
+
+
+def _stream(options: m.MigrateOptions) -> StreamWish:
+    """Return how the stream shall travel."""
+    link = Transport(options.link or Transport.TCP)
+    compression = Compression(options.compression or Compression.NONE)
+    return StreamWish(link, options.channels, compression, encrypted=not options.plain)
 
 
 def _choice(options: m.MigrateOptions) -> Choice:

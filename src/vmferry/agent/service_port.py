@@ -84,6 +84,9 @@ class OperatorService(Protocol):
     async def cancel_handover(self, handover: HandoverId, body: m.Nothing) -> m.HandoverView:
         """Give a hand-over up before its commit."""
 
+    async def limit_handover(self, handover: HandoverId, body: m.LimitRequest) -> m.HandoverView:
+        """Change what a hand-over's stream may take, while it is sent."""
+
     async def recover(self, body: m.RecoverRequest) -> m.RecoverReply:
         """Bring journal and reality together."""
 

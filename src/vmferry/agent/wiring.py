@@ -33,6 +33,7 @@ from vmferry.conductor.runner import no_hold
 from vmferry.core.handover.states import AnyState
 from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.units import BytesPerSecond
+from vmferry.links.door import StreamDoor
 from vmferry.ports.peer import Peer
 from vmferry.qemu.acceleration import decide
 from vmferry.qemu.binary import QemuBinaryConfig
@@ -94,6 +95,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         None if uids is None else uids.start,
     )
     host_view = HostView(offer, journal, hypervisor)
+    door = StreamDoor(config.migration.address or config.listen, config.migration.stream_port)
 
     def peer(host: HostName) -> Peer:
         return RemotePeer(host, fleet.client)
@@ -117,6 +119,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         port_is_free=port_is_free,
         hold=_hold(),
         throttle=throttle,
+        door=door,
         keep_trace=traces.keep,
     )
     handovers = Handovers(guests, around)
@@ -136,6 +139,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         claims,
         traces,
         log_keeper,
+        door,
     )
 
 

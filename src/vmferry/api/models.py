@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from vmferry.core.capabilities import MOST_CHANNELS, Transport
 from vmferry.core.errors import Blocker
 from vmferry.core.guest import Acceleration, Desired, FrozenGuest, GuestSpec
 from vmferry.core.host import HostFacts
@@ -28,6 +29,7 @@ from vmferry.core.progress import (
 )
 from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import MigrationSetup, MigrationStatus, RunState
+from vmferry.ports.stream import Ticket
 
 #: Agent-to-agent protocol of this version; it also speaks the one before (`OLDEST_PROTOCOL`).
 PROTOCOL = 1
@@ -157,6 +159,9 @@ class MigrateOptions(Request):
     )
     postcopy: bool = False  #: post-copy may be used where pre-copy cannot end
     postcopy_after: Annotated[int | None, Field(ge=1, le=1000)] = None  #: begin it when this round begins (1: at once)
+    link: Literal["tcp", "fd"] | None = None  #: how the stream travels (docs/streams.md); None: tcp
+    channels: Annotated[int | None, Field(ge=1, le=MOST_CHANNELS)] = None  #: None: one, or what the compression needs
+    compression: Literal["none", "xbzrle", "zlib", "zstd", "qpl", "uadk", "qatzip"] | None = None  #: None: none
 
 
 class CheckRequest(Request):
@@ -211,6 +216,12 @@ class HandoverList(Reply):
     """All hand-overs that a host knows, newest first."""
 
     handovers: tuple[HandoverView, ...]
+
+
+class LimitRequest(Request):
+    """Change what a hand-over's stream may take."""
+
+    max_bandwidth: Annotated[BytesPerSecond | None, Field(gt=0, le=10**12)]  #: bytes/s; None: what the link gives
 
 
 # Recovery
@@ -350,13 +361,15 @@ class ReserveRequest(Request):
     running: bool  #: whether the guest runs there
     source: HostName
     setup: MigrationSetup
+    link: Transport = Transport.TCP
 
 
 class ReserveReply(Reply):
-    """Where the stream goes."""
+    """Where the stream goes; the ticket's secret is never logged."""
 
     address: IpAddress
     port: int
+    ticket: Ticket | None = None  #: the agent's stream port takes it; None: QEMU listens at address and port
 
 
 class WaitLoadedRequest(Request):

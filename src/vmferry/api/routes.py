@@ -108,6 +108,12 @@ OPERATOR_ROUTES: tuple[Route, ...] = (
         time_limit_s=120.0,
     ),
     Route(
+        *("POST", f"{_HANDOVER}/bandwidth", _O, "limit_handover", "Change what a hand-over's stream may take"),
+        request=m.LimitRequest,
+        response=m.HandoverView,
+        time_limit_s=120.0,
+    ),
+    Route(
         *("POST", "/v1/recover", _O, "recover", "Bring journal and reality together", m.RecoverRequest),
         response=m.RecoverReply,
         time_limit_s=300.0,

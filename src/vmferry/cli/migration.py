@@ -45,8 +45,31 @@ PostcopyOption = Annotated[
     ),
 ]
 
+LinkOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="tcp|fd",
+        help="How the stream travels: QEMU to QEMU over a port of its own (tcp, the default), or over a connection that"
+        " the agents make on their stream port (fd).",
+    ),
+]
 
-def check(
+ChannelsOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, max=64, help="Send over N channels with a thread each (multifd). Default: one."),
+]
+
+CompressionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="Compress pages: zstd, zlib (over channels; qpl, uadk, qatzip where both QEMUs have them), xbzrle"
+        " (differences of pages sent again; one channel) or none (the default).",
+    ),
+]
+
+
+def check(  # noqa: PLR0913 - one for each option of the command
     guest: GuestArgument,
     destination: DestinationArgument,
     *,
@@ -54,6 +77,9 @@ def check(
     max_gap: MaxGapOption = None,
     throttle: ThrottleOption = None,
     postcopy: PostcopyOption = False,
+    link: LinkOption = None,
+    channels: ChannelsOption = None,
+    compression: CompressionOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell everything that keeps a guest from moving, each with its fix, and what is promised; touches nothing.
@@ -65,7 +91,8 @@ def check(
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     body: dict[str, Any] = {"destination": destination}
-    if options := _choice(policy, max_gap, None, throttle) | _postcopy(postcopy, None):
+    options = _choice(policy, max_gap, None, throttle) | _postcopy(postcopy, None)
+    if options := options | _stream(link, channels, compression):
         body["options"] = options
     reply = fleet.ask(source, "POST", f"/v1/guests/{guest}/check", body)
     if as_json:
@@ -127,12 +154,15 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
             help="Begin post-copy when round N begins (1: at once), under any policy; implies --postcopy.",
         ),
     ] = None,
+    link: LinkOption = None,
+    channels: ChannelsOption = None,
+    compression: CompressionOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Only begin; print the hand-over's id.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Move a running guest to another host and show how it goes. Ctrl-C only stops showing it."""
     options = _options(plain, bandwidth, downtime_limit, time_limit) | _choice(policy, max_gap, deadline, throttle)
-    options |= _at_deadline(at_deadline) | _postcopy(postcopy, postcopy_after)
+    options |= _at_deadline(at_deadline) | _postcopy(postcopy, postcopy_after) | _stream(link, channels, compression)
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     try:
@@ -206,6 +236,19 @@ def _postcopy(allowed: bool, after: int | None) -> dict[str, object]:
     return {"postcopy": True} if allowed else {}
 
 
+def _stream(link: str | None, channels: int | None, compression: str | None) -> dict[str, object]:
+    """Return what was said of the stream; what is not given is left to the agent."""
+    from vmferry.core.capabilities import LINKS, Compression
+
+    options: dict[str, object] = {} if channels is None else {"channels": channels}
+    for name, word, words in (("link", link, LINKS), ("compression", compression, tuple(Compression))):
+        if word is not None and word not in words:
+            raise BadInput(f"--{name} {word!r} is not known", fix=f"take one of {', '.join(words)}")
+        if word is not None:
+            options[name] = word
+    return options
+
+
 def _view(handover: str, guest: str, source: str, destination: str) -> dict[str, Any]:
     return {"handover": handover, "guest": guest, "source": source, "destination": destination, "asked": source}
 
@@ -236,6 +279,27 @@ def _follow(fleet: Fleet, view: dict[str, Any], *, as_json: bool) -> None:
     from vmferry.cli.following import follow
 
     raise typer.Exit(follow(fleet, view, as_json=as_json))
+
+
+def bandwidth(
+    word: Annotated[str, typer.Argument(metavar="GUEST|HANDOVER", help="The guest, or the id of the hand-over.")],
+    rate: Annotated[
+        str, typer.Argument(metavar="RATE|link", help="E.g. 500Mbit/s or 100MiB/s; link: as much as the link gives.")
+    ],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Change what the stream of a hand-over under way may take. Its time and its downtime change with it."""
+    from vmferry.cli.quantities import parse_rate
+
+    body = {"max_bandwidth": None if rate == "link" else parse_rate(rate, "RATE")}
+    fleet = open_fleet()
+    found = fleet.find_handover(word, unfinished=True)
+    reply = fleet.ask(found["source"], "POST", f"/v1/handovers/{found['handover']}/bandwidth", body, time_limit_s=130)
+    if as_json:
+        print_json(reply)
+    else:
+        print(f"hand-over {found['handover']} of {found['guest']}: {rate}")
 
 
 def cancel(

@@ -16,6 +16,7 @@ from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.progress import Guarantee
 from vmferry.core.units import Bytes, BytesPerSecond
 from vmferry.ports.peer import Peer
+from vmferry.ports.stream import Door
 from vmferry.ports.write_throttle import WriteThrottle
 
 
@@ -58,6 +59,7 @@ class Surroundings:
         free_memory: what this host has now, reservations not subtracted.
         listen_address: where this host's QEMUs listen for streams.
         ports: on which of its ports.
+        door: where agents connect for streams that they make themselves.
         port_is_free: whether nobody listens on a port of an address.
         throttle: slows the writes of this host's guests.
         hold: fault injection in the lab.
@@ -76,6 +78,7 @@ class Surroundings:
     ports: range
     port_is_free: Callable[[str, int], bool]
     throttle: WriteThrottle
+    door: Door
     hold: Callable[[AnyState], Awaitable[object] | None] = no_hold
     opened: Callable[[Source], None] = _measure_nothing
     passed: Callable[[Source], None] = _measure_nothing

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Sequence
 
 from vmferry.conductor.around import Surroundings
-from vmferry.conductor.destination import Destination
+from vmferry.conductor.destination import ArrivalCalls, Destination, Incoming
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.lives import Lives
 from vmferry.conductor.marks import Marks
@@ -21,7 +21,6 @@ from vmferry.core.handover.replay import to_json
 from vmferry.core.handover.states import DestinationState, Side
 from vmferry.core.handover.table import OPENING
 from vmferry.core.ids import Epoch, GuestName, HandoverId
-from vmferry.ports.hypervisor import MigrationSetup
 from vmferry.ports.peer import CommitReply, PeerStatus, RejoinReply, ReserveReply, ReserveRequest
 from vmferry.ports.store import HandoverRow, Reservation
 
@@ -68,7 +67,7 @@ class Arrivals:
                 f" {known.error or known.runner.why or 'discarded'}",
                 side="destination",
             )
-        return known.arrival.reply
+        return known.reply()
 
     def _hold_place(self, request: ReserveRequest) -> Destination:
         name = request.guest.spec.name
@@ -89,7 +88,7 @@ class Arrivals:
             self._guests.unclaim(name, claim)
             raise
         arrival = Arrival(request.handover, name, request.source, request.epoch, reply)
-        return self._destination(arrival, request.setup, Machine(Side.DESTINATION))
+        return self._destination(arrival, Incoming(request.setup, request.link), Machine(Side.DESTINATION))
 
     def _free_port(self) -> int:
         taken = {reservation.port for reservation in self._journal.reservations()}
@@ -207,20 +206,23 @@ class Arrivals:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _destination(self, arrival: Arrival, setup: MigrationSetup | None, machine: Machine) -> Destination:
+    def _destination(self, arrival: Arrival, incoming: Incoming | None, machine: Machine) -> Destination:
         marks = Marks(time.monotonic_ns)
         marks.mark("start")
         parties = Parties(arrival.handover, arrival.guest, arrival.source, self._guests.settings.name)
         recorder = JournalRecorder(Side.DESTINATION, parties, self._journal, None, marks.since_start_ms)
         destination = Destination(
             arrival,
-            setup,
+            incoming,
             self._guests,
             self._around.peer(arrival.source),
             Runner(machine, recorder, self._around.hold),
             marks,
-            lambda: self._journal.release(arrival.handover),
-            lambda: self._around.throttle.arrived(arrival.guest, arrival.handover),
+            ArrivalCalls(
+                lambda: self._journal.release(arrival.handover),
+                lambda: self._around.throttle.arrived(arrival.guest, arrival.handover),
+                self._around.door,
+            ),
         )
         self._destinations[arrival.handover] = destination
         return destination

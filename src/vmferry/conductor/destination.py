@@ -18,6 +18,7 @@ from vmferry.conductor.marks import Marks
 from vmferry.conductor.postcopy_destination import PostcopyDestination
 from vmferry.conductor.rows import Arrival, claim_of
 from vmferry.conductor.runner import Order, Runner, background
+from vmferry.core.capabilities import Transport
 from vmferry.core.errors import Broken, Refused, TimedOut, VmferryError
 from vmferry.core.handover.effects import AnyEffect, DestinationEffect
 from vmferry.core.handover.events import DestinationEvent
@@ -25,7 +26,8 @@ from vmferry.core.handover.states import DestinationState, Side
 from vmferry.core.ids import Epoch, GuestName
 from vmferry.core.migration import MigrationStatus, RunState
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
-from vmferry.ports.peer import Peer, PeerStatus, Verdict
+from vmferry.ports.peer import Peer, PeerStatus, ReserveReply, Verdict
+from vmferry.ports.stream import Door, StreamConnection, Ticket
 
 _log = structlog.get_logger(__name__)
 
@@ -40,30 +42,51 @@ _HELD = frozenset({_T.LOADED, _T.POSTCOPY_LOADED})
 _ASK_SOURCE_EVERY_S = 2.0
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Incoming:
+    """The stream that is to come."""
+
+    setup: MigrationSetup
+    link: Transport = Transport.TCP
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ArrivalCalls:
+    """What an arrival needs of the agent around it.
+
+    Args:
+        release: gives the reservation back.
+        arrived: called when the guest runs here; must return at once.
+        door: where the source's agent connects for a stream that the agents make themselves.
+    """
+
+    release: Callable[[], None]
+    arrived: Callable[[], None]
+    door: Door
+
+
 class Destination:
     """One hand-over at its destination.
 
     Args:
         arrival: what is held; the guest's row is there already.
-        setup: of the stream; None after a restart, when QEMU has it already or is undone.
+        incoming: the stream; None after a restart, when QEMU has it already or is undone.
         guests: this host's guests.
         peer: the source's agent.
         runner: lives the machine.
         marks: when what happened.
-        release: gives the reservation back.
-        arrived: called when the guest runs here; must return at once.
+        calls: the agent around.
     """
 
     def __init__(
         self,
         arrival: Arrival,
-        setup: MigrationSetup | None,
+        incoming: Incoming | None,
         guests: Guests,
         peer: Peer,
         runner: Runner,
         marks: Marks,
-        release: Callable[[], None],
-        arrived: Callable[[], None],
+        calls: ArrivalCalls,
     ) -> None:
         self.arrival = arrival
         self.claim = claim_of(arrival.handover, Side.DESTINATION)  #: what the guest is busy with
@@ -74,11 +97,11 @@ class Destination:
         self.last_status: MigrationStatus | None = None
         self._seen: RunState | None = None  #: with the intent; good for one `cont`
         self._ran = False  #: `cont` was answered: nothing that fails after it is a refusal
-        self._setup = setup
+        self._incoming = incoming
+        self._ticket: Ticket | None = None  #: for the source's agent, where it connects instead of its QEMU
         self._guests = guests
         self._peer = peer
-        self._release = release
-        self._arrived = arrived
+        self._calls = calls
         listens = (arrival.reply.address, arrival.reply.port)
         self.postcopy = PostcopyDestination(self.name, lambda: guests.process(self.name), runner, listens)
         runner.obey(self._orders())
@@ -107,6 +130,10 @@ class Destination:
         if not isinstance(state, DestinationState):
             raise Broken(f"Hand-over {self.arrival.handover} has a machine of the wrong side: {state}")
         return state
+
+    def reply(self) -> ReserveReply:
+        """Return where the stream goes."""
+        return dataclasses.replace(self.arrival.reply, ticket=self._ticket)
 
     def status(self) -> PeerStatus:
         """Return how the arrival stands, for the source."""
@@ -154,13 +181,22 @@ class Destination:
 
     async def _prepare(self) -> None:
         row = self._guests.journal.guest(self.name)
-        if row is None or self._setup is None:
+        if row is None or self._incoming is None:
             raise Broken(f"Arrival of guest {self.name} is not in the journal")
         await self._guests.launch(row, incoming=True)
         process = self._process()
-        await process.prepare_migration(self._setup, incoming=True)
-        await process.listen(self.arrival.reply.address, self.arrival.reply.port)
+        await process.prepare_migration(self._incoming.setup, incoming=True)
+        if self._incoming.link is Transport.FD:
+            self._ticket = self._calls.door.expect(self.arrival.handover, self._take_stream)
+        else:
+            await process.listen(self.arrival.reply.address, self.arrival.reply.port)
         self.runner.post(_E.QEMU_LISTENS)
+
+    async def _take_stream(self, connection: StreamConnection) -> None:
+        """Hand the source's connection to QEMU."""
+        if self.state is not _T.RECEIVING:
+            raise Refused(f"hand-over {self.arrival.handover} is {self.state}", side="destination")
+        await self._process().take_stream(connection)
 
     async def _watch(self) -> None:
         """Watch QEMU until it has loaded or is gone, and the source while nothing is heard of it."""
@@ -280,7 +316,7 @@ class Destination:
     async def _announce(self) -> None:
         # first, and without a pause: whoever hears that the guest runs here may move it on at once
         self._guests.unclaim(self.name, self.claim)
-        self._release()
+        self._calls.release()
         row = self._guests.journal.guest(self.name)
         if row is not None and row.note == ARRIVING:
             self._guests.put(row, note=None)
@@ -290,17 +326,18 @@ class Destination:
         with contextlib.suppress(VmferryError):
             if await process.query_run_state() is RunState.RUNNING:
                 await process.announce()
-                self._arrived()
+                self._calls.arrived()
         await process.cleanup_migration()
 
     async def _clean_up(self) -> None:
+        self._calls.door.forget(self.arrival.handover)
         await self._guests.kill(self.name)
-        self._release()
+        self._calls.release()
         self.runner.post(_E.CLEANED_UP)
 
     async def _note_crash(self) -> None:
         await self._guests.kill(self.name)
-        self._release()
+        self._calls.release()
         self._guests.note_crash(
             self.name, self.postcopy.error or self.error or "its QEMU died when it was to start here"
         )

@@ -26,10 +26,10 @@ from vmferry.conductor.rows import Request, claim_of, replayed, request_of, row_
 from vmferry.conductor.runner import Runner, write_last
 from vmferry.conductor.source import Calls, Source
 from vmferry.conductor.steering import Steering
-from vmferry.core.capabilities import CapabilitySet
+from vmferry.core.capabilities import DEFAULT_STREAM, CapabilitySet, StreamWish
 from vmferry.core.convergence import Guarded
 from vmferry.core.convergence.facts import Throttle
-from vmferry.core.errors import Blocker, GuestBusy
+from vmferry.core.errors import Blocker, GuestBusy, Refused
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.events import Happened, SourceEvent
 from vmferry.core.handover.machine import Machine
@@ -96,9 +96,9 @@ class Handovers:
         downtime_limit_ms: Milliseconds | None,
         bandwidth: BytesPerSecond | None,
         time_limit_s: float | None,
-        encrypted: bool,
         choice: Choice = DEFAULT_CHOICE,
         postcopy: Postcopy | None = None,
+        stream: StreamWish = DEFAULT_STREAM,
     ) -> HandoverId:
         """Open a hand-over and let it live; returns at once, or when the guest's own arrival here is over.
 
@@ -116,8 +116,8 @@ class Handovers:
             downtime_limit_ms=downtime_limit_ms,
             bandwidth=bandwidth,
             time_limit_s=time_limit_s,
-            encrypted=encrypted,
             **dataclasses.asdict(choice),
+            **dataclasses.asdict(stream),
             postcopy=postcopy is not None,
             postcopy_after_rounds=None if postcopy is None else postcopy.after_rounds,
         )
@@ -144,7 +144,11 @@ class Handovers:
         row = self._journal.guest(request.guest)
         asked = self._asked(request, None if row is None else row.guest)
         throttle, most_hold_ms = self._around.throttle, asked.most_hold_ms
-        brake = Brake(throttle, request.guest, request.handover, lambda: self._link(request), most_hold_ms)
+
+        def link() -> BytesPerSecond:  # asked for: it may change on the way
+            return self._link(self._sources[request.handover].request)
+
+        brake = Brake(throttle, request.guest, request.handover, link, most_hold_ms)
         steering = Steering(asked, request.guest, feed, marks, runner, brake)
         source = Source(
             request,
@@ -160,6 +164,7 @@ class Handovers:
                 self._report,
                 self._around.passed,
                 brake,
+                self._around.door,
             ),
             steering,
         )
@@ -177,7 +182,14 @@ class Handovers:
     def _asked(self, request: Request, guest: FrozenGuest | None) -> Asked:
         bandwidth = request.bandwidth or self._around.link_bandwidth(request.destination)
         ram = Bytes(0) if guest is None else guest.spec.memory_bytes
-        return Asked(request.choice, ram, bandwidth, request.downtime_limit_ms, request.encrypted, request.postcopy)
+        return Asked(
+            request.choice,
+            ram,
+            bandwidth,
+            request.downtime_limit_ms,
+            request.postcopy,
+            request.stream,
+        )
 
     async def foresee(self, asked: Asked, qemus: Qemus) -> CapabilitySet:
         """Return what a migration would be set to; nothing is touched.
@@ -265,6 +277,23 @@ class Handovers:
                 raise GuestBusy(why, fix=f"wait for its last page (`vmferry watch {row.guest}`)", retry=True)
             source.cancel()
             await source.runner.wait_left(_CANCELLABLE)
+
+    async def limit(self, handover: HandoverId, bandwidth: BytesPerSecond | None) -> None:
+        """Change what a hand-over's stream may take, from now on and for an agent that comes after this one.
+
+        Args:
+            handover: which one; its stream is waited for.
+            bandwidth: None: as much as the link gives.
+
+        Raises:
+            NotFound: it is not a hand-over of which this host is the source.
+            Refused: nothing more is sent.
+        """
+        row = row_of(self._journal, handover, Side.SOURCE, self._guests.settings.name)
+        source = self._sources.get(handover)
+        if source is None:
+            raise Refused(f"Hand-over {handover} of guest {row.guest} is over ({row.state}): nothing more is sent")
+        await source.limit(bandwidth, self._around.link_bandwidth(source.request.destination))
 
     def _why_held(self, guest: GuestName) -> str | None:
         """Return why nobody may stop, pause or cancel a guest now: both hosts hold a part of it."""

@@ -42,7 +42,7 @@ class Helm:
     """
 
     def __init__(self, asked: Asked, allow_stop: Callable[[Milliseconds], None], brake: Brake) -> None:
-        self._asked = asked
+        self.asked = asked
         self._allow_stop = allow_stop
         self._brake = brake
         #: Begins post-copy, by the rule that fired: the hand-over's source, which says who it is.
@@ -67,7 +67,7 @@ class Helm:
                 self._allow_stop(Milliseconds(_PATIENCE * (MAX_DOWNTIME_MS if rest_ms is None else rest_ms)))
                 await process.set_downtime_limit(MAX_DOWNTIME_MS)
             case SetBandwidth(bandwidth=bandwidth):
-                await process.set_bandwidth(self._asked.capped(bandwidth))
+                await process.set_bandwidth(self.asked.capped(bandwidth))
             case SetThrottle() | ThrottleOff():
                 await self._brake_by(process, order)
             case Pause():
@@ -81,7 +81,7 @@ class Helm:
         if order.throttle is not Throttle.FORTY_WRITES:
             await process.set_parameters(throttle_parameters(order))
             return
-        if not self._asked.may_hold_writes:
+        if not self.asked.may_hold_writes:
             raise Refused(
                 f"{Throttle.FORTY_WRITES} is no order of a policy in this move",
                 fix=f"allow it: migrate --throttle {ANY_THROTTLE}",

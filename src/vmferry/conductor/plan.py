@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from vmferry.core.capabilities import (
+    DEFAULT_STREAM,
     HANDOVER,
     CapabilitySet,
     LeftOut,
     Level,
     Resource,
+    StreamWish,
     Wanted,
     Wish,
     choose,
@@ -74,8 +76,8 @@ class Asked:
     ram_bytes: Bytes
     bandwidth: BytesPerSecond | None  #: asked for, or the link's; None: nobody knows
     downtime_limit_ms: Milliseconds | None  #: no policy sets a longer one, except when it forces the switchover
-    encrypted: bool
     postcopy: bool = False  #: allowed, and both hosts can do it: the checks have looked
+    stream: StreamWish = DEFAULT_STREAM
 
     @property
     def first_limit_ms(self) -> Milliseconds:
@@ -183,7 +185,10 @@ def make_facts(asked: Asked, qemus: Qemus | None, *, holds_writes: bool = False)
 def choose_stream(asked: Asked, wishes: Wishes, qemus: Qemus) -> CapabilitySet:
     """Return what both QEMUs are set to, and what of the policy's wishes is left out, with reasons."""
     postcopy = (Wanted(POSTCOPY, Level.REQUIRED), Wanted("postcopy-preempt")) if asked.postcopy else ()
-    wish = Wish((*HANDOVER, *postcopy, *_wanted(wishes)), encrypted=asked.encrypted)
+    named = asked.stream.wanted
+    theirs = {one.name for one in named}
+    policys = (one for one in _wanted(wishes) if one.name not in theirs)
+    wish = Wish((*HANDOVER, *postcopy, *named, *policys), asked.stream.link, encrypted=asked.stream.encrypted)
     offered = frozenset({Resource.USERFAULTFD} if asked.postcopy else ())  # the checks have looked at the destination
     return choose(wish, qemus[0], qemus[1], offered)
 

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from vmferry.conductor.plan import Choice
+from vmferry.core.capabilities import Compression, StreamWish, Transport
 from vmferry.core.convergence import DEFAULT
 from vmferry.core.errors import NotFound
 from vmferry.core.handover.machine import Machine
@@ -41,6 +42,14 @@ class Request:
     deadline_ms: Milliseconds | None = None
     at_deadline: str | None = None
     throttle: str | None = None
+    link: Transport = Transport.TCP
+    channels: int | None = None  #: None = one, or what the compression needs
+    compression: Compression = Compression.NONE
+
+    @property
+    def stream(self) -> StreamWish:
+        """Return how the stream shall travel."""
+        return StreamWish(Transport(self.link), self.channels, Compression(self.compression), self.encrypted)
 
     @property
     def choice(self) -> Choice:
@@ -89,7 +98,8 @@ def request_of(row: HandoverRow) -> Request:
 def arrival_row(request: ReserveRequest, reply: ReserveReply) -> HandoverRow:
     """Return the row of an arrival that begins.
 
-    The stream's key is of no use after a restart (QEMU has it already) and has no place in a journal.
+    The stream's key and ticket are of no use after a restart (QEMU has its stream already, or is undone) and have no
+    place in a journal.
     """
     return HandoverRow(
         id=request.handover,
@@ -97,7 +107,12 @@ def arrival_row(request: ReserveRequest, reply: ReserveReply) -> HandoverRow:
         side=str(Side.DESTINATION),
         peer=request.source,
         state=str(DestinationState.PREPARING),
-        request={"epoch": request.epoch, "running": request.running, **dataclasses.asdict(reply)},
+        request={
+            "epoch": request.epoch,
+            "running": request.running,
+            "address": reply.address,
+            "port": reply.port,
+        },
         report=None,
         finished=False,
         created_at=time.time(),

@@ -27,14 +27,15 @@ from vmferry.core.errors import Blocker, Broken, Refused, TimedOut, Unreachable,
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.effects import AnyEffect, SourceEffect
 from vmferry.core.handover.events import SourceEvent
-from vmferry.core.handover.states import DestinationState, SourceState
+from vmferry.core.handover.states import AnyState, DestinationState, Side, SourceState
 from vmferry.core.ids import GuestName
 from vmferry.core.migration import POSTCOPY, MigrationSample, MigrationStatus, RunState
 from vmferry.core.progress import Guarantee, Throttled
-from vmferry.core.units import Milliseconds
+from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
-from vmferry.ports.peer import CommitReply, Peer, PeerStatus, ReserveRequest
+from vmferry.ports.peer import CommitReply, Peer, PeerStatus, ReserveReply, ReserveRequest
 from vmferry.ports.store import Token
+from vmferry.ports.stream import Door
 
 _log = structlog.get_logger(__name__)
 
@@ -42,6 +43,12 @@ _E, _S, _X = SourceEvent, SourceState, SourceEffect
 
 #: Why a hand-over was given up when a person asked for it; also tells this in the journal from a time limit.
 CANCELLED = "cancelled by an operator"
+_BEFORE_THE_STREAM = frozenset({_S.CHECKING, _S.RESERVING, _S.RESERVED})
+#: Pages are, or may still be, sent.
+_SENDING = frozenset(
+    {_S.PRECOPY, _S.POSTCOPY_ORDERED, _S.POSTCOPY_CROSSING, _S.POSTCOPY_COMMITTED, _S.POSTCOPY_RUNNING}
+    | {_S.POSTCOPY_PAUSED}
+)
 _ASK_AGAIN_S = 0.2
 _QUICK_S = 0.02
 _LONGEST_PAUSE_S = 2.0
@@ -62,6 +69,7 @@ class Calls:
         report: measures and publishes the end.
         passed: called when the checks have passed: measures of the guest begin; must return at once.
         brake: slows the guest's writes; the steering's too.
+        door: connects to the destination's agent where the agents make the stream themselves.
     """
 
     check: Callable[[], Awaitable[tuple[tuple[Blocker, ...], Guarantee | None]]]
@@ -70,6 +78,7 @@ class Calls:
     report: Callable[[Source], Awaitable[None]]
     passed: Callable[[Source], None]
     brake: Brake
+    door: Door
 
 
 class Source:
@@ -116,7 +125,7 @@ class Source:
         self.guest: FrozenGuest | None = None if row is None else row.guest  #: None: tidied up by an earlier agent
         self._guests = guests
         self._calls = calls
-        self._listens: tuple[str, int] | None = None
+        self._way: ReserveReply | None = None
         self.steering = steering
         self._is_postmigrate = False
         self._preparing: asyncio.Task[None] | None = None
@@ -172,6 +181,11 @@ class Source:
         return self.runner.why or (None if failure is None else failure.what)
 
     @property
+    def state(self) -> AnyState:
+        """Return where the machine stands."""
+        return self.runner.machine.state
+
+    @property
     def token(self) -> Token:
         """Return who owns the guest now, as the journal says."""
         row = self._guests.journal.guest(self.name)
@@ -205,6 +219,25 @@ class Source:
     async def _begin_postcopy(self, rule: str) -> None:
         self.begin_postcopy(rule)
 
+    async def limit(self, bandwidth: BytesPerSecond | None, link: BytesPerSecond | None) -> None:
+        """Change what the stream may take; one that has not begun begins with it.
+
+        Args:
+            bandwidth: asked for; None: as much as the link gives.
+            link: what that is; None: nobody knows.
+
+        Raises:
+            Refused: the last page is on its way, or there.
+        """
+        await self.runner.wait_left(_BEFORE_THE_STREAM)
+        if self.state not in _SENDING:
+            raise Refused(
+                f"Hand-over {self.request.handover} of guest {self.name} is {self.state}: nothing more is sent"
+            )
+        self.request = dataclasses.replace(self.request, bandwidth=bandwidth)
+        self._guests.journal.put_request(self.request.handover, str(Side.SOURCE), dataclasses.asdict(self.request))
+        await self.steering.limit(self._process(), bandwidth or link)
+
     async def watch_rounds(self) -> None:
         """Order post-copy after the rounds that were asked for."""
         await self._postcopy.watch_rounds(self.request.postcopy_after_rounds if self.request.postcopy else None)
@@ -225,7 +258,7 @@ class Source:
         limit = self.request.time_limit_s
         if limit is None:
             return
-        await self.runner.wait_left(frozenset({_S.CHECKING, _S.RESERVING, _S.RESERVED}))
+        await self.runner.wait_left(_BEFORE_THE_STREAM)
         await asyncio.sleep(limit)
         why = f"pre-copy took longer than its time limit of {limit:g} s"
         self.runner.post(_E.CANCEL_REQUESTED, why, only_in=_S.PRECOPY)
@@ -292,13 +325,13 @@ class Source:
             token.running,
             self._guests.settings.name,
             self.setup,
+            self.request.stream.link,
         )
         # While the destination's QEMU starts, which takes ten times as long.
         preparing = asyncio.create_task(self._process().prepare_migration(self.setup, incoming=False))
         self._preparing = preparing
         try:
-            reply = await self.peer.reserve(request)
-            self._listens = (reply.address, reply.port)
+            self._way = await self.peer.reserve(request)
             await self._tell_reserved(preparing)
         finally:
             preparing.cancel()
@@ -313,9 +346,15 @@ class Source:
             self.runner.post(_E.DESTINATION_RESERVED)
 
     async def _send(self) -> None:
-        if self._listens is None:
+        way = self._way
+        if way is None:
             raise Broken(f"Hand-over {self.request.handover} has no stream set up")
-        await self._process().migrate(*self._listens)
+        if way.ticket is None:
+            await self._process().migrate(way.address, way.port)
+        else:
+            connection = await self._calls.door.dial(way.address, way.ticket, self.request.handover)
+            with contextlib.closing(connection):
+                await self._process().migrate_over(connection)
         self.marks.mark("migrate")
 
     async def _steer(self) -> None:

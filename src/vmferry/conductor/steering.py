@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import secrets
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from vmferry.core.convergence.orders import (
     Orders,
     Pause,
     Resume,
+    SetBandwidth,
     SetThrottle,
     StartPostcopy,
     ThrottleOff,
@@ -120,6 +122,7 @@ class Steering:
         self._late: Orders = ()  #: first orders that wait for the stream
         self._began_ms: Milliseconds | None = None  #: of the first reading
         self._look_now = asyncio.Event()
+        self._wished: BytesPerSecond | None = None  #: what the policy gives the stream; None: all that it may take
         self._unsent_for = BytesPerSecond(0)  #: the bandwidth for which what waits in the kernel was bounded last
 
     # -- before anything is touched -------------------------------------------------------------------------------
@@ -133,6 +136,7 @@ class Steering:
         guarded, no_writes = Guarded(plan.policy_of(self._asked)), await self._why_no_writes()
         able = plan.make_facts(self._asked, qemus, holds_writes=no_writes == ())
         wishes = await ask_wishes(guarded, able)
+        self._wished = wishes.max_bandwidth
         chosen = plan.choose_stream(self._asked, wishes, qemus)
         if chosen.blockers:
             return chosen.blockers
@@ -143,12 +147,13 @@ class Steering:
         left_out = (plan.left_out_text(left) for left in chosen.left_out)
         held = (f"{Throttle.FORTY_WRITES}: {blocker.what}" for blocker in no_writes or ())
         self.trail.left_out = (*left_out, *held)
-        key = secrets.token_hex(_KEY_BYTES) if self._asked.encrypted else None
+        key = secrets.token_hex(_KEY_BYTES) if self._asked.stream.encrypted else None
         self._late = tuple(order for order in orders if _is_late(order))
         folded = tuple(order for order in orders if not _is_late(order))
         self._setup = plan.make_setup(self._asked, chosen, wishes, folded, key)
         await self._tell_began(guarded, None)
         for order in folded:
+            self._note(order)
             self.trail.ordered(order, _START.elapsed_ms)
             self.trail.carried_out(order, None)
             await self._tell(order, _START, None)
@@ -289,10 +294,25 @@ class Steering:
                 why = f"policy {self._name} ordered: {order_text(order)} ({order.rule})"
                 self._give_up(f"{why}, and it was refused: {refused}")
                 return False
+            self._note(order)
             self.trail.carried_out(order, when.left_pages)
             if isinstance(order, Cancel):
                 self._give_up(order.rule)
         return True
+
+    def _note(self, order: Order) -> None:
+        if isinstance(order, SetBandwidth):
+            self._wished = order.bandwidth
+
+    async def limit(self, process: GuestProcess, bandwidth: BytesPerSecond | None) -> None:
+        """Change what the stream may take, while it runs; the policy's own limit holds below that.
+
+        Args:
+            process: the guest's QEMU.
+            bandwidth: None: as much as it can.
+        """
+        self._asked = self.helm.asked = dataclasses.replace(self._asked, bandwidth=bandwidth)
+        await process.set_bandwidth(self._asked.capped(self._wished))
 
     async def _refusal(self, process: GuestProcess, order: Order, when: _Moment) -> str | None:
         try:

@@ -19,6 +19,7 @@ class QemuFacts:
     capabilities: frozenset[str]  #: migration capabilities
     parameters: frozenset[str]  #: migration parameters
     devices: frozenset[str]  #: device drivers that exist
+    compressions: frozenset[str] = frozenset()  #: of multifd channels, as this QEMU was built; an older agent says none
 
 
 @dataclass(frozen=True, slots=True)

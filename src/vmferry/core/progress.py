@@ -170,6 +170,9 @@ class Report:
     pages_at_stop: Pages | None = None  #: sent while the guest stood still
     left_out: tuple[str, ...] = ()  #: what the policy wished of the stream and could not have
     restart_price: str | None = None  #: what another attempt costs, where a policy gave this one up
+    link: str = "tcp"  #: how the stream travelled (docs/streams.md)
+    channels: int | None = None  #: that pages went over
+    compression: str = "none"
     event: str = "report"
 
 

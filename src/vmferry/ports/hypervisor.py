@@ -15,6 +15,7 @@ from vmferry.core.guest import FrozenGuest, GuestSpec
 from vmferry.core.host import QemuFacts
 from vmferry.core.migration import MigrationSample, MigrationStatus, RunState
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
+from vmferry.ports.stream import StreamConnection
 
 __all__ = [
     "GuestEvent",
@@ -134,6 +135,12 @@ class GuestProcess(Protocol):
 
     async def migrate(self, address: str, port: int) -> None:
         """Start sending; returns when QEMU accepted the order."""
+
+    async def take_stream(self, connection: StreamConnection) -> None:
+        """Receive over a connection that is there (instead of `listen`); the caller closes its own end of it."""
+
+    async def migrate_over(self, connection: StreamConnection) -> None:
+        """Start sending over a connection that is there; the caller closes its own end of it."""
 
     async def migrate_continue(self) -> None:
         """Leave pre-switchover: send the last pages and the device state."""

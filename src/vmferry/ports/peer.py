@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from vmferry.core.capabilities import Transport
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.host import GuestProbe, HostFacts
 from vmferry.core.ids import Epoch, HandoverId, HostName
 from vmferry.core.units import Milliseconds, Nanoseconds
 from vmferry.ports.hypervisor import MigrationSetup, MigrationStatus, RunState
+from vmferry.ports.stream import Ticket
 
 
 class Verdict(enum.StrEnum):
@@ -33,14 +35,19 @@ class ReserveRequest:
     running: bool  #: whether the guest ran (else it arrives paused)
     source: HostName
     setup: MigrationSetup
+    link: Transport = Transport.TCP
 
 
 @dataclass(frozen=True, slots=True)
 class ReserveReply:
-    """Where the destination's QEMU listens."""
+    """Where the destination's QEMU listens, or how to reach its agent for the stream.
+
+    With a ticket QEMU listens at address and port only for a stream that is to be recovered.
+    """
 
     address: str
     port: int
+    ticket: Ticket | None = None
 
 
 @dataclass(frozen=True, slots=True)

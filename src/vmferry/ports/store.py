@@ -117,6 +117,9 @@ class Journal(Protocol):
     def events(self, handover: HandoverId, side: str) -> Sequence[EventRow]:
         """Return the events of one hand-over in order."""
 
+    def put_request(self, handover: HandoverId, side: str, request: dict[str, object]) -> None:
+        """Store what is asked for now, where it was changed on the way."""
+
     def put_report(self, handover: HandoverId, side: str, report: dict[str, object]) -> None:
         """Store a hand-over's report."""
 

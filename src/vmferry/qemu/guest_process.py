@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from vmferry.ports.hypervisor import (
     ProcessRecord,
     RunState,
 )
+from vmferry.ports.stream import StreamConnection
 from vmferry.qemu import emergency
 from vmferry.qemu.ciphers import cipher_priority
 from vmferry.qemu.events import EventHub, translate
@@ -44,6 +46,8 @@ from vmferry.qemu.run_dir import TLS_DIR, RunDir
 from vmferry.qemu.sockets import connect
 
 QUIT_TIMEOUT_S = 10.0
+#: Under which QEMU is given a stream's connection.
+STREAM_DESCRIPTOR = "stream"
 #: A QEMU of an earlier agent that has not answered for so long may be waiting for a page.
 _DEAF_AFTER_S = 3.0
 _CONNECT_AGAIN_S = 0.5
@@ -300,6 +304,32 @@ class QemuGuestProcess:
         """Start sending."""
         await self._session.execute("migrate", {"uri": uri(address, port)})
         self._sends_to = (address, port)
+
+    async def take_stream(self, connection: StreamConnection) -> None:
+        """Receive over a connection that is there, once.
+
+        Raises:
+            Broken: it was not started to receive, or receives already.
+        """
+        await self._over(connection, "migrate-incoming")
+
+    async def migrate_over(self, connection: StreamConnection) -> None:
+        """Start sending over a connection that is there."""
+        host, port, *_ = connection.getpeername()
+        await self._over(connection, "migrate")
+        self._sends_to = (host, port)
+
+    async def _over(self, connection: StreamConnection, command: str) -> None:
+        await self._session.give_descriptor(STREAM_DESCRIPTOR, connection.fileno())
+        # QEMU makes every descriptor that it is given a blocking one, and would wait for the other side's part of the
+        # TLS handshake in its main loop, for ever perhaps. Both descriptors are of one open file.
+        os.set_blocking(connection.fileno(), False)
+        try:
+            await self._session.execute(command, {"uri": f"fd:{STREAM_DESCRIPTOR}"})
+        except SaidNo:
+            with contextlib.suppress(VmferryError):  # taken, and let go, before it said no
+                await self._session.execute("closefd", {"fdname": STREAM_DESCRIPTOR})
+            raise
 
     async def migrate_continue(self) -> None:
         """Leave pre-switchover."""

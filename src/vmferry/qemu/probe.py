@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vmferry.core.capabilities.features import COMPRESSION_PARAMETER, NO_COMPRESSION
 from vmferry.core.errors import Broken
 from vmferry.core.guest import Acceleration
 from vmferry.core.host import QemuFacts
@@ -27,8 +28,9 @@ from vmferry.qemu.freeze import DRIVERS, VERSIONED_MACHINE
 from vmferry.qemu.process import read_boot_id, spawn
 from vmferry.qemu.qmp import QmpSession, SaidNo
 
-#: of what is stored; a change makes old files unread (1: a QEMU that died was taken for one without drivers)
-FORMAT = 2
+#: of what is stored; a change makes old files unread (1: a QEMU that died was taken for one without drivers; 2: nothing
+#: was said of compressions)
+FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,7 @@ async def _ask_facts(session: QmpSession) -> dict[str, Any]:
         "cpu_models": sorted(m["name"] for m in models if _is_usable(m)),
         "capabilities": sorted(row["capability"] for row in capabilities),
         "parameters": sorted(await session.execute("query-migrate-parameters")),
+        "compressions": _compressions(await session.execute("query-qmp-schema")),
         "devices": [name for name in sorted(DRIVERS) if await _has_driver(session, name)],
     }
 
@@ -203,13 +206,21 @@ async def _has_driver(session: QmpSession, name: str) -> bool:
     return True
 
 
+def _compressions(schema: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return how multifd channels can compress; the schema has what this QEMU was built with, under made-up names."""
+    types = {each["name"]: each for each in schema}
+    members = (member for each in schema for member in each.get("members", ()) if isinstance(member, dict))
+    found = next((types[m["type"]] for m in members if m.get("name") == COMPRESSION_PARAMETER), {"values": ()})
+    return sorted(value for value in found["values"] if value != NO_COMPRESSION)
+
+
 def _is_usable(model: Mapping[str, Any]) -> bool:
     return model["name"] not in UNMIGRATABLE_MODELS and not model.get("unavailable-features")
 
 
 def _facts(answer: Mapping[str, Any]) -> QemuFacts:
     major, minor, micro = answer["version"]
-    sets = ("machines", "cpu_models", "capabilities", "parameters", "devices")
+    sets = ("machines", "cpu_models", "capabilities", "parameters", "devices", "compressions")
     return QemuFacts(version=(major, minor, micro), **{name: frozenset(answer[name]) for name in sets})
 
 

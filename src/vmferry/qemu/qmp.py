@@ -150,6 +150,20 @@ class QmpSession:
         except (QMPError, ExecInterruptedError, OSError, EOFError) as error:
             raise Broken(f"QMP connection to QEMU of guest {self._guest} is gone during {command}") from error
 
+    async def give_descriptor(self, name: str, descriptor: int) -> None:
+        """Give QEMU a descriptor of ours under a name; the caller closes its own.
+
+        Raises:
+            SaidNo: QEMU did not take it.
+            Broken: the connection is gone.
+            TimedOut: no answer in time; whether QEMU has it is not known.
+        """
+        try:
+            self._client.send_fd_scm(descriptor)
+        except (QMPError, OSError, AssertionError) as error:  # the last: it is not connected
+            raise Broken(f"QMP connection to QEMU of guest {self._guest} is gone") from error
+        await self.execute("getfd", {"fdname": name})
+
     async def close(self) -> None:
         """Close the connection. Idempotent; QEMU is not touched."""
         with contextlib.suppress(Exception):  # whatever its reader died of is told again

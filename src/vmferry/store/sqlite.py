@@ -173,9 +173,23 @@ class SqliteJournal:
         Raises:
             NotFound: no such hand-over.
         """
-        text = codec.dump_object(report)
-        with self._transaction(f"storing the report of hand-over {handover}"):
-            done = self._db.execute("UPDATE handovers SET report = ? WHERE id = ? AND side = ?", (text, handover, side))
+        self._put(handover, side, "report", report)
+
+    def put_request(self, handover: HandoverId, side: str, request: dict[str, object]) -> None:
+        """Store what is asked for now, where it was changed on the way.
+
+        Raises:
+            NotFound: no such hand-over.
+        """
+        self._put(handover, side, "request", request)
+
+    def _put(self, handover: HandoverId, side: str, column: str, value: dict[str, object]) -> None:
+        text = codec.dump_object(value)
+        with self._transaction(f"storing the {column} of hand-over {handover}"):
+            done = self._db.execute(
+                f"UPDATE handovers SET {column} = ? WHERE id = ? AND side = ?",  # noqa: S608 - a column of ours
+                (text, handover, side),
+            )
             if done.rowcount != 1:
                 raise NotFound(f"Hand-over {handover} ({side}) is not in the journal")
 

@@ -8,6 +8,7 @@ No guest software is needed: a guest is nothing but its firmware, which finds no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import secrets
 import socket
@@ -64,6 +65,14 @@ def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind((ADDRESS, 0))
         return int(probe.getsockname()[1])
+
+
+def make_connection() -> tuple[socket.socket, socket.socket]:
+    """Return both ends of a TCP connection, of which nothing was read."""
+    with socket.create_server((ADDRESS, 0)) as server:
+        outgoing = socket.create_connection(server.getsockname())
+        arriving, _ = server.accept()
+    return outgoing, arriving
 
 
 async def wait_event(
@@ -150,6 +159,15 @@ class Move:
         await self.destination.prepare_migration(make_setup(destination_key), incoming=True)
         await self.destination.listen(ADDRESS, port)
         await self.source.migrate(ADDRESS, port)
+
+    async def send_over(self, destination_key: str | None = KEY) -> None:
+        """Prepare both sides and start the stream over a connection that somebody else has made."""
+        await self.source.prepare_migration(make_setup(), incoming=False)
+        await self.destination.prepare_migration(make_setup(destination_key), incoming=True)
+        with contextlib.ExitStack() as ours:
+            outgoing, arriving = (ours.enter_context(end) for end in make_connection())
+            await self.destination.take_stream(arriving)
+            await self.source.migrate_over(outgoing)
 
     async def pause(self) -> None:
         """Go as far as pre-switchover."""
@@ -372,6 +390,35 @@ class HypervisorConformance:
         await wait_event(move.destination_events, GuestEventKind.RESUMED)
         await move.destination.announce()
         assert await move.states() == (RunState.POSTMIGRATE, RunState.RUNNING)
+
+    async def test_moves_over_a_connection(self, bench: Bench) -> None:
+        """Encrypted over a connection that was given to both; it is theirs alone then, and good for one attempt."""
+        move = await make_move(bench)
+        await move.send_over(destination_key=secrets.token_hex(32))
+        await wait_status(move.source_events, MigrationStatus.FAILED)
+        assert await move.settle() is RunState.RUNNING
+        await move.destination.kill()
+        arrival = await bench.start(await bench.source.freeze(SPEC), incoming=True)
+        again = Move(move.source, arrival, move.source.events(), arrival.events())
+        await again.send_over()
+        await wait_status(again.source_events, MigrationStatus.PRE_SWITCHOVER)
+        await again.source.migrate_continue()
+        await again.both_in(MigrationStatus.COMPLETED)
+        await again.settle()
+        assert await again.states() == (RunState.POSTMIGRATE, RunState.PAUSED)
+        await arrival.cont()
+
+    async def test_takes_a_connection_only_where_it_may(self, bench: Bench) -> None:
+        """A guest of its own takes none, an arrival takes one."""
+        move = await make_move(bench)
+        await move.destination.prepare_migration(make_setup(), incoming=True)
+        with contextlib.ExitStack() as ours:
+            ends = [ours.enter_context(end) for end in make_connection()]
+            with pytest.raises(Broken, match="incoming"):
+                await move.source.take_stream(ends[0])
+            await move.destination.take_stream(ends[1])
+            with pytest.raises(Broken, match=r"incoming"):
+                await move.destination.take_stream(ends[1])
 
     async def test_statuses_come_in_order(self, bench: Bench) -> None:
         """The source tells every status, in order, and stops its vCPUs before pre-switchover is told."""

@@ -197,6 +197,17 @@ class JournalConformance:
         with pytest.raises(NotFound):
             journal.put_report(HandoverId("h9"), "source", {})
 
+    def test_a_request_that_changes(self, journal: Journal) -> None:
+        """What is asked for may change on the way; nothing else of the hand-over does."""
+        journal.open_handover(make_handover_row())
+        before = journal.handover(HandoverId("h1"), "source")
+        assert before is not None
+        journal.put_request(HandoverId("h1"), "source", {**before.request, "bandwidth": 5})
+        row = journal.handover(HandoverId("h1"), "source")
+        assert row == replace(before, request={**before.request, "bandwidth": 5})
+        with pytest.raises(NotFound):
+            journal.put_request(HandoverId("h9"), "source", {})
+
     def test_last_memory_goes_to_one(self, journal: Journal) -> None:
         """Of two reservations that race for the last memory the second is refused and holds nothing."""
         free = Bytes(150 * MIB)

@@ -30,6 +30,7 @@ from vmferry.ports.hypervisor import (
     ProcessRecord,
     RunState,
 )
+from vmferry.ports.stream import StreamConnection
 from vmferry.qemu.cpu import freeze_cpu, parse_cpu
 from vmferry.qemu.freeze import Drawn, check_machine, freeze
 from vmferry.qemu.guest_process import STARTABLE
@@ -63,10 +64,12 @@ FAKE_FACTS = QemuFacts(
             "max-bandwidth",
             "max-postcopy-bandwidth",
             "multifd-channels",
+            "multifd-compression",
             "tls-creds",
         }
     ),
     devices=frozenset({"virtio-net-pci", "virtio-blk-pci", "e1000", "isa-serial", "pcie-root-port", "ide-hd"}),
+    compressions=frozenset({"zlib", "zstd"}),
 )
 
 #: What a QEMU takes that answers no question.
@@ -274,20 +277,38 @@ class FakeGuestProcess:
     async def listen(self, address: str, port: int) -> None:
         """Listen, once, prepared and started to receive."""
         self._call("listen")
+        await self._listen((address, port))
+
+    async def _listen(self, address: tuple[str, int]) -> None:
         self._require(self.qemu.state is RunState.INMIGRATE, "listen", "'-incoming' was not specified")
         self._require(self.qemu.setup is not None, "listen", "it was not prepared")
         started = self.qemu.incoming_status is not MigrationStatus.NONE
         self._require(not started, "listen", "The incoming migration has already been started")
-        self._link.listen(self.qemu, (address, port))
+        self._link.listen(self.qemu, address)
 
     async def migrate(self, address: str, port: int) -> None:
         """Start sending, prepared and from a state that allows it."""
         self._call("migrate")
+        await self._migrate((address, port))
+
+    async def _migrate(self, address: tuple[str, int]) -> None:
         self._require(not self._is_migrating(), "migrate", "There's a migration process in progress")
         self._require(self.qemu.setup is not None, "migrate", "it was not prepared")
         wrong = self.qemu.state in {RunState.INMIGRATE, RunState.POSTMIGRATE, RunState.FINISH_MIGRATE}
         self._require(not wrong, "migrate", f"Guest is in state {self.qemu.state}")
-        self._link.open_stream(self.qemu, (address, port))
+        self._link.open_stream(self.qemu, address)
+
+    async def take_stream(self, connection: StreamConnection) -> None:
+        """Receive over a connection, once, prepared and started to receive; one channel is all that it has."""
+        self._call("take_stream")
+        self._require(not self._has("multifd"), "migrate-incoming", "multifd requires multi-channel URIs")
+        await self._listen(connection.getsockname())
+
+    async def migrate_over(self, connection: StreamConnection) -> None:
+        """Start sending over a connection; one channel is all that it has."""
+        self._call("migrate_over")
+        self._require(not self._has("multifd"), "migrate", "multifd requires multi-channel URIs")
+        await self._migrate(connection.getpeername())
 
     async def migrate_continue(self) -> None:
         """Leave pre-switchover."""

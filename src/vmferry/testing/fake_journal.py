@@ -109,6 +109,11 @@ class FakeJournal:
         self._write("put_report")
         self._handovers[handover, side] = replace(self._known(handover, side), report=_plain(report))
 
+    def put_request(self, handover: HandoverId, side: str, request: dict[str, object]) -> None:
+        """Store what is asked for now."""
+        self._write("put_request")
+        self._handovers[handover, side] = replace(self._known(handover, side), request=_plain(request))
+
     def reserve(self, reservation: Reservation, memory_free_bytes: Bytes) -> None:
         """Hold memory, port and name, all or nothing."""
         self._write("reserve")

@@ -242,6 +242,11 @@ class FakeService:
         self._called("cancel_handover", handover, body)
         return self.handover(handover)
 
+    async def limit_handover(self, handover: HandoverId, body: m.LimitRequest) -> m.HandoverView:
+        """Return the hand-over."""
+        self._called("limit_handover", handover, body)
+        return self.handover(handover)
+
     async def recover(self, body: m.RecoverRequest) -> m.RecoverReply:
         """Find nothing."""
         self._called("recover", body)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from vmferry.agent.config import AgentConfig
+from vmferry.agent.config import AgentConfig, MigrationConfig
 from vmferry.agent.main import serve_until
 from vmferry.agent.peer_pool import PeerPool
 from vmferry.agent.service_port import AgentService
@@ -31,7 +31,12 @@ class RunningAgent:
 
     def __init__(self, name: str, directory: Path, address: str) -> None:
         self.config = AgentConfig(
-            name=name, listen=address, port=0, state_dir=directory / "state", run_dir=directory / "run"
+            name=name,
+            listen=address,
+            port=0,
+            state_dir=directory / "state",
+            run_dir=directory / "run",
+            migration=MigrationConfig(stream_port=0),
         )
         self.identity = IdentityDirectory(self.config.identity_dir)
         self.service = FakeService(name)

@@ -84,6 +84,13 @@ def _policy(report: Report) -> str:
     return text if report.restart_price is None else f"{text}; another attempt: {report.restart_price}"
 
 
+def _stream(report: Report) -> str:
+    """Return how it travelled: link, channels where there are several, compression where there is one."""
+    channels = [f"{report.channels} channels"] if (report.channels or 1) > 1 else []
+    compression = [report.compression] if report.compression != "none" else []
+    return ", ".join([report.link, *channels, *compression])
+
+
 def _commit(report: Report) -> str:
     parts = ", ".join(f"{name} {format_ms(value)}" for name, value in report.commit_parts_ms.items())
     return _optional(report.commit_ms) + (f" ({parts})" if parts else "")
@@ -98,6 +105,7 @@ ROWS: tuple[tuple[str, Callable[[Report], str]], ...] = (
     ("rounds", lambda report: NOT_MEASURED if report.rounds is None else str(report.rounds)),
     ("sent", _sent),
     ("bandwidth", lambda report: NOT_MEASURED if report.bandwidth is None else format_rate(report.bandwidth)),
+    ("stream", _stream),
     ("encrypted", lambda report: "yes" if report.encrypted else "no"),
     ("downtime (QEMU)", _downtime),
     ("guest_gap (beats)", _guest_gap),

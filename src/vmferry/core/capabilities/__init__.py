@@ -19,6 +19,14 @@ from vmferry.core.capabilities.rules import (
     Resource,
     Verdict,
 )
+from vmferry.core.capabilities.stream import (
+    DEFAULT_CHANNELS,
+    DEFAULT_STREAM,
+    LINKS,
+    MOST_CHANNELS,
+    Compression,
+    StreamWish,
+)
 from vmferry.core.capabilities.wish import (
     HANDOVER,
     CapabilitySet,
@@ -31,13 +39,18 @@ from vmferry.core.capabilities.wish import (
 
 __all__ = [
     "BY_NAME",
+    "DEFAULT_CHANNELS",
+    "DEFAULT_STREAM",
     "EXCLUSIONS",
     "FEATURES",
     "HANDOVER",
     "HOST_NEEDS",
+    "LINKS",
+    "MOST_CHANNELS",
     "REQUIREMENTS",
     "Basis",
     "CapabilitySet",
+    "Compression",
     "Exclusion",
     "Feature",
     "Figure",
@@ -49,6 +62,7 @@ __all__ = [
     "Requirement",
     "Resource",
     "RestartPrice",
+    "StreamWish",
     "Transport",
     "Verdict",
     "Version",

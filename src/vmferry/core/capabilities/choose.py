@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from vmferry.core.capabilities.features import (
     BY_NAME,
     COMPRESSION_PARAMETER,
+    COMPRESSION_PREFIX,
     FEATURES,
     NO_COMPRESSION,
     ORDER,
@@ -198,7 +199,7 @@ def _parameters(pair: _Pair, chosen: list[Wanted]) -> dict[str, Value]:
         values[COMPRESSION_PARAMETER] = NO_COMPRESSION
     for one in chosen:
         if BY_NAME[one.name].kind is Kind.COMPRESSION:
-            values[COMPRESSION_PARAMETER] = one.name.removeprefix("multifd-")
+            values[COMPRESSION_PARAMETER] = one.name.removeprefix(COMPRESSION_PREFIX)
         elif one.value is not None:
             values[one.name] = one.value
     return values
@@ -211,13 +212,14 @@ def _has(qemu: QemuFacts, feature: Feature) -> bool:
     if feature.kind is Kind.PARAMETER:
         return feature.name in qemu.parameters
     if feature.kind is Kind.COMPRESSION:
-        return COMPRESSION_PARAMETER in qemu.parameters
+        return feature.name.removeprefix(COMPRESSION_PREFIX) in qemu.compressions
     return qemu.version >= feature.since
 
 
 def _history(feature: Feature) -> str:
     until = "" if feature.removed is None else f", removed in {version_text(feature.removed)}"
-    return f"since {version_text(feature.since)}{until}"
+    built = ", where it is built with it" if feature.kind is Kind.COMPRESSION else ""
+    return f"since {version_text(feature.since)}{until}{built}"
 
 
 def _other_qemu(side: str) -> str:

@@ -140,6 +140,9 @@ FEATURES: tuple[Feature, ...] = (
     _parameter("multifd-zstd-level", (5, 0), Range(0, 20), 1, "1 fast, 20 small"),
     Feature("multifd-zlib", Kind.COMPRESSION, (5, 0), "multifd channels compress with zlib"),
     _parameter("multifd-zlib-level", (5, 0), Range(0, 9), 1, "1 fast, 9 small"),
+    Feature("multifd-qpl", Kind.COMPRESSION, (9, 1), "multifd channels compress with Intel's In-Memory Analytics"),
+    Feature("multifd-uadk", Kind.COMPRESSION, (9, 1), "multifd channels compress with an accelerator of Kunpeng"),
+    Feature("multifd-qatzip", Kind.COMPRESSION, (9, 2), "multifd channels compress with Intel's QuickAssist"),
     _capability("zero-copy-send", (7, 1), "the kernel sends from the guest's memory, without a copy"),
     _parameter(
         *("zero-page-detection", (9, 0), Choice(("none", "legacy", "multifd")), "multifd"),
@@ -168,6 +171,9 @@ BY_NAME = {feature.name: feature for feature in FEATURES}
 ORDER = {feature.name: place for place, feature in enumerate(FEATURES)}
 
 COMPRESSION_PARAMETER = "multifd-compression"
+COMPRESSION_PREFIX = "multifd-"
+#: Names of all compressions of multifd channels.
+COMPRESSIONS = tuple(feature.name for feature in FEATURES if feature.kind is Kind.COMPRESSION)
 NO_COMPRESSION = "none"
 
 

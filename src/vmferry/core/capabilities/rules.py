@@ -7,9 +7,10 @@ more. What an older version accepts and fails at later is refused here for that 
 from __future__ import annotations
 
 import enum
+import itertools
 from dataclasses import dataclass
 
-from vmferry.core.capabilities.features import Version
+from vmferry.core.capabilities.features import COMPRESSIONS, Version
 
 
 class Verdict(enum.StrEnum):
@@ -75,8 +76,6 @@ class Resource(enum.StrEnum):
     WRITE_PROTECTION = "userfaultfd with write protection"
     LOCKED_MEMORY = "a limit of locked memory as large as the guest"
     RDMA_DEVICE = "an RDMA device"
-    ZLIB = "a QEMU built with zlib"
-    ZSTD = "a QEMU built with zstd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +159,19 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
     ),
     Exclusion("mapped-ram", "xbzrle", "a page has one place in the file", _CAPS, _REFUSED),
     Exclusion("postcopy-ram", "mapped-ram", "a file answers no requests", _CAPS, _REFUSED),
-    Exclusion("mapped-ram", "multifd-zstd", "a page has its full place in the file", f"{_START}; {_TRIED}", _REFUSED),
-    Exclusion("mapped-ram", "multifd-zlib", "a page has its full place in the file", f"{_START}; {_TRIED}", _REFUSED),
+    *(
+        Exclusion("mapped-ram", one, "a page has its full place in the file", f"{_START}; zstd: {_TRIED}", _REFUSED)
+        for one in COMPRESSIONS
+    ),
     Exclusion("mapped-ram", "tls", "pages are written at places, not as a stream", f"{_START}; {_TRIED}", _REFUSED),
-    Exclusion("multifd-zstd", "multifd-zlib", "one parameter holds one of them", _SCHEMA, _OURS),
-    Exclusion("zero-copy-send", "multifd-zstd", "what is compressed is a copy", f"{_CAPS}; {_PARAMS}", _REFUSED),
-    Exclusion("zero-copy-send", "multifd-zlib", "what is compressed is a copy", f"{_CAPS}; {_PARAMS}", _REFUSED),
+    *(
+        Exclusion(one, other, "one parameter holds one of them", _SCHEMA, _OURS)
+        for one, other in itertools.combinations(COMPRESSIONS, 2)
+    ),
+    *(
+        Exclusion("zero-copy-send", one, "what is compressed is a copy", f"{_CAPS}; {_PARAMS}", _REFUSED)
+        for one in COMPRESSIONS
+    ),
     Exclusion("zero-copy-send", "tls", "what is encrypted is a copy", f"{_CAPS}; {_PARAMS}", _REFUSED),
     Exclusion("zero-copy-send", "xbzrle", "a difference is a copy", _CAPS, _REFUSED),
     Exclusion("zero-copy-send", "unix", "the kernel has it for TCP only", f"io/channel-socket.c; {_TRIED}", _FAILS),
@@ -194,8 +200,7 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     _without("postcopy-blocktime", "postcopy-ram", "there is nothing else to measure"),
     _without("max-postcopy-bandwidth", "postcopy-ram", "it limits post-copy only"),
     _without("multifd-channels", "multifd", "a plain stream has one channel"),
-    _without("multifd-zstd", "multifd", "the single channel does not compress"),
-    _without("multifd-zlib", "multifd", "the single channel does not compress"),
+    *(_without(one, "multifd", "the single channel does not compress") for one in COMPRESSIONS),
     _without("multifd-zstd-level", "multifd-zstd", "nothing else compresses"),
     _without("multifd-zlib-level", "multifd-zlib", "nothing else compresses"),
     _without("xbzrle-cache-size", "xbzrle", "nothing else has this cache"),
@@ -218,7 +223,5 @@ HOST_NEEDS: tuple[HostNeed, ...] = (
     ),
     HostNeed("background-snapshot", Resource.WRITE_PROTECTION, at_source=True, at_destination=False, source=_CAPS),
     HostNeed("zero-copy-send", Resource.LOCKED_MEMORY, at_source=True, at_destination=False, source=_SCHEMA),
-    HostNeed("multifd-zstd", Resource.ZSTD, at_source=True, at_destination=True, source=f"{_SCHEMA}, CONFIG_ZSTD"),
-    HostNeed("multifd-zlib", Resource.ZLIB, at_source=True, at_destination=True, source="query-qmp-schema"),
     HostNeed("rdma", Resource.RDMA_DEVICE, at_source=True, at_destination=True, source="migration/rdma.c"),
 )

@@ -1,0 +1,63 @@
+"""What a person asks of a stream: how it travels, over how many channels, compressed with what. Pure."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from vmferry.core.capabilities.features import COMPRESSION_PREFIX
+from vmferry.core.capabilities.wish import Level, Transport, Wanted
+
+#: Where a compression needs channels and nobody says how many: QEMU's own default.
+DEFAULT_CHANNELS = 2
+MOST_CHANNELS = 64
+#: The ways that a hand-over may be told to take.
+LINKS = (Transport.TCP, Transport.FD)
+
+
+class Compression(enum.StrEnum):
+    """What is done to pages before they are sent; QEMU's names."""
+
+    NONE = "none"
+    XBZRLE = "xbzrle"  #: pages sent again go as a difference; one channel
+    ZLIB = "zlib"
+    ZSTD = "zstd"
+    QPL = "qpl"  #: Intel In-Memory Analytics
+    UADK = "uadk"  #: Kunpeng
+    QATZIP = "qatzip"  #: Intel QuickAssist
+
+
+@dataclass(frozen=True, slots=True)
+class StreamWish:
+    """How a stream shall travel; what is named is required, so what cannot be had is a blocker.
+
+    Attributes:
+        link: how it travels.
+        channels: 1 to 64; None: one, or as many as the compression needs.
+        compression: of pages.
+        encrypted: by QEMU, with a key made for this one migration.
+    """
+
+    link: Transport = Transport.TCP
+    channels: int | None = None
+    compression: Compression = Compression.NONE
+    encrypted: bool = True
+
+    @property
+    def wanted(self) -> tuple[Wanted, ...]:
+        """Return what both QEMUs must be set to for it."""
+        compression = self.compression
+        if compression is Compression.XBZRLE:
+            xbzrle = (Wanted(str(compression), Level.REQUIRED),)
+            return (*self._multifd(), *xbzrle) if (self.channels or 1) > 1 else xbzrle
+        if compression is not Compression.NONE:
+            return (*self._multifd(), Wanted(f"{COMPRESSION_PREFIX}{compression}", Level.REQUIRED))
+        return self._multifd() if (self.channels or 1) > 1 else ()
+
+    def _multifd(self) -> tuple[Wanted, ...]:
+        channels = Wanted("multifd-channels", Level.REQUIRED, self.channels or DEFAULT_CHANNELS)
+        return Wanted("multifd", Level.REQUIRED), channels
+
+
+#: One encrypted stream over TCP, its pages as they are.
+DEFAULT_STREAM = StreamWish()

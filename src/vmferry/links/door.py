@@ -1,0 +1,148 @@
+"""The destination's end: one port on which agents connect for streams, and nobody else gets past the first bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+import time
+from dataclasses import dataclass
+
+import structlog
+
+from vmferry.core.errors import Broken, Refused, VmferryError
+from vmferry.core.ids import HandoverId
+from vmferry.links import preamble
+from vmferry.links.dial import dial
+from vmferry.links.exact import read_exactly, write
+from vmferry.ports.stream import Receive, StreamConnection, Ticket
+
+#: For everything before the connection is QEMU's.
+TIME_LIMIT_S = 10.0
+#: That are not QEMU's yet; more are closed at once. One host that runs wild must not lock the others out.
+MOST_WAITING = 64
+MOST_PER_ADDRESS = 16
+_BACKLOG = 64
+_SECRET_BYTES = 32
+_TELL_EVERY_S = 60.0
+#: Out of descriptors: others may close some meanwhile.
+_ACCEPT_AGAIN_S = 0.1
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    secret: str
+    receive: Receive
+
+
+class StreamDoor:
+    """Listens on one port.
+
+    Args:
+        address: IP address.
+        port: TCP port; 0 takes a free one.
+
+    Raises:
+        Broken: the port is taken, or the address is not one of this host.
+    """
+
+    def __init__(self, address: str, port: int) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((address, port))
+            self._socket.listen(_BACKLOG)
+        except OSError as error:
+            self._socket.close()
+            raise Broken(
+                f"Agent cannot listen for streams on {address} port {port}: {error.strerror}",
+                fix="end what listens there, or set another migration.stream_port in agent.toml",
+            ) from error
+        self.port = int(self._socket.getsockname()[1])  #: the port that is listened on
+        self._expected: dict[HandoverId, _Expected] = {}
+        self._waiting: dict[asyncio.Task[None], str] = {}  #: with where they come from
+        self._accepting: asyncio.Task[None] | None = None
+        self._turned_away = 0  #: since it was told last
+        self._told_at = float("-inf")
+
+    def expect(self, handover: HandoverId, receive: Receive) -> Ticket:
+        """Let one connection for a hand-over in, and call `receive` with it; its ticket is good once."""
+        if self._accepting is None:
+            self._accepting = asyncio.create_task(self._accept(), name="stream door")
+        ticket = Ticket(self.port, secrets.token_hex(_SECRET_BYTES))
+        self._expected[handover] = _Expected(ticket.secret, receive)
+        return ticket
+
+    def forget(self, handover: HandoverId) -> None:
+        """Let nobody in for a hand-over any more; unknown ones are no error."""
+        self._expected.pop(handover, None)
+
+    async def dial(self, address: str, ticket: Ticket, handover: HandoverId) -> StreamConnection:
+        """Connect to another host's door; raises as `links.dial.dial`."""
+        return await dial(address, ticket, handover)
+
+    async def close(self) -> None:
+        """Stop listening; what QEMU has goes on. Idempotent."""
+        tasks = [*self._waiting, *([] if self._accepting is None else [self._accepting])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._socket.close()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(self._socket)
+            except OSError as error:
+                _log.warning("stream port cannot accept", error=error.strerror)
+                await asyncio.sleep(_ACCEPT_AGAIN_S)
+                continue
+            host = str(address[0])
+            if len(self._waiting) >= MOST_WAITING or list(self._waiting.values()).count(host) >= MOST_PER_ADDRESS:
+                connection.close()
+                self._tell(host, "too many wait already")
+                continue
+            task = asyncio.create_task(self._let_in(connection, host), name="stream door: one")
+            self._waiting[task] = host
+            task.add_done_callback(self._waiting.pop)
+
+    async def _let_in(self, connection: socket.socket, host: str) -> None:
+        with contextlib.closing(connection):
+            try:
+                async with asyncio.timeout(TIME_LIMIT_S):
+                    await self._welcome(connection)
+            except Refused as error:
+                self._tell(host, error.what)
+            except TimeoutError:
+                self._tell(host, f"no greeting in {TIME_LIMIT_S:.0f} s")
+            except (OSError, VmferryError) as error:
+                _log.warning("stream was not taken", of=host, error=str(error))
+
+    async def _welcome(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        rest = preamble.rest_bytes(await read_exactly(connection, preamble.HEAD_BYTES))
+        handover, theirs = preamble.read_rest(await read_exactly(connection, rest))
+        expected = self._expected.get(handover)
+        if expected is None:
+            raise Refused(f"nobody is expected for hand-over {handover}")
+        nonces = preamble.Nonces(theirs, secrets.token_bytes(preamble.NONCE_BYTES))
+        await write(connection, preamble.answer(expected.secret, handover, nonces))
+        shown = await read_exactly(connection, preamble.PROOF_BYTES)
+        preamble.check_proof(expected.secret, handover, nonces, shown)
+        if self._expected.pop(handover, None) is not expected:
+            raise Refused(f"the ticket of hand-over {handover} was used before")
+        await expected.receive(connection)
+        await write(connection, preamble.ACCEPTED)
+
+    def _tell(self, host: str, why: str) -> None:
+        """Log that somebody was turned away, at most once a minute: whoever scans ports must not fill the log."""
+        self._turned_away += 1
+        if time.monotonic() - self._told_at < _TELL_EVERY_S:
+            return
+        _log.warning("connection to the stream port turned away", of=host, why=why, count=self._turned_away)
+        self._told_at, self._turned_away = time.monotonic(), 0

@@ -1,0 +1,56 @@
+"""Connections between two agents that become a guest's stream: opened and authenticated by us, carried on by QEMU."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from vmferry.core.ids import HandoverId
+
+
+class StreamConnection(Protocol):
+    """A connection of which not one byte of the stream was read; a `socket.socket` is one."""
+
+    def fileno(self) -> int:
+        """Return its descriptor here."""
+
+    def getsockname(self) -> Any:
+        """Return which of our IP addresses and ports it goes out from."""
+
+    def getpeername(self) -> Any:
+        """Return who is at its other end: IP address and port first."""
+
+    def close(self) -> None:
+        """Close it here; a process that was given it keeps its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a source needs to connect: the destination's door, and the secret for this one hand-over."""
+
+    port: int
+    secret: str = field(repr=False)
+
+
+#: Hands a connection over to QEMU; what it raises closes the connection.
+Receive = Callable[[StreamConnection], Awaitable[None]]
+
+
+class Door(Protocol):
+    """The one port of this host on which streams are connected to."""
+
+    def expect(self, handover: HandoverId, receive: Receive) -> Ticket:
+        """Let one connection for a hand-over in, and call `receive` with it; its ticket is good once."""
+
+    def forget(self, handover: HandoverId) -> None:
+        """Let nobody in for a hand-over any more; unknown ones are no error."""
+
+    async def dial(self, address: str, ticket: Ticket, handover: HandoverId) -> StreamConnection:
+        """Connect to another host's door; returns when QEMU there has the connection. The caller closes it.
+
+        Raises:
+            Unreachable: nobody answers there.
+            TimedOut: it takes too long.
+            Refused: the ticket is not good there (any more), or who answers does not know it.
+        """

@@ -1,0 +1,77 @@
+"""Doors in memory, stricter than the real one: a connection that is used after it was closed is a mistake."""
+
+from __future__ import annotations
+
+import itertools
+
+from vmferry.core.errors import Refused, Unreachable
+from vmferry.core.ids import HandoverId
+from vmferry.ports.stream import Receive, StreamConnection, Ticket
+
+_NUMBERS = itertools.count(1)
+
+
+class FakeConnection:
+    """One end of a connection that both hosts see."""
+
+    def __init__(self, number: int) -> None:
+        self.address = ("door", number)  #: by which a `FakeLink` knows it
+        self.closed = False
+
+    def fileno(self) -> int:
+        """Return no real descriptor."""
+        if self.closed:
+            raise AssertionError("a connection is used after it was closed")
+        return self.address[1]
+
+    def getsockname(self) -> tuple[str, int]:
+        """Return where it goes out from."""
+        return self.getpeername()
+
+    def getpeername(self) -> tuple[str, int]:
+        """Return who is at its other end."""
+        self.fileno()
+        return self.address
+
+    def close(self) -> None:
+        """Close it."""
+        self.closed = True
+
+
+class FakeDoor:
+    """One host's door.
+
+    Args:
+        doors: all doors by port, shared between hosts.
+    """
+
+    def __init__(self, doors: dict[int, FakeDoor]) -> None:
+        self.port = next(_NUMBERS)
+        self.expected: dict[HandoverId, tuple[Ticket, Receive]] = {}
+        self._doors = doors
+        doors[self.port] = self
+
+    def expect(self, handover: HandoverId, receive: Receive) -> Ticket:
+        """Let one connection in."""
+        ticket = Ticket(self.port, f"secret-{next(_NUMBERS)}")
+        self.expected[handover] = ticket, receive
+        return ticket
+
+    def forget(self, handover: HandoverId) -> None:
+        """Let nobody in for it any more."""
+        self.expected.pop(handover, None)
+
+    async def dial(self, address: str, ticket: Ticket, handover: HandoverId) -> StreamConnection:
+        """Connect; the other host's agent takes its end before this returns."""
+        door = self._doors.get(ticket.port)
+        if door is None:
+            raise Unreachable(f"nobody listens on {address} port {ticket.port}")
+        known = door.expected.get(handover)
+        if known is None or known[0] != ticket:
+            raise Refused("the ticket is not good", side="destination")
+        del door.expected[handover]
+        number = next(_NUMBERS)
+        theirs = FakeConnection(number)
+        await known[1](theirs)
+        theirs.close()
+        return FakeConnection(number)

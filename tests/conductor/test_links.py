@@ -1,0 +1,93 @@
+"""Hand-overs whose stream the agents connect themselves."""
+
+from __future__ import annotations
+
+from tests.conductor.fakes import WatchedLink, qemu_of
+from tests.conductor.pair import Host, wait_finished, wait_until
+from tests.conductor.test_handovers import state_of
+
+from vmferry.core.capabilities import Compression, StreamWish, Transport
+from vmferry.core.handover.states import SourceState
+from vmferry.core.migration import RunState
+from vmferry.testing.fake_hypervisor import FakeHypervisor
+
+OVER_FD = StreamWish(Transport.FD)
+
+
+def called(host: Host) -> list[str]:
+    """Return what a host's hypervisor was asked, in order."""
+    assert isinstance(host.hypervisor, FakeHypervisor)
+    return [call.name for call in host.hypervisor.calls]
+
+
+async def test_a_guest_moves_over_the_agents_connection(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """There and back; QEMU listens nowhere, and no door expects anybody afterwards."""
+    for here, there in (hosts, reversed(hosts)):
+        await here.migrate(there, stream=OVER_FD)
+        await wait_finished(here, there)
+        assert "take_stream" in called(there)
+        assert "migrate_over" in called(here)
+        assert {"listen", "migrate"} & {*called(here), *called(there)} == set()
+    assert [door.expected for door in hosts[0].pair.doors.values()] == [{}, {}]
+    assert len(link.running()) == 1
+
+
+async def test_a_destination_that_was_restarted_does_not_know_the_ticket(
+    hosts: tuple[Host, Host], link: WatchedLink
+) -> None:
+    """The guest stays where it is, and nothing is left at the destination."""
+    here, there = hosts
+    here.hold.ask(SourceState.RESERVED)
+    source = await here.migrate(there, stream=OVER_FD)
+    await here.hold.wait_reached(SourceState.RESERVED)
+    await there.restart()
+    here.hold.let_go(SourceState.RESERVED)
+    await wait_finished(here, there)
+    assert state_of(here, source.request.handover, "source") == "aborted"
+    qemu = qemu_of(here, link)
+    assert qemu is not None
+    assert qemu.state is RunState.RUNNING
+    await wait_until(lambda: len(link.alive()) == 1, "the arrival is gone")
+
+
+async def test_post_copy_is_recovered_over_a_port(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """QEMU takes no descriptor while it hangs: the stream that was broken goes on over QEMU's own port."""
+    here, there = hosts
+    link.rounds = 10**9
+    here.hold.ask(SourceState.POSTCOPY_RUNNING)
+    await here.migrate(there, stream=OVER_FD, postcopy=True, postcopy_after=1)
+    await here.hold.wait_reached(SourceState.POSTCOPY_RUNNING)
+    qemu = qemu_of(here, link)
+    assert qemu is not None
+    assert qemu.stream is not None
+    link.break_postcopy(qemu.stream)
+    here.hold.let_go(SourceState.POSTCOPY_RUNNING)
+    await wait_finished(here, there)
+    assert "recover_listen" in called(there)
+    assert len(link.running()) == 1
+
+
+async def test_channels_do_not_go_over_one_connection(hosts: tuple[Host, Host]) -> None:
+    """Told before anything is touched."""
+    here, there = hosts
+    source = await here.migrate(there, stream=StreamWish(Transport.FD, channels=4, compression=Compression.ZSTD))
+    await wait_finished(here, there)
+    assert "multifd is required and cannot be had: fd excludes multifd" in source.blockers[0].what
+    assert "start" not in called(there)
+
+
+async def test_channels_and_compression_reach_both_qemus(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """What was asked for is what both are set to."""
+    here, there = hosts
+    here.hold.ask(SourceState.PRECOPY)
+    await here.migrate(there, stream=StreamWish(channels=4, compression=Compression.ZSTD))
+    await here.hold.wait_reached(SourceState.PRECOPY)
+    for host in hosts:
+        qemu = qemu_of(host, link)
+        assert qemu is not None
+        assert qemu.setup is not None
+        assert qemu.setup.capabilities["multifd"]
+        assert qemu.setup.parameters["multifd-channels"] == 4
+        assert qemu.setup.parameters["multifd-compression"] == "zstd"
+    here.hold.let_go(SourceState.PRECOPY)
+    await wait_finished(here, there)

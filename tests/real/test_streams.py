@@ -1,0 +1,208 @@
+"""Every way of a stream between two real agents, and what strangers on the network get of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vmferry.core.progress import Outcome
+from vmferry.core.units import MIB
+from vmferry.lab.guest_plans import GuestPlan, micro_guest
+from vmferry.lab.hosts import Lab
+from vmferry.lab.network import MANAGEMENT, Cut
+from vmferry.lab.page_faults import page_faults_for_all
+from vmferry.lab.scenarios import (
+    Leg,
+    Scenario,
+    empty,
+    migrate,
+    move,
+    remove,
+    run_scenario,
+    started,
+    wait_finished,
+    wait_state,
+)
+from vmferry.ports.hypervisor import RunState
+from vmferry.qemu import userfault
+
+pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
+
+#: Stands in the micro guest's program, and so in its memory.
+IN_ITS_MEMORY = "oracle clean"
+STREAM_PORT = 7717
+
+
+def assert_arrived(legs: list[Leg]) -> None:
+    """Every move arrived with its memory whole."""
+    for leg in legs:
+        assert leg.report.outcome == Outcome.MOVED, leg.report
+        assert leg.oracle.startswith("oracle clean"), leg.oracle
+        assert leg.run_state_there == RunState.RUNNING
+        assert not leg.still_at_source
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"link": "fd"}, ("fd", 1, "none")),
+        ({"link": "fd", "plain": True}, ("fd", 1, "none")),
+        ({"channels": 4}, ("tcp", 4, "none")),
+        ({"channels": 4, "plain": True}, ("tcp", 4, "none")),
+        ({"compression": "zstd"}, ("tcp", 2, "zstd")),
+        ({"channels": 3, "compression": "zlib"}, ("tcp", 3, "zlib")),
+        ({"compression": "xbzrle"}, ("tcp", 1, "xbzrle")),
+        ({"link": "fd", "compression": "xbzrle"}, ("fd", 1, "xbzrle")),
+    ],
+    ids=str,
+)
+async def test_a_guest_moves_there_and_back(lab: Lab, options: dict[str, object], told: tuple[object, ...]) -> None:
+    """It arrives whole, and the report says how it travelled."""
+    legs = await run_scenario(lab, Scenario(micro_guest(), options=options))
+    assert_arrived(legs)
+    assert [(leg.report.link, leg.report.channels, leg.report.compression) for leg in legs] == [told, told]
+
+
+async def test_what_does_not_go_together_is_refused_beforehand(lab: Lab) -> None:
+    """Channels over one connection: told, and the guest runs on untouched."""
+    guest = await started(lab, micro_guest())
+    leg = await move(lab, guest, "host-b", {"link": "fd", "channels": 4})
+    assert leg.report.outcome == Outcome.BLOCKED
+    assert leg.oracle.startswith("oracle clean")
+    await remove(lab, guest)
+
+
+async def test_a_post_copy_over_a_connection_is_recovered_over_a_port(lab: Lab) -> None:
+    """The agents' connection is cut in mid-post-copy: everything goes on by itself when the link is back."""
+    if not userfault.DEVICE.exists():
+        pytest.skip(f"no {userfault.DEVICE} on this machine")
+    plan = GuestPlan("micro", memory_mib=64, working_set_mib=32, rate=8)
+    options: dict[str, object] = {"link": "fd", "postcopy_after": 1, "max_bandwidth": 3 * MIB}
+    assert lab.network is not None
+    try:
+        with page_faults_for_all():
+            guest = await started(lab, plan)
+            handover = await migrate(lab, guest, "host-b", options)
+            await wait_state(lab, "host-a", handover, "postcopy-running")
+            lab.network.cut(how=Cut.SILENT)
+            await wait_state(lab, "host-a", handover, "postcopy-paused")
+            lab.network.heal()
+            view = await wait_finished(lab, "host-a", handover)
+            guest.moved_to("host-b")
+            assert view.report is not None
+            assert view.report.outcome == Outcome.MOVED
+            assert (await guest.oracle()).startswith("oracle clean")
+    finally:
+        lab.network.heal()
+        await empty(lab)
+
+
+@contextlib.contextmanager
+def capture(lab: Lab, file: Path) -> Iterator[None]:
+    """Write what passes on the link between the hosts into a file."""
+    assert lab.network is not None
+    words = ["tshark", "-q", "-i", MANAGEMENT, "-f", "tcp", "-s", "0", "-w", str(file)]
+    listening = subprocess.Popen(
+        [*lab.network.inside("host-a"), *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert listening.stderr is not None
+        while line := listening.stderr.readline():
+            if "Capturing on" in line:
+                break
+        while not file.exists() or not file.stat().st_size:  # it has begun when its header is there
+            time.sleep(0.02)
+        yield
+        time.sleep(0.5)  # what it has captured and not written
+        listening.send_signal(signal.SIGINT)
+        listening.communicate(timeout=20)
+    finally:
+        if listening.poll() is None:
+            os.killpg(listening.pid, signal.SIGKILL)
+            listening.wait()
+        if listening.stderr is not None:
+            listening.stderr.close()
+
+
+def seen(file: Path, what: str) -> int:
+    """Return in how many frames something is."""
+    words = ["tshark", "-r", str(file), "-d", "tcp.port==49152-49215,tls", "-Y", what, "-T", "fields", "-e"]
+    done = subprocess.run([*words, "frame.number"], capture_output=True, text=True, check=True)
+    return len(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"link": "fd"}, {"channels": 2}, {"postcopy_after": 1}], ids=["one", "fd", "channels", "post-copy"]
+)
+async def test_an_eavesdropper_sees_a_guest_in_the_clear_only(
+    lab: Lab, tmp_path: Path, options: dict[str, object]
+) -> None:
+    """What stands in the guest's memory is read off the link with `--plain`, and not otherwise."""
+    with page_faults_for_all():
+        guest = await started(lab, micro_guest())
+        for plain in (False, True):
+            file = tmp_path / f"{plain}.pcapng"
+            with capture(lab, file):
+                leg = await move(
+                    lab, guest, "host-b" if guest.host == "host-a" else "host-a", options | {"plain": plain}
+                )
+            assert leg.report.outcome == Outcome.MOVED, leg.report
+            assert seen(file, "tcp.len > 1000") > 100
+            assert (seen(file, f'frame contains "{IN_ITS_MEMORY}"') > 0) is plain
+            assert (seen(file, 'frame contains "QEVM"') > 0) is plain
+        await remove(lab, guest)
+
+
+async def test_a_port_scan_during_the_reservation_harms_nothing(lab: Lab) -> None:
+    """Strangers on the stream port and on no other: closed, and the guest moves all the same."""
+    assert lab.network is not None
+    hold = lab.hosts["host-a"].hold_dir / "source.reserved"
+    guest = await started(lab, micro_guest())
+    hold.touch()
+    try:
+        handover = await migrate(lab, guest, "host-b", {"link": "fd"})
+        await wait_state(lab, "host-a", handover, "reserved")
+        address = lab.network.management_address("host-b")
+        open_ports = _scan(lab, address, [STREAM_PORT, *range(49152, 49160)])
+        assert open_ports == [STREAM_PORT]
+    finally:
+        hold.unlink()
+    view = await wait_finished(lab, "host-a", handover)
+    assert view.report is not None
+    assert view.report.outcome == Outcome.MOVED
+    guest.moved_to("host-b")
+    assert (await guest.oracle()).startswith("oracle clean")
+    await remove(lab, guest)
+
+
+_SCAN = """
+import socket, sys
+address, *ports = sys.argv[1:]
+for port in ports:
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect((address, int(port)))
+            probe.sendall(b"GET / HTTP/1.1\\r\\n\\r\\n")
+            assert probe.recv(100) == b""
+            print(port)
+        except ConnectionResetError:
+            print(port)
+        except ConnectionRefusedError:
+            pass
+"""
+
+
+def _scan(lab: Lab, address: str, ports: list[int]) -> list[int]:
+    """Connect to ports from the other host, talk nonsense, and return which were open."""
+    assert lab.network is not None
+    words = [*lab.network.inside("host-a"), "python3", "-c", _SCAN, address, *map(str, ports)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    return [int(port) for port in done.stdout.split()]
