@@ -89,7 +89,7 @@ def test_failed_migration_leaves_the_old_schema(
     bad = "CREATE TABLE extra (x INTEGER) STRICT;\nCREATE TABLE guests (x INTEGER) STRICT;\n"
     with monkeypatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, bad))
-        patch.setattr(schema, "SCHEMA_VERSION", 2)
+        patch.setattr(schema, "SCHEMA_VERSION", schema.SCHEMA_VERSION + 1)
         with pytest.raises(Broken):
             SqliteJournal(path)
     again = SqliteJournal(path)

@@ -16,6 +16,7 @@ from vmferry.core.guest import FrozenGuest, GuestSpec, NetworkKind
 from vmferry.core.host import GuestProbe, GuestRuntime, HostFacts, QemuFacts
 from vmferry.core.ids import GuestName, HostName
 from vmferry.core.progress import Guarantee
+from vmferry.core.saved import SavedGuest
 from vmferry.core.units import format_bytes
 from vmferry.ports.hypervisor import Hypervisor
 from vmferry.ports.peer import Peer
@@ -116,17 +117,57 @@ class Checking:
                 f"Guest {spec.name!r} cannot run on any host: {'; '.join(wrong)}; nothing was touched",
                 fix="correct the request; docs/guest-file.md says what each key may be",
             )
-        told = await asyncio.to_thread(complaints, spec, self.why_not)
-        told += [*self._network(spec), *await self._memory(spec)]
-        told += await asyncio.to_thread(
-            shared_variables, spec, [row.guest.spec for row in self.guests.journal.guests()]
-        )
-        if told:
+        if told := await self._what_is_wrong(spec):
             raise BadInput(
                 f"Guest {spec.name} cannot run on {self.host_view.offer.name}: {'; '.join(told)}; nothing was touched",
                 fix="correct the guest file, bring the files to the host (guests may use those below its image_dirs),"
                 " or choose another host",
             )
+
+    async def check_saved(self, saved: SavedGuest) -> None:
+        """Refuse a guest out of a file that this host cannot run, all reasons at once, before anything is touched.
+
+        Raises:
+            BadInput: what `check_new` refuses; another CPU, machine type or acceleration than this host has, other boot
+                files, addresses that are taken, a state that QEMU here cannot read.
+        """
+        guest, here = saved.guest, await self.host_view.facts()
+        told = [*spec_complaints(guest.spec)] or await self._what_is_wrong(guest.spec)
+        missing, error = await self._cpu(guest)
+        told += [f"its CPU needs {', '.join(missing)}"] if missing else [error] if error else []
+        if guest.machine not in here.qemu.machines:
+            told.append(f"QEMU here does not know machine type {guest.machine}")
+        if guest.acceleration is not here.acceleration:
+            told.append(f"it runs under {guest.acceleration}, this host has {here.acceleration}")
+        if saved.mapped and "mapped-ram" not in here.qemu.capabilities:
+            told.append("its pages are mapped, which QEMU reads from 9.0 on")
+        rows = self.guests.journal.guests()
+        told += [f"MAC {mac} is guest {r.guest.spec.name}'s" for r in rows for mac in guest.macs if mac in r.guest.macs]
+        told += [f"its UUID is guest {row.guest.spec.name}'s" for row in rows if row.guest.uuid == guest.uuid]
+        told += await asyncio.to_thread(self._other_boot_files, guest)
+        if told:
+            raise BadInput(
+                f"Guest {guest.spec.name} cannot be restored on {self.host_view.offer.name}: {'; '.join(told)};"
+                " nothing was touched",
+                fix="bring what is missing to the host, or choose another host",
+            )
+
+    def _other_boot_files(self, guest: FrozenGuest) -> list[str]:
+        """Return which boot files differ from those that the guest was started with."""
+        expected = dict(guest.boot_hashes)
+        facts = [file for file in guest_files(guest, self.why_not) if file.path in expected and file.exists]
+        return [
+            f"{file.path} is another file than it was started with"
+            for file in facts
+            if file.sha256 != expected[file.path]
+        ]
+
+    async def _what_is_wrong(self, spec: GuestSpec) -> list[str]:
+        """Return why this host cannot run a guest: files, firmware variables, network, memory."""
+        told = await asyncio.to_thread(complaints, spec, self.why_not)
+        told += [*self._network(spec), *await self._memory(spec)]
+        others = [row.guest.spec for row in self.guests.journal.guests()]
+        return told + await asyncio.to_thread(shared_variables, spec, others)
 
     def check_arrival(self, guest: FrozenGuest) -> None:
         """Refuse an arrival for which this host's own rules leave no place, whatever its source made of them.

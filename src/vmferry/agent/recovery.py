@@ -11,6 +11,7 @@ from vmferry.agent.views import owner_of, parties
 from vmferry.api.models import Finding
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.handovers import Handovers
+from vmferry.conductor.saving import GuestSaving
 from vmferry.core.errors import VmferryError
 from vmferry.core.handover.states import Side
 from vmferry.core.ids import GuestName, HandoverId, HostName
@@ -28,15 +29,17 @@ class Recovery:
     Args:
         guests: this host's guests.
         handovers: this host's hand-overs.
+        saving: guests that go into files, or come out of them.
     """
 
     guests: Guests
     handovers: Handovers
+    saving: GuestSaving
 
     async def start(self) -> None:
         """Re-adopt guests, take up what was unfinished, drop rows of arrivals that ended without being forgotten."""
         await self.guests.adopt_all()
-        taken_up = {row.guest for row in self.handovers.recover()}
+        taken_up = {row.guest for row in self.handovers.recover()} | set(self.saving.recover())
         for row in self.guests.journal.guests():
             name = row.guest.spec.name
             if row.token.owner != self.guests.settings.name and name not in taken_up:

@@ -21,11 +21,12 @@ from vmferry.agent.peer_client import check_protocol
 from vmferry.agent.recovery import Recovery
 from vmferry.agent.stalls import Stalls
 from vmferry.agent.traces import TraceStore
-from vmferry.agent.views import guest_view, handover_view, past_events
+from vmferry.agent.views import guest_view, handover_view, past_events, saved_view
 from vmferry.api import models as m
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.handovers import Handovers, Postcopy
 from vmferry.conductor.plan import Asked, Choice, left_out_text
+from vmferry.conductor.saving import GuestSaving
 from vmferry.core.capabilities import Compression, StreamWish, Transport
 from vmferry.core.convergence import DEFAULT
 from vmferry.core.errors import BadInput, Blocked, Denied, NotFound, VmferryError
@@ -61,6 +62,7 @@ class Service:
         traces: what policies saw and ordered.
         log_keeper: bounds what guests print.
         door: where streams arrive that the agents make themselves.
+        saving: guests that go into files, or come out of them.
     """
 
     guests: Guests
@@ -76,6 +78,7 @@ class Service:
     traces: TraceStore
     log_keeper: LogKeeper
     door: StreamDoor
+    saving: GuestSaving
 
     async def start(self) -> None:
         """Re-adopt guests and take up unfinished hand-overs."""
@@ -98,6 +101,7 @@ class Service:
         await self.log_keeper.close()
         await self.door.close()
         await self.handovers.close()
+        await self.saving.close()
         await self.measuring.close()
         await self.guests.close()
         await self.beat_book.close_all()
@@ -148,6 +152,14 @@ class Service:
     async def remove_guest(self, name: GuestName) -> None:
         """Forget a guest that is stopped."""
         await self.guests.remove(name)
+
+    async def save_guest(self, name: GuestName, body: m.SaveGuest) -> m.SavedView:
+        """Write a guest into a file of this host, which owns it from then on."""
+        return saved_view(body.path, await self.saving.save(name, body.path))
+
+    async def restore_guest(self, body: m.RestoreGuest) -> m.GuestView:
+        """Have a guest go on here as it was when it was saved."""
+        return await self._view(await self.saving.restore(body.path))
 
     async def open_console(self, name: GuestName) -> QemuConsole:
         """Open a guest's serial console."""

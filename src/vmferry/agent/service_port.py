@@ -60,6 +60,12 @@ class OperatorService(Protocol):
     async def remove_guest(self, name: GuestName) -> None:
         """Forget a guest that is stopped."""
 
+    async def save_guest(self, name: GuestName, body: m.SaveGuest) -> m.SavedView:
+        """Write a guest into a file of this host, which owns it from then on; on failure it goes on."""
+
+    async def restore_guest(self, body: m.RestoreGuest) -> m.GuestView:
+        """Have a guest go on here as it was when it was saved; on failure the file is as before."""
+
     async def open_console(self, name: GuestName) -> ConsoleLink:
         """Open a guest's serial console."""
 

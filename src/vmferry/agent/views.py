@@ -17,6 +17,7 @@ from vmferry.core.handover.states import FACTS, AnyState, DestinationState, Owne
 from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.migration import RunState
 from vmferry.core.progress import Finished, Outcome, ProgressEvent, Report, StateEntered
+from vmferry.core.saved import SavedGuest
 from vmferry.core.units import Milliseconds
 from vmferry.ports.store import HandoverRow, Journal
 
@@ -49,6 +50,20 @@ async def guest_view(guests: Guests, name: GuestName, acceleration_tag: str) -> 
         busy_with=None if busy is None else HandoverId(busy),
         note=row.note,
         spec=row.guest.spec,
+    )
+
+
+def saved_view(path: str, saved: SavedGuest) -> m.SavedView:
+    """Return a guest in a file."""
+    return m.SavedView(
+        path=path,
+        name=saved.guest.spec.name,
+        epoch=saved.epoch,
+        running=saved.running,
+        qemu=saved.qemu,
+        mapped=saved.mapped,
+        state_bytes=saved.state_bytes,
+        sha256=saved.sha256,
     )
 
 

@@ -30,10 +30,13 @@ from vmferry.conductor.handovers import Handovers
 from vmferry.conductor.hold import holder
 from vmferry.conductor.link import link_bandwidth
 from vmferry.conductor.runner import no_hold
+from vmferry.conductor.saving import GuestSaving, SavingCalls
 from vmferry.core.handover.states import AnyState
+from vmferry.core.host import QemuFacts
 from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.units import BytesPerSecond
 from vmferry.links.door import StreamDoor
+from vmferry.links.state_file import GuestStateFiles
 from vmferry.ports.peer import Peer
 from vmferry.qemu.acceleration import decide
 from vmferry.qemu.binary import QemuBinaryConfig
@@ -123,7 +126,8 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         keep_trace=traces.keep,
     )
     handovers = Handovers(guests, around)
-    recovery = Recovery(guests, handovers)
+    saving = GuestSaving(guests, GuestStateFiles(images.why_not), SavingCalls(_qemu(host_view), checking.check_saved))
+    recovery = Recovery(guests, handovers, saving)
     claims = Claims(fleet.name, journal, fleet.client)
     log_keeper = LogKeeper(config.run_dir / "guests")
     return Service(
@@ -140,7 +144,15 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         traces,
         log_keeper,
         door,
+        saving,
     )
+
+
+def _qemu(host_view: HostView) -> Callable[[], Awaitable[QemuFacts]]:
+    async def qemu() -> QemuFacts:
+        return (await host_view.facts()).qemu
+
+    return qemu
 
 
 async def _ip_of(address: str) -> str:

@@ -27,7 +27,7 @@ from vmferry.core.progress import (
     StateEntered,
     Step,
 )
-from vmferry.core.units import BytesPerSecond, Milliseconds
+from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import MigrationSetup, MigrationStatus, RunState
 from vmferry.ports.stream import Ticket
 
@@ -108,6 +108,34 @@ class StopGuest(Request):
 
     force: bool = False  #: end QEMU at once instead of asking the guest to power off
     time_limit_s: Annotated[float, Field(gt=0, le=600)] = 60.0  #: how long the guest may take to power off
+
+
+FilePath = Annotated[str, Field(min_length=2, max_length=3000, pattern=r"^/[^\x00]+$")]
+
+
+class SaveGuest(Request):
+    """Write a guest into a file of its host."""
+
+    path: FilePath
+
+
+class SavedView(Reply):
+    """A guest in a file."""
+
+    path: str
+    name: GuestName
+    epoch: Epoch  #: in which the file owns it
+    running: bool  #: whether it goes on running
+    qemu: tuple[int, int, int]  #: that wrote it
+    mapped: bool  #: whether only QEMU 9.0 and later reads it
+    state_bytes: Bytes
+    sha256: str  #: of the state
+
+
+class RestoreGuest(Request):
+    """Have a guest go on out of a file of this host."""
+
+    path: FilePath
 
 
 class GuestView(Reply):

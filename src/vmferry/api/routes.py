@@ -71,6 +71,17 @@ OPERATOR_ROUTES: tuple[Route, ...] = (
     ),
     Route("POST", f"{_GUEST}/pause", _O, "pause_guest", "Stop a guest's vCPUs", m.Nothing, m.GuestView),
     Route("POST", f"{_GUEST}/resume", _O, "resume_guest", "Let a guest's vCPUs run", m.Nothing, m.GuestView),
+    Route(
+        *("POST", f"{_GUEST}/save", _O, "save_guest", "Write a guest into a file", m.SaveGuest, m.SavedView),
+        time_limit_s=_SLOW_S,
+    ),
+    Route(
+        *("POST", "/v1/restore", _O, "restore_guest", "Have a guest go on out of a file"),
+        request=m.RestoreGuest,
+        response=m.GuestView,
+        status=201,
+        time_limit_s=_SLOW_S,
+    ),
     Route("DELETE", _GUEST, _O, "remove_guest", "Forget a guest that is stopped; its disks stay", status=204),
     Route(
         *("GET", f"{_GUEST}/console", _O, "open_console", "The guest's serial console, bytes both ways"),

@@ -35,7 +35,7 @@ def run(
     spec = dataclasses.asdict(load_guest_file(file))
     fleet = open_fleet()
     _check_name_free(fleet, spec["name"], on)
-    with _goes_on(on):
+    with goes_on(on):
         view = fleet.ask(
             *(on, "POST", "/v1/guests", {"spec": spec}), time_limit_s=SLOW_S, what=f"{spec['name']} is being started"
         )
@@ -67,7 +67,7 @@ def _check_name_free(fleet: Fleet, name: str, on: str) -> None:
 
 
 @contextmanager
-def _goes_on(host: str) -> Iterator[None]:
+def goes_on(host: str) -> Iterator[None]:
     """Tell on Ctrl-C that an order which was given may be carried out nevertheless."""
     try:
         yield
@@ -195,7 +195,7 @@ def _order(
     """Tell the guest's agent to do something and say what became of it."""
     fleet = open_fleet()
     host = fleet.find_guest(guest)
-    with _goes_on(host):
+    with goes_on(host):
         view = fleet.ask(host, "POST", f"/v1/guests/{guest}/{verb}", body, time_limit_s=SLOW_S, what=what)
     state = view.get("run_state") or "no process"
     _show_done(view, f"guest {guest} on {host}: {done} ({state})", as_json=as_json)

@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn
 
 from vmferry import __version__
-from vmferry.cli import admin, guests, handovers, migration, policies, recovery
+from vmferry.cli import admin, guests, handovers, migration, policies, recovery, saving
 from vmferry.cli.options import AsJson, group
 from vmferry.cli.output import print_json, report_error
 from vmferry.core.errors import VmferryError
@@ -29,6 +29,8 @@ app.command("cancel")(migration.cancel)
 app.command("bandwidth")(migration.bandwidth)
 app.add_typer(handovers.app, name="handover")
 app.add_typer(policies.app, name="policy")
+app.command("save")(saving.save)
+app.command("restore")(saving.restore)
 app.command("recover")(recovery.recover)
 
 

@@ -15,6 +15,7 @@ from vmferry.core.guest import FrozenGuest, GuestSpec
 from vmferry.core.host import QemuFacts
 from vmferry.core.migration import MigrationSample, MigrationStatus, RunState
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
+from vmferry.ports.state_file import StateFile
 from vmferry.ports.stream import StreamConnection
 
 __all__ = [
@@ -141,6 +142,12 @@ class GuestProcess(Protocol):
 
     async def migrate_over(self, connection: StreamConnection) -> None:
         """Start sending over a connection that is there; the caller closes its own end of it."""
+
+    async def save_to(self, file: StateFile) -> None:
+        """Start writing the guest's state into a file, from its offset on; the caller closes its own end of it."""
+
+    async def load_from(self, file: StateFile) -> None:
+        """Receive from a file (instead of `listen`), prepared as it was written; the caller closes its own end."""
 
     async def migrate_continue(self) -> None:
         """Leave pre-switchover: send the last pages and the device state."""

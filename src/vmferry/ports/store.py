@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -72,6 +73,23 @@ class Reservation:
     port: int
 
 
+class SavingKind(enum.StrEnum):
+    """Which way a guest goes."""
+
+    SAVE = "save"  #: into the file
+    RESTORE = "restore"  #: out of it
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """A guest on its way into a file or out of it; whose it is, its token says."""
+
+    id: str
+    guest: GuestName
+    kind: SavingKind
+    path: str
+
+
 #: One event as JSON, and the state that it led to.
 JournalStep = tuple[dict[str, object], str]
 
@@ -122,6 +140,15 @@ class Journal(Protocol):
 
     def put_report(self, handover: HandoverId, side: str, report: dict[str, object]) -> None:
         """Store a hand-over's report."""
+
+    def begin_saving(self, saving: Saving) -> None:
+        """Note that a guest goes into a file, or out of one; raises GuestBusy when it does already."""
+
+    def end_saving(self, saving: str) -> None:
+        """Forget it; unknown ones are no error."""
+
+    def savings(self) -> Sequence[Saving]:
+        """Return what has begun and not ended."""
 
     def reserve(self, reservation: Reservation, memory_free_bytes: Bytes) -> None:
         """Hold memory, port and name, all or nothing; raises Refused when any is gone.

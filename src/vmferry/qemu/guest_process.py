@@ -24,6 +24,7 @@ from vmferry.ports.hypervisor import (
     ProcessRecord,
     RunState,
 )
+from vmferry.ports.state_file import StateFile
 from vmferry.ports.stream import StreamConnection
 from vmferry.qemu import emergency
 from vmferry.qemu.ciphers import cipher_priority
@@ -48,6 +49,10 @@ from vmferry.qemu.sockets import connect
 QUIT_TIMEOUT_S = 10.0
 #: Under which QEMU is given a stream's connection.
 STREAM_DESCRIPTOR = "stream"
+#: Set of the descriptor of a file with a guest in it; disks have lower numbers.
+STATE_SET = 1000
+#: The version from which on QEMU reads and writes `file:`.
+KNOWS_FILES = (8, 2, 0)
 #: A QEMU of an earlier agent that has not answered for so long may be waiting for a page.
 _DEAF_AFTER_S = 3.0
 _CONNECT_AGAIN_S = 0.5
@@ -96,6 +101,7 @@ class QemuGuestProcess:
         self._hub = EventHub()
         self._reconnection = Reconnection(spec.name, run_dir.log)
         self._sends_to: tuple[str, int] | None = None  #: the destination, once `migrate` was said by this object
+        self._has_state_set = False  #: it was given a file by this object
         self._resumed_ns = 0  #: when the vCPUs were last started, by QEMU's stamp
         self._watcher: asyncio.Task[None] | None = None
         self._forwarder: asyncio.Task[None] | None = None
@@ -288,6 +294,9 @@ class QemuGuestProcess:
     async def cleanup_migration(self) -> None:
         """Remove the key of the last migration, here and in QEMU. Idempotent; call it when a migration has ended."""
         self._run_dir.remove_key()
+        if self._has_state_set:
+            await self._session.execute("remove-fd", {"fdset-id": STATE_SET})
+            self._has_state_set = False
         if await self._has_object(TLS_OBJECT):
             await self._session.execute("migrate-set-parameters", {"tls-creds": ""})
             await self._session.execute("object-del", {"id": TLS_OBJECT})
@@ -330,6 +339,34 @@ class QemuGuestProcess:
             with contextlib.suppress(VmferryError):  # taken, and let go, before it said no
                 await self._session.execute("closefd", {"fdname": STREAM_DESCRIPTOR})
             raise
+
+    async def save_to(self, file: StateFile) -> None:
+        """Start writing the guest's state into a file, from its offset on."""
+        await self._with_file(file, "migrate")
+
+    async def load_from(self, file: StateFile) -> None:
+        """Receive from a file.
+
+        Raises:
+            Broken: it was not started to receive, or receives already.
+        """
+        await self._with_file(file, "migrate-incoming")
+
+    async def _with_file(self, file: StateFile, command: str) -> None:
+        """Name a file to QEMU by its descriptor; one without `file:` gets it as a stream, where it stands.
+
+        QEMU keeps the set of the descriptor as long as it lives: a process that has saved its guest ends then, and one
+        that has loaded it lets go of the file in `cleanup_migration`.
+        """
+        if await self._version() < KNOWS_FILES:
+            os.lseek(file.fileno(), file.offset, os.SEEK_SET)
+            await self._session.give_descriptor(STREAM_DESCRIPTOR, file.fileno())
+            await self._session.execute(command, {"uri": f"fd:{STREAM_DESCRIPTOR}"})
+            return
+        await self._session.give_descriptor_set(STATE_SET, file.fileno())
+        self._has_state_set = True
+        uri = f"file:/dev/fdset/{STATE_SET},offset={file.offset:#x}"
+        await self._session.execute(command, {"uri": uri})
 
     async def migrate_continue(self) -> None:
         """Leave pre-switchover."""

@@ -158,11 +158,19 @@ class QmpSession:
             Broken: the connection is gone.
             TimedOut: no answer in time; whether QEMU has it is not known.
         """
+        self._send(descriptor)
+        await self.execute("getfd", {"fdname": name})
+
+    async def give_descriptor_set(self, number: int, descriptor: int) -> None:
+        """Give QEMU a descriptor of ours as `/dev/fdset/NUMBER`; the caller closes its own. Raises the same."""
+        self._send(descriptor)
+        await self.execute("add-fd", {"fdset-id": number})
+
+    def _send(self, descriptor: int) -> None:
         try:
             self._client.send_fd_scm(descriptor)
         except (QMPError, OSError, AssertionError) as error:  # the last: it is not connected
             raise Broken(f"QMP connection to QEMU of guest {self._guest} is gone") from error
-        await self.execute("getfd", {"fdname": name})
 
     async def close(self) -> None:
         """Close the connection. Idempotent; QEMU is not touched."""

@@ -55,8 +55,17 @@ CREATE TABLE reservations (
 ) STRICT;
 """
 
+_VERSION_2 = """
+CREATE TABLE savings (
+    id    TEXT PRIMARY KEY,
+    guest TEXT NOT NULL UNIQUE,
+    kind  TEXT NOT NULL CHECK (kind IN ('save', 'restore')),
+    path  TEXT NOT NULL
+) STRICT;
+"""
+
 #: Entry n brings version n to n + 1.
-MIGRATIONS: tuple[str, ...] = (_VERSION_1,)
+MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2)
 SCHEMA_VERSION = len(MIGRATIONS)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from vmferry.core.errors import BadInput, Broken, GuestBusy, NotFound, Refused
 from vmferry.core.ids import GuestName, HandoverId
 from vmferry.core.units import Bytes, format_bytes
-from vmferry.ports.store import EventRow, GuestRow, HandoverRow, JournalStep, Reservation, Token
+from vmferry.ports.store import EventRow, GuestRow, HandoverRow, JournalStep, Reservation, Saving, SavingKind, Token
 from vmferry.store import codec, schema
 from vmferry.store.faults import journal_fault
 
@@ -192,6 +192,29 @@ class SqliteJournal:
             )
             if done.rowcount != 1:
                 raise NotFound(f"Hand-over {handover} ({side}) is not in the journal")
+
+    def begin_saving(self, saving: Saving) -> None:
+        """Note that a guest goes into a file, or out of one.
+
+        Raises:
+            GuestBusy: it does already.
+        """
+        values = (saving.id, saving.guest, str(saving.kind), saving.path)
+        with self._transaction(f"noting the {saving.kind} of guest {saving.guest}"):
+            found = self._db.execute("SELECT kind, path FROM savings WHERE guest = ?", (saving.guest,)).fetchone()
+            if found is not None:
+                raise GuestBusy(f"Guest {saving.guest} has an unfinished {found['kind']}, file {found['path']}")
+            self._db.execute("INSERT INTO savings (id, guest, kind, path) VALUES (?, ?, ?, ?)", values)
+
+    def end_saving(self, saving: str) -> None:
+        """Forget it; unknown ones are no error."""
+        with self._transaction(f"ending {saving}"):
+            self._db.execute("DELETE FROM savings WHERE id = ?", (saving,))
+
+    def savings(self) -> Sequence[Saving]:
+        """Return what has begun and not ended."""
+        rows = self._read("SELECT * FROM savings ORDER BY guest")
+        return [Saving(row["id"], GuestName(row["guest"]), SavingKind(row["kind"]), row["path"]) for row in rows]
 
     def reserve(self, reservation: Reservation, memory_free_bytes: Bytes) -> None:
         """Hold memory, port and name, all or nothing; the same reservation again changes nothing.

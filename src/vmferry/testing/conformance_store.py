@@ -25,7 +25,7 @@ from vmferry.core.guest import (
 from vmferry.core.ids import Epoch, GuestName, GuestUuid, HandoverId, HostName
 from vmferry.core.units import MIB, Bytes
 from vmferry.ports.hypervisor import ProcessRecord
-from vmferry.ports.store import GuestRow, HandoverRow, Journal, Reservation, Token
+from vmferry.ports.store import GuestRow, HandoverRow, Journal, Reservation, Saving, SavingKind, Token
 
 WEB = GuestName("web-7")
 KERNEL_BOOT = KernelBoot("/boot/vmlinuz", initrd="/boot/initrd", cmdline="quiet")
@@ -207,6 +207,19 @@ class JournalConformance:
         assert row == replace(before, request={**before.request, "bandwidth": 5})
         with pytest.raises(NotFound):
             journal.put_request(HandoverId("h9"), "source", {})
+
+    def test_a_guest_goes_into_one_file_at_a_time(self, journal: Journal) -> None:
+        """What has begun is there until it is ended; a guest has one at a time."""
+        save = Saving("s1", GuestName("web-7"), SavingKind.SAVE, "/srv/web-7.guest")
+        other = Saving("s2", GuestName("db-1"), SavingKind.RESTORE, "/srv/db-1.guest")
+        journal.begin_saving(save)
+        journal.begin_saving(other)
+        assert list(journal.savings()) == [other, save]
+        with pytest.raises(GuestBusy):
+            journal.begin_saving(replace(save, id="s3"))
+        journal.end_saving("s1")
+        journal.end_saving("s1")
+        assert list(journal.savings()) == [other]
 
     def test_last_memory_goes_to_one(self, journal: Journal) -> None:
         """Of two reservations that race for the last memory the second is refused and holds nothing."""

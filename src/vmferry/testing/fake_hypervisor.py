@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -30,12 +31,13 @@ from vmferry.ports.hypervisor import (
     ProcessRecord,
     RunState,
 )
+from vmferry.ports.state_file import StateFile
 from vmferry.ports.stream import StreamConnection
 from vmferry.qemu.cpu import freeze_cpu, parse_cpu
 from vmferry.qemu.freeze import Drawn, check_machine, freeze
 from vmferry.qemu.guest_process import STARTABLE
 from vmferry.qemu.migration import check_parameters, check_setup
-from vmferry.testing.fake_qemu import ENDED, FakeLink, FakeQemu, Fault, FaultAction
+from vmferry.testing.fake_qemu import ENDED, FILE, FakeLink, FakeQemu, FakeStream, Fault, FaultAction
 
 __all__ = ["Call", "FakeGuestProcess", "FakeHypervisor", "FakeLink", "FakeQemu", "Fault", "FaultAction"]
 
@@ -310,6 +312,22 @@ class FakeGuestProcess:
         self._require(not self._has("multifd"), "migrate", "multifd requires multi-channel URIs")
         await self._migrate(connection.getpeername())
 
+    async def save_to(self, file: StateFile) -> None:
+        """Write into a file, prepared, while the vCPUs stand: a name instead of memory. Scripted: it fails or hangs."""
+        self._call("save_to")
+        self._require(self.qemu.setup is not None and not self._has("return-path"), "migrate", "it was not prepared")
+        self._require(self.qemu.state is RunState.PAUSED, "migrate", f"the guest is in state {self.qemu.state}")
+        self.qemu.stream = FakeStream(self.qemu, (FILE, file.fileno()), before=self.qemu.state)
+        os.pwrite(file.fileno(), self.qemu.guest.uuid.encode(), file.offset)
+        self._link.end_file(self.qemu.stream)
+
+    async def load_from(self, file: StateFile) -> None:
+        """Receive from a file, once, prepared and started to receive; it must be this guest's."""
+        self._call("load_from")
+        await self._listen((FILE, file.fileno()))
+        mine = os.pread(file.fileno(), 100, file.offset) == self.qemu.guest.uuid.encode()
+        self._link.end_load(self.qemu, is_whole=mine)
+
     async def migrate_continue(self) -> None:
         """Leave pre-switchover."""
         self._call("migrate_continue")
@@ -323,7 +341,9 @@ class FakeGuestProcess:
         """Give the migration up; nothing happens when there is none, and it is refused once post-copy began."""
         self._call("migrate_cancel")
         self._require(self._status() not in POSTCOPY, "migrate_cancel", f"it is {self._status()}")
-        if self.qemu.stream is not None:
+        if self.qemu.stream is not None and self.qemu.stream.address[0] == FILE:
+            self._link.cancel_file(self.qemu.stream)
+        elif self.qemu.stream is not None:
             self._link.order_cancel(self.qemu.stream)
 
     async def start_postcopy(self) -> None:

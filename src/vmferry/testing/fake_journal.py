@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from vmferry.core.errors import BadInput, GuestBusy, NotFound, VmferryError
 from vmferry.core.ids import GuestName, HandoverId
 from vmferry.core.units import Bytes
-from vmferry.ports.store import EventRow, GuestRow, HandoverRow, JournalStep, Reservation, Token
+from vmferry.ports.store import EventRow, GuestRow, HandoverRow, JournalStep, Reservation, Saving, Token
 from vmferry.store.sqlite import check_reservation
 
 
@@ -32,6 +32,7 @@ class FakeJournal:
     _handovers: dict[tuple[HandoverId, str], HandoverRow] = field(default_factory=dict)
     _events: list[EventRow] = field(default_factory=list)
     _reservations: dict[HandoverId, Reservation] = field(default_factory=dict)
+    _savings: dict[str, Saving] = field(default_factory=dict)
 
     def close(self) -> None:
         """Do nothing."""
@@ -113,6 +114,22 @@ class FakeJournal:
         """Store what is asked for now."""
         self._write("put_request")
         self._handovers[handover, side] = replace(self._known(handover, side), request=_plain(request))
+
+    def begin_saving(self, saving: Saving) -> None:
+        """Note that a guest goes into a file, or out of one."""
+        self._write("begin_saving")
+        if any(known.guest == saving.guest for known in self._savings.values()):
+            raise GuestBusy(f"Guest {saving.guest} has an unfinished save or restore")
+        self._savings[saving.id] = saving
+
+    def end_saving(self, saving: str) -> None:
+        """Forget it."""
+        self._write("end_saving")
+        self._savings.pop(saving, None)
+
+    def savings(self) -> Sequence[Saving]:
+        """Return what has begun and not ended."""
+        return sorted(self._savings.values(), key=lambda saving: saving.guest)
 
     def reserve(self, reservation: Reservation, memory_free_bytes: Bytes) -> None:
         """Hold memory, port and name, all or nothing."""

@@ -36,6 +36,8 @@ from vmferry.qemu.events import EventHub
 #: where a stream has ended
 ENDED = frozenset({MigrationStatus.COMPLETED, MigrationStatus.FAILED, MigrationStatus.CANCELLED, MigrationStatus.NONE})
 
+#: Stands where a stream that goes into a file, or comes out of one, has its peer's address.
+FILE = "file"
 FAKE_BANDWIDTH = BytesPerSecond(100 * MIB)
 #: Slower than this, post-copy's last page never comes.
 _CRAWL = BytesPerSecond(MIB)
@@ -158,6 +160,7 @@ class FakeLink:
         self.processes: dict[int, FakeQemu] = {}
         self.taken_ports: set[tuple[str, int]] = set()  #: by somebody else
         self.is_cut = False
+        self.file_fault: FaultAction | None = None  #: what happens to every save and restore
         self._auto = auto
         self._pids = itertools.count(1001)
         self._streams: list[FakeStream] = []
@@ -254,6 +257,35 @@ class FakeLink:
         self._streams.append(source.stream)
         self._meet_faults(source.stream)
         self._kick()
+
+    def end_file(self, stream: FakeStream) -> None:
+        """Have a file written, unless the script says otherwise."""
+        if self.file_fault is FaultAction.HANG:
+            stream.status = MigrationStatus.ACTIVE
+        elif self.file_fault is FaultAction.FAIL:
+            stream.status, stream.error = MigrationStatus.FAILED, "No space left on device"
+        elif self.file_fault is FaultAction.DIE:
+            self.die(stream.source, "killed from outside")
+        else:
+            stream.status, stream.source.state = MigrationStatus.COMPLETED, RunState.POSTMIGRATE
+            self.drop_locks(stream.source)
+
+    def cancel_file(self, stream: FakeStream) -> None:
+        """Give a file up that is being written."""
+        if stream.status is MigrationStatus.ACTIVE:
+            stream.status = MigrationStatus.CANCELLED
+
+    def end_load(self, qemu: FakeQemu, *, is_whole: bool) -> None:
+        """Have a file loaded, unless the script says otherwise."""
+        if self.file_fault is FaultAction.DIE:
+            self.die(qemu, "killed from outside")
+        elif self.file_fault is FaultAction.HANG:
+            self._set_incoming(qemu, MigrationStatus.ACTIVE)
+        elif self.file_fault is FaultAction.FAIL or not is_whole:
+            self._set_incoming(qemu, MigrationStatus.FAILED)
+        else:
+            self._set_incoming(qemu, MigrationStatus.COMPLETED)
+            qemu.state = RunState.PAUSED
 
     def order_continue(self, stream: FakeStream) -> None:
         """Let a stream leave pre-switchover."""

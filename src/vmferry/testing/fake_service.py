@@ -159,6 +159,26 @@ class FakeService:
         self._called("remove_guest", name)
         self.view(name)
 
+    async def save_guest(self, name: GuestName, body: m.SaveGuest) -> m.SavedView:
+        """Return what stands in its file."""
+        self._called("save_guest", name, body)
+        view = self.view(name)
+        return m.SavedView(
+            path=body.path,
+            name=view.name,
+            epoch=Epoch(2),
+            running=True,
+            qemu=(10, 0, 2),
+            mapped=True,
+            state_bytes=Bytes(12345),
+            sha256="ab" * 32,
+        )
+
+    async def restore_guest(self, body: m.RestoreGuest) -> m.GuestView:
+        """Return web-7."""
+        self._called("restore_guest", body)
+        return self.view(GuestName("web-7"))
+
     async def open_console(self, name: GuestName) -> FakeConsole:
         """Return the console."""
         self._called("open_console", name)
