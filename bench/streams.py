@@ -28,7 +28,10 @@ from vmferry.lab.scenarios import move, remove, started
 from vmferry.lab.toolchain import find_qemu
 from vmferry.ports.hypervisor import RunState
 
-LINKS = ("tcp", "fd")
+LINKS = ("tcp", "fd", "pipeline zstd")
+#: The hosts' only pipeline.
+_ZSTD = {"send": ["zstd", "-1", "-c"], "receive": ["zstd", "-d", "-c"]}
+SETTINGS = {"migration": {"pipelines": {"zstd": _ZSTD}}}
 #: Channels and compression; QEMU's defaults first.
 WAYS: tuple[tuple[int | None, str], ...] = (
     *((None, "none"), (4, "none"), (None, "xbzrle"), (4, "zlib"), (4, "zstd"), (4, "qpl")),
@@ -50,7 +53,9 @@ class Way:
     @property
     def options(self) -> dict[str, object]:
         """Return it as the agent's API has it."""
-        options: dict[str, object] = {"link": self.link, "compression": self.compression, "plain": self.plain}
+        link, _, name = self.link.partition(" ")
+        options: dict[str, object] = {"pipeline": name} if name else {"link": link}
+        options |= {"compression": self.compression, "plain": self.plain}
         if self.channels is not None:
             options["channels"] = self.channels
         return options | ({"postcopy": True, "postcopy_after": 1} if self.postcopy else {})
@@ -81,7 +86,7 @@ async def measure(version: str) -> dict[Way, Seen]:
     """Return what came of every way on one QEMU."""
     major, minor = map(int, version.split("."))
     qemu = find_qemu(major, minor)
-    async with Lab(qemus={"host-a": qemu, "host-b": qemu}) as lab:
+    async with Lab(qemus=dict.fromkeys(OTHER, qemu), settings=dict.fromkeys(OTHER, SETTINGS)) as lab:
         guest = await started(lab, micro_guest())
         seen: dict[Way, Seen] = {}
         for way in ways():

@@ -36,7 +36,7 @@ from vmferry.ports.peer import (
     Verdict,
 )
 from vmferry.ports.store import Journal
-from vmferry.testing.fake_door import FakeDoor
+from vmferry.testing.fake_door import FakeDoor, FakePipelines
 from vmferry.testing.fake_hypervisor import FAKE_FACTS
 from vmferry.testing.fake_throttle import FakeThrottle
 
@@ -98,6 +98,7 @@ class Host:
     free_memory: Bytes = _FREE
     blockers: tuple[Blocker, ...] = ()
     throttle: FakeThrottle = field(default_factory=FakeThrottle)
+    pipelines: FakePipelines = field(default_factory=lambda: FakePipelines("zstd"))
     reports: list[tuple[HandoverId, AnyState]] = field(default_factory=list)
     traces: dict[HandoverId, Trace] = field(default_factory=dict)
     qemus: tuple[QemuFacts, QemuFacts] = (FAKE_FACTS, FAKE_FACTS)
@@ -127,6 +128,7 @@ class Host:
             hold=self.hold,
             throttle=self.throttle,
             door=FakeDoor(self.pair.doors),
+            pipelines=self.pipelines,
             keep_trace=self.traces.__setitem__,
         )
         self.handovers = Handovers(self.guests, around)
@@ -177,7 +179,9 @@ class Host:
         assert source is not None
         return source
 
-    async def _check(self, guest: GuestName, destination: HostName, handover: HandoverId, *, postcopy: bool) -> Checked:
+    async def _check(
+        self, guest: GuestName, destination: HostName, handover: HandoverId, *, postcopy: bool, stream: StreamWish
+    ) -> Checked:
         return Checked(self.blockers, GUARANTEE, self.qemus)
 
     async def _report(self, source: Source) -> None:

@@ -91,3 +91,42 @@ async def test_channels_and_compression_reach_both_qemus(hosts: tuple[Host, Host
         assert qemu.setup.parameters["multifd-compression"] == "zstd"
     here.hold.let_go(SourceState.PRECOPY)
     await wait_finished(here, there)
+
+
+async def test_a_guest_moves_through_a_pipeline(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """Both halves are started, as the guest's user; QEMU is told that nothing comes back."""
+    here, there = hosts
+    here.hold.ask(SourceState.PRECOPY)
+    await here.migrate(there, stream=StreamWish(pipeline="zstd"))
+    await here.hold.wait_reached(SourceState.PRECOPY)
+    qemu = qemu_of(there, link)
+    assert qemu is not None
+    assert qemu.setup is not None
+    assert "return-path" not in qemu.setup.capabilities
+    assert qemu.setup.psk_key is None
+    here.hold.let_go(SourceState.PRECOPY)
+    await wait_finished(here, there)
+    assert here.pipelines.started == [("send", "zstd", None)]
+    assert there.pipelines.started == [("receive", "zstd", None)]
+    assert len(link.running()) == 1
+
+
+async def test_a_pipeline_that_is_not_there_any_more(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """At either end: the guest stays where it was, and nothing is left."""
+    here, there = hosts
+    for host in hosts:
+        host.pipelines.names = ()
+        source = await here.migrate(there, stream=StreamWish(pipeline="zstd"))
+        await wait_finished(here, there)
+        assert state_of(here, source.request.handover, "source") == "aborted"
+        await wait_until(lambda: len(link.alive()) == 1, "the arrival is gone")
+        assert len(link.running()) == 1
+        host.pipelines.names = ("zstd",)
+
+
+async def test_post_copy_does_not_go_through_a_pipeline(hosts: tuple[Host, Host]) -> None:
+    """Told beforehand, with what to choose."""
+    here, there = hosts
+    source = await here.migrate(there, stream=StreamWish(pipeline="zstd"), postcopy=True)
+    await wait_finished(here, there)
+    assert "pipe excludes postcopy-ram: nothing comes back through it" in source.blockers[0].what

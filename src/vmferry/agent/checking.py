@@ -10,6 +10,7 @@ from vmferry.agent.files import WhyNot, complaints, guest_files, shared_variable
 from vmferry.agent.host_facts import HostView
 from vmferry.agent.spec_rules import spec_complaints
 from vmferry.conductor.guests import Guests
+from vmferry.core.capabilities import DEFAULT_STREAM, StreamWish
 from vmferry.core.checks import find_blockers, guarantee
 from vmferry.core.errors import BadInput, Blocker, Refused, VmferryError
 from vmferry.core.guest import FrozenGuest, GuestSpec, NetworkKind
@@ -50,7 +51,13 @@ class Checking:
     why_not: WhyNot
 
     async def check(
-        self, name: GuestName, destination: HostName, own_operation: str | None, *, postcopy: bool = False
+        self,
+        name: GuestName,
+        destination: HostName,
+        own_operation: str | None,
+        *,
+        postcopy: bool = False,
+        stream: StreamWish = DEFAULT_STREAM,
     ) -> Found:
         """Return every blocker for a guest and a destination.
 
@@ -59,12 +66,13 @@ class Checking:
             destination: another host of the fleet.
             own_operation: the operation on whose behalf this is asked, and which therefore does not make it busy.
             postcopy: whether post-copy is to be allowed.
+            stream: how it is to travel.
         """
         row = self.guests.row(name)
         runtime, here, (there, probe) = await asyncio.gather(
             self._runtime(row.guest, own_operation), self.host_view.facts(), self._ask(destination, row.guest)
         )
-        blockers = find_blockers(row.guest, runtime, here, there, probe, postcopy=postcopy)
+        blockers = find_blockers(row.guest, runtime, here, there, probe, postcopy=postcopy, stream=stream)
         promised = None if blockers else guarantee(row.guest, runtime, probe, postcopy=postcopy)
         return Found(blockers, promised, (here.qemu, there.qemu))
 

@@ -69,6 +69,18 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+Command = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, strict=False)]
+
+
+class PipelineConfig(_Table):
+    """`[migration.pipelines.NAME]`: commands through which a stream may go, without any shell."""
+
+    send: Command  #: reads the stream on standard input, writes to the network on standard output
+    receive: Command  #: the other way round
+    #: Whether what it sends can be read, and changed, by nobody on the network.
+    encrypts: bool = False
+
+
 class MigrationConfig(_Table):
     """`[migration]`: how guests come and go."""
 
@@ -78,6 +90,8 @@ class MigrationConfig(_Table):
     ports: Range = (49152, 49215)
     #: Port on which other agents connect for streams that they make themselves (`--link fd`); 0 takes a free one.
     stream_port: Annotated[int, Field(ge=0, le=65535)] = DEFAULT_STREAM_PORT
+    #: Commands through which a stream may go (`--pipeline NAME`), under the same name on both hosts.
+    pipelines: dict[Annotated[str, Field(pattern=NAME_PATTERN)], PipelineConfig] = {}
     #: Limit of one stream, bytes per second; None: what the link gives.
     max_bandwidth: Annotated[BytesPerSecond | None, Field(gt=0)] = None
 

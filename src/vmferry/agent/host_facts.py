@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmferry import __version__
@@ -33,6 +33,7 @@ class Offer:
     memory_reserve: Bytes  #: never given to guests
     bridges: tuple[str, ...] | None = None  #: those that guests may be plugged into; None: every one
     qemu_uid: int | None = None  #: a user that guests run as; None: the agent's own
+    pipelines: Mapping[str, bool] = field(default_factory=dict)  #: by name, and whether they encrypt
 
 
 class HostView:
@@ -67,6 +68,7 @@ class HostView:
             bridges=frozenset(self.bridges()),
             migration_ports_free=self._ports_free(),
             why_no_postcopy=why_no_userfault(offer.qemu_uid, qemu.version),
+            pipelines=offer.pipelines,
         )
 
     def bridges(self) -> list[str]:

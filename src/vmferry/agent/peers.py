@@ -59,6 +59,7 @@ class RemotePeer:
             source=request.source,
             setup=request.setup,
             link=request.link,
+            pipeline=request.pipeline,
         )
         reply = await self._client.reserve(request.handover, body, time_limit_s=55.0)
         return ReserveReply(reply.address, reply.port, reply.ticket)

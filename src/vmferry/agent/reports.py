@@ -123,7 +123,8 @@ def make_report(source: Source, ending: Ending, observed: Observed, here: HostNa
         pages_at_stop=trail.pages_at_stop() if moved else None,
         left_out=trail.left_out,
         restart_price=None if moved else trail.restart_price(),
-        link=str(request.link),
+        link=str(request.stream.transport),
+        pipeline=request.pipeline,
         channels=_channels(source.setup),
         compression=str(request.compression),
     )

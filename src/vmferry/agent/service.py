@@ -35,6 +35,7 @@ from vmferry.core.host import GuestProbe, HostFacts
 from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.progress import ProgressEvent
 from vmferry.links.door import StreamDoor
+from vmferry.links.pipeline import CommandPipelines
 from vmferry.ports.peer import ReserveRequest
 from vmferry.ports.store import HandoverRow
 
@@ -63,6 +64,7 @@ class Service:
         log_keeper: bounds what guests print.
         door: where streams arrive that the agents make themselves.
         saving: guests that go into files, or come out of them.
+        pipelines: commands through which streams go.
     """
 
     guests: Guests
@@ -79,6 +81,7 @@ class Service:
     log_keeper: LogKeeper
     door: StreamDoor
     saving: GuestSaving
+    pipelines: CommandPipelines
 
     async def start(self) -> None:
         """Re-adopt guests and take up unfinished hand-overs."""
@@ -100,6 +103,7 @@ class Service:
         """Let go of everything: guests live on."""
         await self.log_keeper.close()
         await self.door.close()
+        await self.pipelines.close()
         await self.handovers.close()
         await self.saving.close()
         await self.measuring.close()
@@ -172,14 +176,15 @@ class Service:
         destination = HostName(body.destination)
         options = body.options
         postcopy = _postcopy(options) is not None
-        found = await self.checking.check(name, destination, None, postcopy=postcopy)
+        stream = _stream(options)
+        found = await self.checking.check(name, destination, None, postcopy=postcopy, stream=stream)
         asked = Asked(
             _choice(options),
             self.guests.row(name).guest.spec.memory_bytes,
             options.max_bandwidth,
             options.downtime_limit_ms,
             postcopy=postcopy,
-            stream=_stream(options),
+            stream=stream,
         )
         chosen = await self.handovers.foresee(asked, found.qemus)
         left_out = tuple(left_out_text(left) for left in chosen.left_out)
@@ -278,7 +283,9 @@ class Service:
             raise Denied(f"Host {peer} asked for a reservation in the name of {body.source}")
         self._of_peer(peer, handover, Side.DESTINATION)
         self.checking.check_arrival(body.guest)
-        request = ReserveRequest(handover, body.guest, body.epoch, body.running, body.source, body.setup, body.link)
+        request = ReserveRequest(
+            handover, body.guest, body.epoch, body.running, body.source, body.setup, body.link, body.pipeline
+        )
         reply = await self.handovers.arrivals.reserve(request)
         return m.ReserveReply(address=reply.address, port=reply.port, ticket=reply.ticket)
 
@@ -405,7 +412,7 @@ def _stream(options: m.MigrateOptions) -> StreamWish:
     """Return how the stream shall travel."""
     link = Transport(options.link or Transport.TCP)
     compression = Compression(options.compression or Compression.NONE)
-    return StreamWish(link, options.channels, compression, encrypted=not options.plain)
+    return StreamWish(link, options.channels, compression, not options.plain, options.pipeline)
 
 
 def _choice(options: m.MigrateOptions) -> Choice:

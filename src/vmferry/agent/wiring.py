@@ -31,11 +31,13 @@ from vmferry.conductor.hold import holder
 from vmferry.conductor.link import link_bandwidth
 from vmferry.conductor.runner import no_hold
 from vmferry.conductor.saving import GuestSaving, SavingCalls
+from vmferry.core.capabilities import StreamWish
 from vmferry.core.handover.states import AnyState
 from vmferry.core.host import QemuFacts
 from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.units import BytesPerSecond
 from vmferry.links.door import StreamDoor
+from vmferry.links.pipeline import CommandPipelines, Pipeline
 from vmferry.links.state_file import GuestStateFiles
 from vmferry.ports.peer import Peer
 from vmferry.qemu.acceleration import decide
@@ -86,6 +88,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     guests = Guests(HostSettings(fleet.name, config.run_dir, uids), journal, hypervisor, beats)
     first, last = config.migration.ports
     listen = config.migration.address or await _ip_of(fleet.address)
+    configured = config.migration.pipelines
     offer = Offer(
         fleet.name,
         PROTOCOL,
@@ -96,8 +99,10 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         config.memory_reserve,
         config.bridges,
         None if uids is None else uids.start,
+        {name: each.encrypts for name, each in configured.items()},
     )
     host_view = HostView(offer, journal, hypervisor)
+    pipelines = CommandPipelines({name: Pipeline(each.send, each.receive) for name, each in configured.items()})
     door = StreamDoor(config.migration.address or config.listen, config.migration.stream_port)
 
     def peer(host: HostName) -> Peer:
@@ -123,6 +128,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         hold=_hold(),
         throttle=throttle,
         door=door,
+        pipelines=pipelines,
         keep_trace=traces.keep,
     )
     handovers = Handovers(guests, around)
@@ -145,6 +151,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         log_keeper,
         door,
         saving,
+        pipelines,
     )
 
 
@@ -169,8 +176,10 @@ async def _ip_of(address: str) -> str:
 
 
 def _check(checking: Checking) -> Check:
-    async def check(guest: GuestName, destination: HostName, handover: HandoverId, *, postcopy: bool) -> Checked:
-        found = await checking.check(guest, destination, f"hand-over {handover}", postcopy=postcopy)
+    async def check(
+        guest: GuestName, destination: HostName, handover: HandoverId, *, postcopy: bool, stream: StreamWish
+    ) -> Checked:
+        found = await checking.check(guest, destination, f"hand-over {handover}", postcopy=postcopy, stream=stream)
         return Checked(found.blockers, found.guarantee, found.qemus)
 
     return check

@@ -189,6 +189,7 @@ class MigrateOptions(Request):
     postcopy_after: Annotated[int | None, Field(ge=1, le=1000)] = None  #: begin it when this round begins (1: at once)
     link: Literal["tcp", "fd"] | None = None  #: how the stream travels (docs/streams.md); None: tcp
     channels: Annotated[int | None, Field(ge=1, le=MOST_CHANNELS)] = None  #: None: one, or what the compression needs
+    pipeline: NameField | None = None  #: of both hosts' configurations, instead of a link
     compression: Literal["none", "xbzrle", "zlib", "zstd", "qpl", "uadk", "qatzip"] | None = None  #: None: none
 
 
@@ -390,6 +391,7 @@ class ReserveRequest(Request):
     source: HostName
     setup: MigrationSetup
     link: Transport = Transport.TCP
+    pipeline: NameField | None = None
 
 
 class ReserveReply(Reply):

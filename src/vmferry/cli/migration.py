@@ -54,6 +54,15 @@ LinkOption = Annotated[
     ),
 ]
 
+PipelineOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Send through commands of both hosts' agent.toml ([migration.pipelines.NAME]): one way, one channel, no"
+        " post-copy; --plain unless they encrypt.",
+    ),
+]
+
 ChannelsOption = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, max=64, help="Send over N channels with a thread each (multifd). Default: one."),
@@ -80,6 +89,7 @@ def check(  # noqa: PLR0913 - one for each option of the command
     link: LinkOption = None,
     channels: ChannelsOption = None,
     compression: CompressionOption = None,
+    pipeline: PipelineOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell everything that keeps a guest from moving, each with its fix, and what is promised; touches nothing.
@@ -92,7 +102,7 @@ def check(  # noqa: PLR0913 - one for each option of the command
     source = fleet.find_guest(guest)
     body: dict[str, Any] = {"destination": destination}
     options = _choice(policy, max_gap, None, throttle) | _postcopy(postcopy, None)
-    if options := options | _stream(link, channels, compression):
+    if options := options | _stream(link, channels, compression, pipeline):
         body["options"] = options
     reply = fleet.ask(source, "POST", f"/v1/guests/{guest}/check", body)
     if as_json:
@@ -157,12 +167,15 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
     link: LinkOption = None,
     channels: ChannelsOption = None,
     compression: CompressionOption = None,
+    pipeline: PipelineOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Only begin; print the hand-over's id.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Move a running guest to another host and show how it goes. Ctrl-C only stops showing it."""
     options = _options(plain, bandwidth, downtime_limit, time_limit) | _choice(policy, max_gap, deadline, throttle)
-    options |= _at_deadline(at_deadline) | _postcopy(postcopy, postcopy_after) | _stream(link, channels, compression)
+    options |= (
+        _at_deadline(at_deadline) | _postcopy(postcopy, postcopy_after) | _stream(link, channels, compression, pipeline)
+    )
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     try:
@@ -236,11 +249,14 @@ def _postcopy(allowed: bool, after: int | None) -> dict[str, object]:
     return {"postcopy": True} if allowed else {}
 
 
-def _stream(link: str | None, channels: int | None, compression: str | None) -> dict[str, object]:
+def _stream(link: str | None, channels: int | None, compression: str | None, pipeline: str | None) -> dict[str, object]:
     """Return what was said of the stream; what is not given is left to the agent."""
     from vmferry.core.capabilities import LINKS, Compression
 
-    options: dict[str, object] = {} if channels is None else {"channels": channels}
+    if link is not None and pipeline is not None:
+        raise BadInput("--pipeline takes the place of --link", fix="leave one of them out")
+    given = {"channels": channels, "pipeline": pipeline}
+    options: dict[str, object] = {name: value for name, value in given.items() if value is not None}
     for name, word, words in (("link", link, LINKS), ("compression", compression, tuple(Compression))):
         if word is not None and word not in words:
             raise BadInput(f"--{name} {word!r} is not known", fix=f"take one of {', '.join(words)}")

@@ -9,6 +9,7 @@ from typing import Protocol
 from vmferry.conductor.plan import Qemus
 from vmferry.conductor.runner import no_hold
 from vmferry.conductor.source import Source
+from vmferry.core.capabilities import StreamWish
 from vmferry.core.convergence.trace import Trace
 from vmferry.core.errors import Blocker
 from vmferry.core.handover.states import AnyState
@@ -16,7 +17,7 @@ from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.progress import Guarantee
 from vmferry.core.units import Bytes, BytesPerSecond
 from vmferry.ports.peer import Peer
-from vmferry.ports.stream import Door
+from vmferry.ports.stream import Door, Pipelines
 from vmferry.ports.write_throttle import WriteThrottle
 
 
@@ -41,7 +42,7 @@ class Check(Protocol):
     """Asks both hosts about a guest's move."""
 
     def __call__(
-        self, guest: GuestName, destination: HostName, handover: HandoverId, *, postcopy: bool
+        self, guest: GuestName, destination: HostName, handover: HandoverId, *, postcopy: bool, stream: StreamWish
     ) -> Awaitable[Checked]:
         """Return every blocker, what is promised, and what both QEMUs can do."""
 
@@ -59,6 +60,7 @@ class Surroundings:
         free_memory: what this host has now, reservations not subtracted.
         listen_address: where this host's QEMUs listen for streams.
         ports: on which of its ports.
+        pipelines: commands through which a stream may go.
         door: where agents connect for streams that they make themselves.
         port_is_free: whether nobody listens on a port of an address.
         throttle: slows the writes of this host's guests.
@@ -79,6 +81,7 @@ class Surroundings:
     port_is_free: Callable[[str, int], bool]
     throttle: WriteThrottle
     door: Door
+    pipelines: Pipelines
     hold: Callable[[AnyState], Awaitable[object] | None] = no_hold
     opened: Callable[[Source], None] = _measure_nothing
     passed: Callable[[Source], None] = _measure_nothing

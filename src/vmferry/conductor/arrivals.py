@@ -88,7 +88,9 @@ class Arrivals:
             self._guests.unclaim(name, claim)
             raise
         arrival = Arrival(request.handover, name, request.source, request.epoch, reply)
-        return self._destination(arrival, Incoming(request.setup, request.link), Machine(Side.DESTINATION))
+        return self._destination(
+            arrival, Incoming(request.setup, request.link, request.pipeline), Machine(Side.DESTINATION)
+        )
 
     def _free_port(self) -> int:
         taken = {reservation.port for reservation in self._journal.reservations()}
@@ -222,6 +224,7 @@ class Arrivals:
                 lambda: self._journal.release(arrival.handover),
                 lambda: self._around.throttle.arrived(arrival.guest, arrival.handover),
                 self._around.door,
+                self._around.pipelines,
             ),
         )
         self._destinations[arrival.handover] = destination

@@ -27,7 +27,7 @@ from vmferry.core.ids import Epoch, GuestName
 from vmferry.core.migration import MigrationStatus, RunState
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
 from vmferry.ports.peer import Peer, PeerStatus, ReserveReply, Verdict
-from vmferry.ports.stream import Door, StreamConnection, Ticket
+from vmferry.ports.stream import Door, Pipelines, StreamConnection, Ticket
 
 _log = structlog.get_logger(__name__)
 
@@ -40,6 +40,8 @@ UNDER_WAY = frozenset({_T.LOADED, _T.ACQUIRED, _T.STARTING, _T.GIVING_BACK, _T.P
 #: It could run the guest, and waits for the token.
 _HELD = frozenset({_T.LOADED, _T.POSTCOPY_LOADED})
 _ASK_SOURCE_EVERY_S = 2.0
+#: What the agents connect themselves.
+_THROUGH_THE_DOOR = frozenset({Transport.FD, Transport.PIPE})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Incoming:
 
     setup: MigrationSetup
     link: Transport = Transport.TCP
+    pipeline: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,11 +61,13 @@ class ArrivalCalls:
         release: gives the reservation back.
         arrived: called when the guest runs here; must return at once.
         door: where the source's agent connects for a stream that the agents make themselves.
+        pipelines: commands through which a stream may go.
     """
 
     release: Callable[[], None]
     arrived: Callable[[], None]
     door: Door
+    pipelines: Pipelines
 
 
 class Destination:
@@ -186,7 +191,7 @@ class Destination:
         await self._guests.launch(row, incoming=True)
         process = self._process()
         await process.prepare_migration(self._incoming.setup, incoming=True)
-        if self._incoming.link is Transport.FD:
+        if self._incoming.link in _THROUGH_THE_DOOR:
             self._ticket = self._calls.door.expect(self.arrival.handover, self._take_stream)
         else:
             await process.listen(self.arrival.reply.address, self.arrival.reply.port)
@@ -196,7 +201,14 @@ class Destination:
         """Hand the source's connection to QEMU."""
         if self.state is not _T.RECEIVING:
             raise Refused(f"hand-over {self.arrival.handover} is {self.state}", side="destination")
-        await self._process().take_stream(connection)
+        pipeline = None if self._incoming is None else self._incoming.pipeline
+        if pipeline is None:
+            await self._process().take_stream(connection)
+            return
+        row = self._guests.journal.guest(self.name)
+        end = await self._calls.pipelines.receive(pipeline, connection, None if row is None else row.uid)
+        with contextlib.closing(end):
+            await self._process().take_stream(end)
 
     async def _watch(self) -> None:
         """Watch QEMU until it has loaded or is gone, and the source while nothing is heard of it."""

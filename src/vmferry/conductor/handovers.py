@@ -165,6 +165,7 @@ class Handovers:
                 self._around.passed,
                 brake,
                 self._around.door,
+                self._around.pipelines,
             ),
             steering,
         )
@@ -205,7 +206,7 @@ class Handovers:
     async def _check(self, request: Request, steering: Steering) -> tuple[tuple[Blocker, ...], Guarantee | None]:
         """Collect what blocks: the facts of guest and hosts, then what the policy makes of them."""
         checked = await self._around.check(
-            request.guest, request.destination, request.handover, postcopy=request.postcopy
+            request.guest, request.destination, request.handover, postcopy=request.postcopy, stream=request.stream
         )
         blockers = checked.blockers
         blockers += await self.brake_blockers(request.guest, request.throttle)

@@ -48,6 +48,8 @@ NO_THROTTLE = "none"
 #: Whichever of the brakes does the least harm; the policy says which.
 ANY_THROTTLE = "any"
 POSTCOPY = "postcopy-ram"
+#: A pipe has none; the destination's own word comes over its agent in any case.
+_WAY_BACK = "return-path"
 _FOLLOWING = "max-postcopy-bandwidth"
 #: The lightest brake that QEMU has: 0.1 ms of sleep in 10 ms. A capability cannot be switched off under way.
 _AT_REST = 1
@@ -188,7 +190,9 @@ def choose_stream(asked: Asked, wishes: Wishes, qemus: Qemus) -> CapabilitySet:
     named = asked.stream.wanted
     theirs = {one.name for one in named}
     policys = (one for one in _wanted(wishes) if one.name not in theirs)
-    wish = Wish((*HANDOVER, *postcopy, *named, *policys), asked.stream.link, encrypted=asked.stream.encrypted)
+    stream = asked.stream
+    handover = HANDOVER if stream.pipeline is None else tuple(one for one in HANDOVER if one.name != _WAY_BACK)
+    wish = Wish((*handover, *postcopy, *named, *policys), stream.transport, encrypted=stream.qemu_encrypts)
     offered = frozenset({Resource.USERFAULTFD} if asked.postcopy else ())  # the checks have looked at the destination
     return choose(wish, qemus[0], qemus[1], offered)
 

@@ -45,11 +45,14 @@ class Request:
     link: Transport = Transport.TCP
     channels: int | None = None  #: None = one, or what the compression needs
     compression: Compression = Compression.NONE
+    pipeline: str | None = None
 
     @property
     def stream(self) -> StreamWish:
         """Return how the stream shall travel."""
-        return StreamWish(Transport(self.link), self.channels, Compression(self.compression), self.encrypted)
+        return StreamWish(
+            Transport(self.link), self.channels, Compression(self.compression), self.encrypted, self.pipeline
+        )
 
     @property
     def choice(self) -> Choice:

@@ -35,7 +35,7 @@ from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
 from vmferry.ports.peer import CommitReply, Peer, PeerStatus, ReserveReply, ReserveRequest
 from vmferry.ports.store import Token
-from vmferry.ports.stream import Door
+from vmferry.ports.stream import Door, Pipelines, StreamConnection, Ticket
 
 _log = structlog.get_logger(__name__)
 
@@ -70,6 +70,7 @@ class Calls:
         passed: called when the checks have passed: measures of the guest begin; must return at once.
         brake: slows the guest's writes; the steering's too.
         door: connects to the destination's agent where the agents make the stream themselves.
+        pipelines: commands through which a stream may go.
     """
 
     check: Callable[[], Awaitable[tuple[tuple[Blocker, ...], Guarantee | None]]]
@@ -79,6 +80,7 @@ class Calls:
     passed: Callable[[Source], None]
     brake: Brake
     door: Door
+    pipelines: Pipelines
 
 
 class Source:
@@ -325,7 +327,8 @@ class Source:
             token.running,
             self._guests.settings.name,
             self.setup,
-            self.request.stream.link,
+            self.request.stream.transport,
+            self.request.pipeline,
         )
         # While the destination's QEMU starts, which takes ten times as long.
         preparing = asyncio.create_task(self._process().prepare_migration(self.setup, incoming=False))
@@ -352,10 +355,19 @@ class Source:
         if way.ticket is None:
             await self._process().migrate(way.address, way.port)
         else:
-            connection = await self._calls.door.dial(way.address, way.ticket, self.request.handover)
-            with contextlib.closing(connection):
-                await self._process().migrate_over(connection)
+            await self._send_over(way.address, way.ticket)
         self.marks.mark("migrate")
+
+    async def _send_over(self, address: str, ticket: Ticket) -> None:
+        """Connect to the destination's agent, and hand the connection to QEMU, or to the command in front of it."""
+        with contextlib.ExitStack() as ours:
+            way: StreamConnection = await self._calls.door.dial(address, ticket, self.request.handover)
+            ours.callback(way.close)
+            if self.request.pipeline is not None:
+                uid = self._guests.row(self.name).uid
+                way = await self._calls.pipelines.send(self.request.pipeline, way, uid)
+                ours.callback(way.close)
+            await self._process().migrate_over(way)
 
     async def _steer(self) -> None:
         process = self._process()

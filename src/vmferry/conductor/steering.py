@@ -147,7 +147,7 @@ class Steering:
         left_out = (plan.left_out_text(left) for left in chosen.left_out)
         held = (f"{Throttle.FORTY_WRITES}: {blocker.what}" for blocker in no_writes or ())
         self.trail.left_out = (*left_out, *held)
-        key = secrets.token_hex(_KEY_BYTES) if self._asked.stream.encrypted else None
+        key = secrets.token_hex(_KEY_BYTES) if self._asked.stream.qemu_encrypts else None
         self._late = tuple(order for order in orders if _is_late(order))
         folded = tuple(order for order in orders if not _is_late(order))
         self._setup = plan.make_setup(self._asked, chosen, wishes, folded, key)

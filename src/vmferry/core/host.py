@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from vmferry.core.guest import Acceleration
 from vmferry.core.ids import HostName
@@ -39,6 +40,8 @@ class HostFacts:
     migration_ports_free: int
     #: why no post-copy can arrive, with the fix; None: one can. An older agent does not say
     why_no_postcopy: str | None = "its agent does not say whether QEMU may use userfaultfd: update it"
+    #: commands through which a stream may go, by name, and whether they encrypt
+    pipelines: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,7 @@ class Report:
     link: str = "tcp"  #: how the stream travelled (docs/streams.md)
     channels: int | None = None  #: that pages went over
     compression: str = "none"
+    pipeline: str | None = None  #: through which it went
     event: str = "report"
 
 

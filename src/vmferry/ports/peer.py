@@ -36,6 +36,7 @@ class ReserveRequest:
     source: HostName
     setup: MigrationSetup
     link: Transport = Transport.TCP
+    pipeline: str | None = None  #: with link = pipe: through which of the destination's
 
 
 @dataclass(frozen=True, slots=True)

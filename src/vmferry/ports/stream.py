@@ -19,7 +19,7 @@ class StreamConnection(Protocol):
         """Return which of our IP addresses and ports it goes out from."""
 
     def getpeername(self) -> Any:
-        """Return who is at its other end: IP address and port first."""
+        """Return who is at its other end: IP address and port first; None: a command of ours."""
 
     def close(self) -> None:
         """Close it here; a process that was given it keeps its own."""
@@ -53,4 +53,24 @@ class Door(Protocol):
             Unreachable: nobody answers there.
             TimedOut: it takes too long.
             Refused: the ticket is not good there (any more), or who answers does not know it.
+        """
+
+
+class Pipelines(Protocol):
+    """Commands of this host's configuration through which a stream may go, one way. QEMU never starts any."""
+
+    async def send(self, name: str, connection: StreamConnection, uid: int | None) -> StreamConnection:
+        """Start a pipeline in front of a connection, and return the end that takes the stream; the caller closes it.
+
+        The command has the connection from then on, and ends when everybody else has closed the returned end.
+
+        Raises:
+            BadInput: there is none of that name here.
+            Broken: it cannot be started.
+        """
+
+    async def receive(self, name: str, connection: StreamConnection, uid: int | None) -> StreamConnection:
+        """Start the other half behind a connection, and return the end out of which the stream comes.
+
+        Raises: as `send`.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import stat
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -324,15 +325,16 @@ class QemuGuestProcess:
 
     async def migrate_over(self, connection: StreamConnection) -> None:
         """Start sending over a connection that is there."""
-        host, port, *_ = connection.getpeername()
+        peer = connection.getpeername()
         await self._over(connection, "migrate")
-        self._sends_to = (host, port)
+        self._sends_to = None if peer is None else (peer[0], peer[1])
 
     async def _over(self, connection: StreamConnection, command: str) -> None:
         await self._session.give_descriptor(STREAM_DESCRIPTOR, connection.fileno())
         # QEMU makes every descriptor that it is given a blocking one, and would wait for the other side's part of the
         # TLS handshake in its main loop, for ever perhaps. Both descriptors are of one open file.
-        os.set_blocking(connection.fileno(), False)
+        if stat.S_ISSOCK(os.fstat(connection.fileno()).st_mode):
+            os.set_blocking(connection.fileno(), False)
         try:
             await self._session.execute(command, {"uri": f"fd:{STREAM_DESCRIPTOR}"})
         except SaidNo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from vmferry.core.errors import Refused, Unreachable
+from vmferry.core.errors import BadInput, Refused, Unreachable
 from vmferry.core.ids import HandoverId
 from vmferry.ports.stream import Receive, StreamConnection, Ticket
 
@@ -75,3 +75,29 @@ class FakeDoor:
         await known[1](theirs)
         theirs.close()
         return FakeConnection(number)
+
+
+class FakePipelines:
+    """Commands that pass on what they get.
+
+    Args:
+        names: of those that there are.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.started: list[tuple[str, str, int | None]] = []
+
+    async def send(self, name: str, connection: StreamConnection, uid: int | None) -> StreamConnection:
+        """Pass on."""
+        return self._begin("send", name, connection, uid)
+
+    async def receive(self, name: str, connection: StreamConnection, uid: int | None) -> StreamConnection:
+        """Pass on."""
+        return self._begin("receive", name, connection, uid)
+
+    def _begin(self, half: str, name: str, connection: StreamConnection, uid: int | None) -> StreamConnection:
+        if name not in self.names:
+            raise BadInput(f"There is no pipeline {name}")
+        self.started.append((half, name, uid))
+        return FakeConnection(connection.fileno())

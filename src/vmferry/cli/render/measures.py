@@ -88,7 +88,8 @@ def _stream(report: Report) -> str:
     """Return how it travelled: link, channels where there are several, compression where there is one."""
     channels = [f"{report.channels} channels"] if (report.channels or 1) > 1 else []
     compression = [report.compression] if report.compression != "none" else []
-    return ", ".join([report.link, *channels, *compression])
+    link = report.link if report.pipeline is None else f"pipeline {report.pipeline}"
+    return ", ".join([link, *channels, *compression])
 
 
 def _commit(report: Report) -> str:

@@ -35,13 +35,25 @@ class StreamWish:
         link: how it travels.
         channels: 1 to 64; None: one, or as many as the compression needs.
         compression: of pages.
-        encrypted: by QEMU, with a key made for this one migration.
+        encrypted: by QEMU, with a key made for this one migration; by the pipeline, where there is one.
+        pipeline: commands of both hosts' configurations through which it goes, by their name; takes the link's place.
     """
 
     link: Transport = Transport.TCP
     channels: int | None = None
     compression: Compression = Compression.NONE
     encrypted: bool = True
+    pipeline: str | None = None
+
+    @property
+    def transport(self) -> Transport:
+        """Return what QEMU has to do with: a pipeline's end is a pipe, which goes one way."""
+        return self.link if self.pipeline is None else Transport.PIPE
+
+    @property
+    def qemu_encrypts(self) -> bool:
+        """Tell whether QEMU has a key for it."""
+        return self.encrypted and self.pipeline is None
 
     @property
     def wanted(self) -> tuple[Wanted, ...]:

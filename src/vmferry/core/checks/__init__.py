@@ -6,6 +6,7 @@ about itself is judged, not trusted. The codes are stable and listed in docs/che
 
 from __future__ import annotations
 
+from vmferry.core.capabilities import DEFAULT_STREAM, StreamWish
 from vmferry.core.checks.case import Case
 from vmferry.core.checks.cpu import check_acceleration, check_cpu
 from vmferry.core.checks.device import check_devices
@@ -16,6 +17,7 @@ from vmferry.core.checks.identity import check_identity
 from vmferry.core.checks.memory import check_memory, memory_needed
 from vmferry.core.checks.network import check_network
 from vmferry.core.checks.peers import check_ports, check_protocol, check_same_host
+from vmferry.core.checks.pipeline import check_pipeline
 from vmferry.core.checks.postcopy import check_postcopy
 from vmferry.core.checks.qemu import (
     check_capabilities,
@@ -42,6 +44,7 @@ FAMILIES = (
     check_machine,
     check_capabilities,
     check_postcopy,
+    check_pipeline,
     check_tcg_source,
     check_known_incompatibilities,
     check_devices,
@@ -64,6 +67,7 @@ def find_blockers(
     probe: GuestProbe,
     *,
     postcopy: bool = False,
+    stream: StreamWish = DEFAULT_STREAM,
 ) -> tuple[Blocker, ...]:
     """Return every reason why the guest cannot move now; empty means that it can.
 
@@ -77,8 +81,9 @@ def find_blockers(
         destination: the host to which it shall move.
         probe: what the destination says about this guest.
         postcopy: whether post-copy is to be allowed.
+        stream: how it is to travel.
     """
-    case = Case(guest=guest, runtime=runtime, source=source, destination=destination, probe=probe, postcopy=postcopy)
+    case = Case(guest, runtime, source, destination, probe, postcopy, stream)
     same_host = tuple(check_same_host(case))
     if same_host:
         return same_host

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmferry.core.capabilities import DEFAULT_STREAM, StreamWish
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.host import FileFacts, GuestProbe, GuestRuntime, HostFacts
 
@@ -18,6 +19,7 @@ class Case:
     destination: HostFacts
     probe: GuestProbe
     postcopy: bool = False  #: post-copy is to be allowed
+    stream: StreamWish = DEFAULT_STREAM
 
     def at_source(self, path: str) -> FileFacts | None:
         """Return the source's view of a file, None when it said nothing about it."""
