@@ -20,7 +20,9 @@ class Asks:
     def __init__(self) -> None:
         self.postcopy: list[bool] = []
 
-    async def check(self, name: object, destination: object, handover: object, *, postcopy: bool) -> SimpleNamespace:
+    async def check(
+        self, name: object, destination: object, handover: object, *, postcopy: bool, stream: object
+    ) -> SimpleNamespace:
         self.postcopy.append(postcopy)
         return SimpleNamespace(blockers=(), guarantee=None, qemus=None)
 
