@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,37 @@ from vmferry.conductor.saving import GuestSaving, SavingCalls
 from vmferry.core.errors import BadInput, Broken, GuestBusy, NotFound, Refused
 from vmferry.core.host import QemuFacts
 from vmferry.core.ids import GuestName
+from vmferry.core.migration import RunState
 from vmferry.core.saved import SavedGuest
-from vmferry.links.state_file import GuestStateFiles
+from vmferry.core.units import Bytes
+from vmferry.links.state_file import GuestStateFiles, OpenNewStateFile, OpenStateFile
 from vmferry.ports.store import Saving
-from vmferry.testing.fake_hypervisor import FAKE_FACTS
+from vmferry.testing.fake_hypervisor import FAKE_FACTS, FakeHypervisor
 from vmferry.testing.fake_qemu import FaultAction
+
+
+class HaltingFile:
+    """A file that is sealed when the test lets it be."""
+
+    def __init__(self, real: OpenNewStateFile, files: Halting) -> None:
+        self._real = real
+        self._files = files
+        self.offset = real.offset
+
+    def fileno(self) -> int:
+        return self._real.fileno()
+
+    def close(self) -> None:
+        self._real.close()
+
+    async def measure(self) -> tuple[Bytes, str]:
+        return await self._real.measure()
+
+    async def seal(self, saved: SavedGuest) -> str:
+        await self._files.halt("seal", behind=False)
+        digest = await self._real.seal(saved)
+        await self._files.halt("seal", behind=True)
+        return digest
 
 
 class Halting(GuestStateFiles):
@@ -31,29 +58,30 @@ class Halting(GuestStateFiles):
 
     def __init__(self, step: str, *, behind: bool) -> None:
         super().__init__(lambda _: None)
-        self.reached = asyncio.Event()
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
         self._halt = (step, behind)
 
-    async def _pass(self, step: str, *, behind: bool) -> None:
-        if self._halt == (step, behind):
+    async def halt(self, step: str, *, behind: bool) -> None:
+        if self._halt == (step, behind) and not self.reached.is_set():
             self.reached.set()
-            await asyncio.Event().wait()
+            await self.go_on.wait()
 
-    async def seal(self, path: str, saved: SavedGuest) -> SavedGuest:
-        await self._pass("seal", behind=False)
-        sealed = await super().seal(path, saved)
-        await self._pass("seal", behind=True)
-        return sealed
+    async def create(self, path: str, mark: str, needed: Bytes) -> HaltingFile:  # type: ignore[override]
+        return HaltingFile(await super().create(path, mark, needed), self)
 
-    async def publish(self, path: str) -> None:
-        await self._pass("publish", behind=False)
-        await super().publish(path)
-        await self._pass("publish", behind=True)
+    async def publish(self, path: str, mark: str, digest: str) -> None:
+        await self.halt("publish", behind=False)
+        await super().publish(path, mark, digest)
+        await self.halt("publish", behind=True)
 
-    async def consume(self, path: str, claim: str) -> None:
-        await self._pass("consume", behind=False)
-        await super().consume(path, claim)
-        await self._pass("consume", behind=True)
+    async def claim(self, path: str, mark: str, expected: SavedGuest) -> OpenStateFile:
+        await self.halt("claim", behind=False)
+        return await super().claim(path, mark, expected)
+
+    async def consume(self, path: str, mark: str) -> None:
+        await self.halt("consume", behind=False)
+        await super().consume(path, mark)
+        await self.halt("consume", behind=True)
 
 
 class Agent(GuestSaving):
@@ -95,8 +123,8 @@ def path(tmp_path: Path) -> str:
 
 
 def names(path: str) -> list[str]:
-    """Return what is in the directory."""
-    return sorted(one.name for one in Path(path).parent.iterdir())
+    """Return what is in the directory, without ids."""
+    return sorted(re.sub("-[0-9a-f]{16}$", "-ID", one.name) for one in Path(path).parent.iterdir())
 
 
 def assert_runs(host: Host, link: WatchedLink, epoch: int) -> None:
@@ -129,7 +157,7 @@ async def test_a_guest_goes_into_a_file_and_comes_out_elsewhere(
     assert names(path) == ["web-7.guest"]
     assert await saving_of(there).restore(path) == GUEST
     assert_runs(there, link, 3)
-    assert names(path) == ["web-7.guest.restored"]
+    assert names(path) == ["web-7.guest.restored-ID"]
 
 
 async def test_a_paused_guest_comes_out_paused(hosts: tuple[Host, Host], link: WatchedLink, path: str) -> None:
@@ -205,7 +233,7 @@ async def test_what_cannot_be_saved_is_told(hosts: tuple[Host, Host], link: Watc
             await saving.save(GUEST, path)
     assert_runs(here, link, 1)
     await here.guests.stop(GUEST)
-    with pytest.raises(BadInput, match="there is no memory to save"):
+    with pytest.raises(BadInput, match="is stopped: what is saved runs, or is paused"):
         await saving.save(GUEST, path)
     assert names(path) == []
     with pytest.raises(NotFound):
@@ -217,11 +245,152 @@ async def test_a_name_that_is_taken_is_told(hosts: tuple[Host, Host], link: Watc
     here, there = hosts
     await saving_of(here).save(GUEST, path)
     await saving_of(there).restore(path)
-    Path(f"{path}.restored").rename(path)  # as somebody who knows better
+    (used,) = Path(path).parent.iterdir()
+    used.rename(path)  # as somebody who knows better
     with pytest.raises(Refused, match="is taken"):
         await saving_of(there).restore(path)
     assert names(path) == ["web-7.guest"]
     assert_runs(there, link, 3)
+
+
+async def test_a_save_touches_no_file_but_its_own(hosts: tuple[Host, Host], link: WatchedLink, path: str) -> None:
+    """A path that is refused, or taken by another save, is as it was, and so is what lies beside it."""
+    here, _ = hosts
+    other = Path(f"{path}.partial-0123456789abcdef")
+    other.write_text("another guest")
+    Path(path).write_bytes(b"vmferry writes 0123456789abcdef")
+    for wrong in (
+        path,
+        f"{path}.partial-1",
+        f"{path}.restored-1",
+        f"{path}/x",
+        "/nowhere/x",
+        "x" * 300,
+        "/srv/" + "x" * 240,
+    ):
+        with pytest.raises(BadInput):
+            await saving_of(here).save(GUEST, wrong)
+    assert other.read_text() == "another guest"
+    assert Path(path).read_bytes() == b"vmferry writes 0123456789abcdef"
+    assert_runs(here, link, 1)
+
+
+async def test_a_guest_that_has_ended_is_not_saved(hosts: tuple[Host, Host], link: WatchedLink, path: str) -> None:
+    """It would never come out: QEMU brings its state back as well."""
+    here, _ = hosts
+    qemu_process = qemu_of(here, link)
+    assert qemu_process is not None
+    for state in (RunState.IO_ERROR, RunState.PANICKED, RunState.SHUTDOWN):
+        qemu_process.state = state
+        with pytest.raises(BadInput, match=f"is {state}"):
+            await saving_of(here).save(GUEST, path)
+    assert names(path) == []
+
+
+async def test_a_pause_while_it_is_saved_counts(hosts: tuple[Host, Host], link: WatchedLink, path: str) -> None:
+    """Whoever was told that the guest is paused finds it paused."""
+    here, _ = hosts
+    files = Halting("seal", behind=True)
+    saves = asyncio.create_task(saving_of(here, files).save(GUEST, path))
+    await files.reached.wait()
+    await here.guests.pause(GUEST)
+    files.go_on.set()
+    assert not (await saves).running
+    await saving_of(here).restore(path)
+    assert link.running() == []
+
+
+async def test_two_restores_on_one_host(hosts: tuple[Host, Host], link: WatchedLink, path: str) -> None:
+    """The one that comes too late harms neither the guest of the first nor its row."""
+    here, there = hosts
+    await saving_of(here).save(GUEST, path)
+    release = asyncio.Event()
+
+    async def slowly(saved: SavedGuest) -> None:
+        await release.wait()
+
+    late = asyncio.create_task(
+        Agent(there.guests, GuestStateFiles(lambda _: None), SavingCalls(qemu, slowly)).restore(path)
+    )
+    await asyncio.sleep(0.05)
+    await saving_of(there).restore(path)
+    release.set()
+    with pytest.raises(Refused, match="is taken"):
+        await late
+    assert_runs(there, link, 3)
+
+
+async def test_another_file_than_was_checked(hosts: tuple[Host, Host], link: WatchedLink, path: str) -> None:
+    """Restored and saved again by somebody else meanwhile: it is not taken for the old one, and stays as it is."""
+    here, there = hosts
+    await saving_of(here).save(GUEST, path)
+    files = Halting("claim", behind=False)
+    late = asyncio.create_task(saving_of(there, files).restore(path))
+    await files.reached.wait()
+    await saving_of(here).restore(path)
+    await saving_of(here).save(GUEST, path)
+    files.go_on.set()
+    with pytest.raises(NotFound, match="another file by now"):
+        await late
+    await saving_of(there).restore(path)
+    assert_runs(there, link, 5)
+
+
+async def test_a_file_that_cannot_be_used_up_is_not_restored_again(
+    hosts: tuple[Host, Host], link: WatchedLink, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its guest runs; the file keeps its claimed name, also through the next agent's start."""
+    here, there = hosts
+    await saving_of(here).save(GUEST, path)
+    files = GuestStateFiles(lambda _: None)
+
+    async def fails(path: str, mark: str) -> None:
+        raise Broken("input/output error")
+
+    monkeypatch.setattr(files, "consume", fails)
+    await saving_of(there, files).restore(path)
+    assert_runs(there, link, 3)
+    await there.guests.stop(GUEST)
+    await there.guests.remove(GUEST)
+    assert saving_of(there).recover() == []
+    with pytest.raises(NotFound, match="is being restored"):
+        await saving_of(here).restore(path)
+
+
+async def test_a_guest_that_cannot_be_let_run_stays_stopped(
+    hosts: tuple[Host, Host], link: WatchedLink, path: str
+) -> None:
+    """An image that is locked elsewhere: it is here, the file is used up, and `resume` lets it go on."""
+    here, there = hosts
+    await saving_of(here).save(GUEST, path)
+    assert isinstance(there.hypervisor, FakeHypervisor)
+    there.hypervisor.refuse_next("cont", Broken("Failed to get write lock"))
+    with pytest.raises(Broken, match="Failed to get write lock"):
+        await saving_of(there).restore(path)
+    assert link.running() == []
+    assert names(path) == ["web-7.guest.restored-ID"]
+    await there.guests.resume(GUEST)
+    assert_runs(there, link, 3)
+
+
+async def test_a_header_that_somebody_has_changed_gets_no_name(
+    hosts: tuple[Host, Host], link: WatchedLink, path: str
+) -> None:
+    """QEMU can write to the file until it is dead: what it writes over our header is found then."""
+    here, _ = hosts
+    files = Halting("publish", behind=False)
+    saves = asyncio.create_task(saving_of(here, files).save(GUEST, path))
+    await files.reached.wait()
+    assert link.alive() == []
+    (partial,) = Path(path).parent.glob("*.partial-*")
+    with partial.open("r+b") as opened:
+        opened.seek(100)
+        opened.write(b"x")
+    files.go_on.set()
+    with pytest.raises(Broken, match="is not what was written"):
+        await saves
+    with pytest.raises(NotFound, match="is being written"):
+        await saving_of(here).restore(path)
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
@@ -252,7 +421,9 @@ async def test_an_agent_that_dies_while_qemu_writes(hosts: tuple[Host, Host], li
     link.file_fault = FaultAction.HANG
     saving = saving_of(here)
     saves = asyncio.create_task(saving.save(GUEST, path))
-    await wait_until(lambda: names(path) == ["web-7.guest.partial"] and not link.running(), "it is written")
+    await wait_until(
+        lambda: names(path) == ["web-7.guest", "web-7.guest.partial-ID"] and not link.running(), "it is written"
+    )
     await kill(here, saving, saves)
     await take_up(here)
     assert names(path) == []
@@ -270,11 +441,10 @@ async def test_an_agent_that_dies_when_it_has_restored(
     saving = saving_of(there, files)
     restores = asyncio.create_task(saving.restore(path))
     await files.reached.wait()
-    assert link.running() == []
     await kill(there, saving, restores)
     await take_up(there)
     assert_runs(there, link, 3)
-    assert names(path) == ["web-7.guest.restored"]
+    assert names(path) == ["web-7.guest.restored-ID"]
 
 
 async def test_an_agent_that_dies_while_qemu_loads(hosts: tuple[Host, Host], link: WatchedLink, path: str) -> None:

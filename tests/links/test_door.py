@@ -37,6 +37,7 @@ class Qemu:
 async def door() -> AsyncIterator[StreamDoor]:
     """A door on a free port."""
     opened = StreamDoor(HERE, 0)
+    opened.start()
     yield opened
     await opened.close()
 
@@ -160,6 +161,38 @@ async def test_a_crowd_does_not_lock_others_out(door: StreamDoor, qemu: Qemu) ->
             crowd.callback(writer.close)
         (await dial(HERE, ticket, MOVE)).close()
     assert len(qemu.taken) == 1
+
+
+async def test_a_crowd_from_everywhere_does_not_lock_out_either(door: StreamDoor, qemu: Qemu) -> None:
+    """The oldest that said nothing goes when there are too many."""
+    ticket = door.expect(MOVE, qemu.receive)
+    async with contextlib.AsyncExitStack() as crowd:
+        for number in range(doors.MOST_WAITING + 20):
+            _, writer = await asyncio.open_connection(HERE, door.port, local_addr=(f"127.0.0.{2 + number % 20}", 0))
+            crowd.callback(writer.close)
+        (await dial(HERE, ticket, MOVE)).close()
+    assert len(qemu.taken) == 1
+
+
+async def test_while_nobody_is_expected_nobody_waits(door: StreamDoor, qemu: Qemu) -> None:
+    """Connections are closed at once, told of once, and take no place of those who come later."""
+    with capture_logs() as logs:
+        for _ in range(50):
+            assert await hear_end(door, b"") == b""
+    assert [line["why"] for line in logs] == ["nobody is expected"]
+    ticket = door.expect(MOVE, qemu.receive)
+    (await dial(HERE, ticket, MOVE)).close()
+
+
+async def test_who_only_connects_is_logged_once(door: StreamDoor, qemu: Qemu) -> None:
+    """A health check closes at once, again and again."""
+    door.expect(MOVE, qemu.receive)
+    with capture_logs() as logs:
+        for _ in range(50):
+            _, writer = await asyncio.open_connection(HERE, door.port)
+            writer.close()
+        await asyncio.sleep(0.05)
+    assert len(logs) == 1
 
 
 async def test_nobody_listens() -> None:

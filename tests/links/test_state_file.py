@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from dataclasses import replace
@@ -53,13 +54,20 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "web-7.guest")
 
 
-async def save(files: GuestStateFiles, path: str) -> SavedGuest:
+async def save(files: GuestStateFiles, path: str, mark: str = "s1") -> SavedGuest:
     """Write a guest into a file as a QEMU would, and give it its name."""
-    with contextlib.closing(await files.create(path, Bytes(MIB))) as file:
-        os.pwrite(file.fileno(), STATE, file.offset)
-    sealed = await files.seal(path, SAVED)
-    await files.publish(path)
+    sealed, digest = await write(files, path, mark)
+    await files.publish(path, mark, digest)
     return sealed
+
+
+async def write(files: GuestStateFiles, path: str, mark: str = "s1") -> tuple[SavedGuest, str]:
+    """Write a guest into a file and seal it."""
+    with contextlib.closing(await files.create(path, mark, Bytes(MIB))) as file:
+        os.pwrite(file.fileno(), STATE, file.offset)
+        size, checksum = await file.measure()
+        sealed = replace(SAVED, state_bytes=size, sha256=checksum)
+        return sealed, await file.seal(sealed)
 
 
 def names(path: str) -> list[str]:
@@ -74,77 +82,106 @@ async def test_what_was_written_is_read(files: GuestStateFiles, path: str) -> No
     assert names(path) == ["web-7.guest"]
     assert Path(path).stat().st_mode & 0o777 == 0o600
     assert await files.read(path) == sealed
-    with contextlib.closing(await files.claim(path, "c1")) as file:
+    with contextlib.closing(await files.claim(path, "c1", sealed)) as file:
         assert os.pread(file.fileno(), len(STATE) + 1, file.offset) == STATE
 
 
 async def test_nobody_finds_what_is_not_finished(files: GuestStateFiles, path: str) -> None:
-    """While it is written there is no file of that name, and no second one is begun."""
-    with contextlib.closing(await files.create(path, Bytes(MIB))):
-        with pytest.raises(NotFound):
+    """While it is written it cannot be read, and no second one is begun; given up nothing is left."""
+    with contextlib.closing(await files.create(path, "s1", Bytes(MIB))):
+        with pytest.raises(NotFound, match="is being written"):
             await files.read(path)
         with pytest.raises(BadInput, match="it is being written"):
-            await files.create(path, Bytes(MIB))
-    await files.discard(path)
-    await files.discard(path)
+            await files.create(path, "s2", Bytes(MIB))
+        await files.discard(path, "s2")
+        assert names(path) == ["web-7.guest", "web-7.guest.partial-s1"]
+    await files.discard(path, "s1")
+    await files.discard(path, "s1")
     assert names(path) == []
 
 
 async def test_of_two_that_restore_one_finds_it(files: GuestStateFiles, path: str) -> None:
     """The other is told that it is being restored; given back it is as before; used up it is gone for good."""
     sealed = await save(files, path)
-    (await files.claim(path, "c1")).close()
-    for again in (files.claim(path, "c2"), files.read(path)):
+    (await files.claim(path, "c1", sealed)).close()
+    for again in (files.claim(path, "c2", sealed), files.read(path)):
         with pytest.raises(NotFound, match="is being restored"):
             await again
     with pytest.raises(BadInput, match="it is being restored"):
-        await files.create(path, Bytes(MIB))
+        await files.create(path, "s2", Bytes(MIB))
     await files.give_back(path, "c1")
     await files.give_back(path, "c1")
     assert await files.read(path) == sealed
-    (await files.claim(path, "c2")).close()
+    (await files.claim(path, "c2", sealed)).close()
     await files.consume(path, "c2")
     await files.consume(path, "c2")
-    assert names(path) == ["web-7.guest.restored"]
+    assert names(path) == ["web-7.guest.restored-c2"]
     with pytest.raises(NotFound, match="must not run twice"):
         await files.read(path)
 
 
-async def test_publishing_replaces_nothing_and_may_be_repeated(files: GuestStateFiles, path: str) -> None:
-    """Somebody who put a file there meanwhile keeps it; a crash between its two steps is finished."""
-    with contextlib.closing(await files.create(path, Bytes(MIB))):
-        pass
-    await files.seal(path, SAVED)
+async def test_nothing_of_others_is_replaced(files: GuestStateFiles, path: str) -> None:
+    """What somebody puts at a name that is ours to give stays, and he is told where the guest is."""
+    _, digest = await write(files, path)
     Path(path).write_text("mine")
-    with pytest.raises(Broken, match="cannot get its name: File exists"):
-        await files.publish(path)
+    with pytest.raises(Broken, match="another file by now"):
+        await files.publish(path, "s1", digest)
+    await files.discard(path, "other")
     assert Path(path).read_text() == "mine"
     Path(path).unlink()
-    os.link(f"{path}.partial", path)  # as far as a crash let it come
-    await files.publish(path)
-    await files.publish(path)
+    await files.publish(path, "s1", digest)
+    await files.publish(path, "s1", digest)
     assert names(path) == ["web-7.guest"]
+    (await files.claim(path, "c1", await files.read(path))).close()
+    Path(path).write_text("mine")
+    with pytest.raises(Broken, match="another file by now"):
+        await files.give_back(path, "c1")
+    assert Path(path).read_text() == "mine"
+
+
+async def test_publishing_again_finds_what_became_of_it(files: GuestStateFiles, path: str) -> None:
+    """Published, restored and used up by somebody else meanwhile is done; removed is lost, and said to be."""
+    sealed, digest = await write(files, path)
+    await files.publish(path, "s1", digest)
+    (await files.claim(path, "c1", sealed)).close()
+    await files.publish(path, "s1", digest)
+    await files.consume(path, "c1")
+    await files.publish(path, "s1", digest)
+    assert names(path) == ["web-7.guest.restored-c1"]
+    Path(f"{path}.restored-c1").unlink()
+    with pytest.raises(Broken, match="Somebody has removed"):
+        await files.publish(path, "s1", digest)
+
+
+async def test_two_that_write_at_once(files: GuestStateFiles, path: str) -> None:
+    """One gets the name; of the other nothing is left."""
+    ends = await asyncio.gather(*(files.create(path, f"s{n}", Bytes(MIB)) for n in range(8)), return_exceptions=True)
+    opened = [end for end in ends if not isinstance(end, BaseException)]
+    assert len(opened) == 1
+    assert all(isinstance(end, BadInput) for end in ends if isinstance(end, BaseException))
+    opened[0].close()
+    assert len(names(path)) == 2
 
 
 @pytest.mark.parametrize("at", [HEADER_BYTES, HEADER_BYTES + len(STATE) - 1])
 async def test_one_flipped_byte_is_found(files: GuestStateFiles, path: str, at: int) -> None:
     """It is told before any QEMU starts, and the file has its name again."""
-    await save(files, path)
+    sealed = await save(files, path)
     with Path(path).open("r+b") as file:
         file.seek(at)
         file.write(b"\xff")
     with pytest.raises(Broken, match="is damaged"):
-        await files.claim(path, "c1")
+        await files.claim(path, "c1", sealed)
     assert names(path) == ["web-7.guest"]
 
 
 async def test_a_short_file_is_found(files: GuestStateFiles, path: str) -> None:
     """So is one that was cut, and one that somebody wrote on to."""
-    await save(files, path)
+    sealed = await save(files, path)
     for size in (HEADER_BYTES + 5, HEADER_BYTES + len(STATE) + 5):
         os.truncate(path, size)
         with pytest.raises(Broken, match="is damaged"):
-            await files.claim(path, "c1")
+            await files.claim(path, "c1", sealed)
 
 
 async def test_only_where_guests_may_have_files(tmp_path: Path) -> None:
@@ -154,21 +191,21 @@ async def test_only_where_guests_may_have_files(tmp_path: Path) -> None:
         with pytest.raises(BadInput):
             await files.read(path)
         with pytest.raises(BadInput):
-            await files.create(path, Bytes(MIB))
+            await files.create(path, "s1", Bytes(MIB))
 
 
 async def test_no_room_is_told_before(files: GuestStateFiles, path: str) -> None:
     """With what is there and what may be needed; no file is left."""
     with pytest.raises(Refused, match=r"has .* left, 1048576\.1 GiB may be needed"):
-        await files.create(path, Bytes(1 << 50))
+        await files.create(path, "s1", Bytes(1 << 50))
     assert names(path) == []
 
 
 async def test_a_link_is_not_followed(files: GuestStateFiles, path: str, tmp_path: Path) -> None:
     """Who can make links in the directory does not make the agent write elsewhere."""
-    Path(f"{path}.partial").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BadInput):
-        await files.create(path, Bytes(MIB))
+    Path(f"{path}.partial-s1").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Broken):
+        await files.create(path, "s1", Bytes(MIB))
     assert not (tmp_path / "elsewhere").exists()
 
 

@@ -156,12 +156,12 @@ async def test_an_agent_that_is_killed_while_it_saves(lab: Lab) -> None:
     file = directory(lab) / "killed.guest"
     host = lab.hosts["host-a"]
     saving = begin_save(lab, guest, file)
-    await wait_until(lambda: _exists(f"{file}.partial"), "it is being written")
+    await wait_until(lambda: _is_written(file), "it is being written")
     host.agent.kill_worker()
     await asyncio.to_thread(saving.wait, 60)
 
     async def decided() -> bool:
-        return not Path(f"{file}.partial").exists()
+        return not await _is_written(file)
 
     await wait_until(decided, "the next agent has taken it up")
     if file.exists():
@@ -175,5 +175,5 @@ async def test_an_agent_that_is_killed_while_it_saves(lab: Lab) -> None:
     await remove(lab, guest)
 
 
-async def _exists(path: str) -> bool:
-    return Path(path).exists()
+async def _is_written(file: Path) -> bool:
+    return any(file.parent.glob(f"{file.name}.partial-*"))

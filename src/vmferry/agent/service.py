@@ -86,6 +86,7 @@ class Service:
     async def start(self) -> None:
         """Re-adopt guests and take up unfinished hand-overs."""
         self.log_keeper.start()
+        self.door.start()
         await self.recovery.start()
         try:
             await self.host_view.facts()

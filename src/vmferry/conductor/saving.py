@@ -1,10 +1,11 @@
 """Guests that go into files and come back out of them: a hand-over whose other side is a file.
 
 The file owns its guest from the moment on at which the journal says so, and until a host acquires it. Both moments are
-one durable write of the guest's token; everything before is undone after a crash, everything behind is finished.
+one durable write, of the guest's token and of "committed" together: what is not committed is undone after a crash, what
+is committed is finished.
 
-    save     stop, write FILE.partial, seal it  |  token: the file's   |  FILE gets its name, QEMU ends, the row goes
-    restore  claim FILE, load it in a QEMU that stands  |  token: ours  |  the guest runs, the file is used up
+    save     stop, write FILE.partial-ID, seal it  |  committed  |  QEMU ends, FILE gets its name, the row goes
+    restore  claim FILE, load it in a QEMU that stands  |  committed  |  the guest runs, the file is used up
 
 The claim is one rename: of two that restore at once one finds the file. A file is never restored twice, since a guest
 that went on after it was saved must not run beside an older self on the same disks.
@@ -17,7 +18,7 @@ import contextlib
 import dataclasses
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -25,7 +26,7 @@ from vmferry.conductor.guests import Guests
 from vmferry.conductor.plan import UNLIMITED
 from vmferry.conductor.source_qemu import undo_migration
 from vmferry.core.capabilities import Level, Transport, Wanted, Wish, choose
-from vmferry.core.errors import BadInput, Broken, VmferryError
+from vmferry.core.errors import BadInput, Broken, GuestBusy, TimedOut, VmferryError
 from vmferry.core.guest import Desired
 from vmferry.core.host import QemuFacts
 from vmferry.core.ids import Epoch, GuestName
@@ -33,7 +34,7 @@ from vmferry.core.migration import MigrationStatus, RunState
 from vmferry.core.saved import SAVED, SavedGuest
 from vmferry.core.units import Bytes, Milliseconds
 from vmferry.ports.hypervisor import GuestProcess, MigrationSetup
-from vmferry.ports.state_file import StateFile, StateFiles
+from vmferry.ports.state_file import StateFiles
 from vmferry.ports.store import GuestRow, Saving, SavingKind, Token
 
 _log = structlog.get_logger(__name__)
@@ -41,6 +42,14 @@ _log = structlog.get_logger(__name__)
 _LOOK_EVERY_S = 0.05
 _MAPPED = "mapped-ram"
 _OVER = frozenset({MigrationStatus.FAILED, MigrationStatus.CANCELLED})
+_SAVEABLE = frozenset({RunState.RUNNING, RunState.PAUSED})
+#: So long a guest stands still for a file into which nothing goes any more.
+_STALL_S = 60.0
+#: Bytes per second; while it loads QEMU tells of no progress.
+_SLOWEST_LOAD = 10 << 20
+#: QEMU's run state follows its last status within milliseconds.
+_SETTLES_S = 5.0
+_UNDO_LIMIT_S = 60.0
 _LIMIT_MS = Milliseconds(300.0)  # of no use: the guest stands still already
 
 
@@ -79,34 +88,42 @@ class GuestSaving:
         """Write a guest into a file and end it here; on failure it goes on as before, and no file is left.
 
         Args:
-            name: a guest of this host; it may be paused.
+            name: a guest of this host that runs or is paused.
             path: a file that does not exist, below a directory that guests may use.
 
         Raises:
             NotFound: no such guest here.
-            BadInput: it does not run, or the file cannot have that name.
+            BadInput: it neither runs nor is paused, or the file cannot have that name.
             GuestBusy: something else holds it.
             Refused: there is no room.
-            Broken: QEMU could not write it.
+            Broken: QEMU could not write it, or wrote nothing for a minute.
         """
+        await asyncio.to_thread(self._files.check_path, path)
         async with self._guests.operation(name, f"save to {path}"):
-            row, process = self._guests.row(name), self._guests.process(name)
-            if process is None:
-                raise BadInput(
-                    f"Guest {name} does not run: there is no memory to save", fix="its disks are all there is"
-                )
-            saving = Saving(secrets.token_hex(8), name, SavingKind.SAVE, path)
+            row, process = self._guests.row(name), await self._saveable(name)
             setup = await self._setup()
-            async with self._noted(saving, lambda: self._undo_save(saving)):
-                file = await self._files.create(path, row.guest.spec.memory_bytes)
-                with contextlib.closing(file):
-                    await self._write(process, file, setup)
-                saved = await self._files.seal(path, await self._describe(row, setup))
-                # The commit: from here on the file's.
+            saving = Saving(secrets.token_hex(8), name, SavingKind.SAVE, path)
+            self._journal.begin_saving(saving)
+            try:
+                saved, digest = await self._write(row, process, saving, setup)
                 token = Token(saved.epoch, SAVED, running=saved.running)
-                self._guests.put(row, token=token, note=f"saved in {path}")
-            await self._finish_save(saving)
+                self._journal.commit_saving(saving.id, name, token, digest)
+            except BaseException:
+                await asyncio.shield(self._undo(saving, self._undo_save))
+                raise
+            await self._finish_save(dataclasses.replace(saving, committed=True, digest=digest))
             return saved
+
+    async def _saveable(self, name: GuestName) -> GuestProcess:
+        process = self._guests.process(name)
+        state = None if process is None else await process.query_run_state()
+        if process is None or state not in _SAVEABLE:
+            raise BadInput(
+                f"Guest {name} is {state or 'stopped'}: what is saved runs, or is paused",
+                owner=self._guests.settings.name,
+                fix="there is no memory to save" if process is None else "bring it to run, or stop it",
+            )
+        return process
 
     async def _setup(self) -> MigrationSetup:
         qemu = await self._calls.qemu()
@@ -122,59 +139,58 @@ class GuestSaving:
             f"QEMU on {self._guests.settings.name} cannot write a guest into a file: {chosen.blockers[0].what}"
         )
 
-    async def _describe(self, row: GuestRow, setup: MigrationSetup) -> SavedGuest:
-        now = self._guests.row(row.guest.spec.name).token  # an operator may have paused it meanwhile
+    async def _write(
+        self, row: GuestRow, process: GuestProcess, saving: Saving, setup: MigrationSetup
+    ) -> tuple[SavedGuest, str]:
+        """Have QEMU write the state, and seal it; returns what the header says, and its digest."""
+        file = await self._files.create(saving.path, saving.id, row.guest.spec.memory_bytes)
+        with contextlib.closing(file):
+            await process.stop()
+            await process.prepare_migration(setup, incoming=False)
+            await process.save_to(file)
+            await _wait_over(process, RunState.POSTMIGRATE, _STALL_S)
+            size, checksum = await file.measure()
+            while True:
+                saved = await self._describe(row, setup, size, checksum)
+                digest = await file.seal(saved)
+                if saved.running == self._shall_run(saving.guest):  # else an operator paused it meanwhile
+                    return saved, digest
+
+    async def _describe(self, row: GuestRow, setup: MigrationSetup, size: Bytes, checksum: str) -> SavedGuest:
+        token = self._guests.row(row.guest.spec.name).token
         return SavedGuest(
             guest=row.guest,
-            epoch=Epoch(now.epoch + 1),
-            running=now.running,
+            epoch=Epoch(token.epoch + 1),
+            running=token.running,
             host=self._guests.settings.name,
             qemu=(await self._calls.qemu()).version,
             mapped=bool(setup.capabilities.get(_MAPPED)),
             saved_at=time.time(),
-            state_bytes=Bytes(0),
-            sha256="",
+            state_bytes=size,
+            sha256=checksum,
         )
 
-    async def _write(self, process: GuestProcess, file: StateFile, setup: MigrationSetup) -> None:
-        await process.stop()
-        await process.prepare_migration(setup, incoming=False)
-        await process.save_to(file)
-        await self._wait_over(process, RunState.POSTMIGRATE)
-
-    async def _wait_over(self, process: GuestProcess, state: RunState) -> None:
-        """Wait until QEMU says that all is written, or loaded, and is in that state.
-
-        Raises:
-            Broken: it failed; in QEMU's words.
-        """
-        while True:
-            sample = await process.query_migration()
-            if sample.status in _OVER:
-                raise Broken(f"QEMU says that it {sample.status}: {sample.error or 'it gave no reason'}")
-            if sample.status is MigrationStatus.COMPLETED and await process.query_run_state() is state:
-                return
-            await asyncio.sleep(_LOOK_EVERY_S)
-
     async def _undo_save(self, saving: Saving) -> None:
-        """Let the guest go on as it was, and remove what there is of its file; tried until QEMU answers or is dead."""
-        while (process := self._guests.process(saving.guest)) is not None:
-            try:
-                sample = await process.query_migration()
-                await undo_migration(process, sample, lambda: self._shall_run(saving.guest), resumes=False)
-                break
-            except VmferryError as error:
-                _log.warning("guest does not go on yet after its save failed", guest=saving.guest, error=str(error))
-                await asyncio.sleep(_LOOK_EVERY_S)
-        await self._files.discard(saving.path)
+        """Let the guest go on as it was, and remove what there is of its file; a QEMU that hangs is asked again."""
+        async with asyncio.timeout(_UNDO_LIMIT_S):
+            while (process := self._guests.process(saving.guest)) is not None:
+                try:
+                    sample = await process.query_migration()
+                    await undo_migration(process, sample, lambda: self._shall_run(saving.guest), resumes=False)
+                    break
+                except VmferryError as error:
+                    _log.warning("guest does not go on yet after its save failed", guest=saving.guest, error=str(error))
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        await self._files.discard(saving.path, saving.id)
 
     def _shall_run(self, name: GuestName) -> bool:
         return self._guests.row(name).token.running
 
     async def _finish_save(self, saving: Saving) -> None:
-        """Give the file its name and end the guest here; a repeat changes nothing."""
-        await self._files.publish(saving.path)
-        await self._guests.let_go(saving.guest)
+        """End the guest here, then give the file its name: its QEMU, which could write to it, is dead by then."""
+        await self._guests.kill(saving.guest)
+        await self._files.publish(saving.path, saving.id, saving.digest or "")
+        await self._guests.forget(saving.guest)
         self._journal.end_saving(saving.id)
 
     # -- out of it ------------------------------------------------------------------------------------------------
@@ -186,112 +202,166 @@ class GuestSaving:
             path: the file.
 
         Raises:
-            NotFound: there is no such file, or it was restored, or somebody restores it.
+            NotFound: there is no such file, or it was restored, or somebody writes or restores it.
             BadInput: it is no such file, or the guest cannot run on this host; all reasons at once.
-            Broken: it is damaged, or QEMU could not load it.
+            Refused: there is a guest of that name here.
+            Broken: it is damaged, or QEMU could not load it; or it is here now and could not be let run.
         """
         saved = await self._files.read(path)
         name = saved.guest.spec.name
         self._guests.check_free(name)
         await self._calls.check(saved)
         async with self._guests.operation(name, f"restore from {path}"):
+            self._guests.check_free(name)  # the checks have taken their time
             saving = Saving(secrets.token_hex(8), name, SavingKind.RESTORE, path)
-            async with self._noted(saving, lambda: self._undo_restore(saving)):
-                file = await self._files.claim(path, saving.id)
-                with contextlib.closing(file):
-                    await self._load(saved, file)
-                # The commit: from here on ours.
+            self._journal.begin_saving(saving)
+            try:
+                await self._load(saved, saving)
                 token = Token(Epoch(saved.epoch + 1), self._guests.settings.name, saved.running, saved.running)
-                desired = Desired.RUNNING if saved.running else Desired.PAUSED
-                self._guests.put(self._row(name), token=token, desired=desired, note=None)
+                self._journal.commit_saving(saving.id, name, token)
+            except BaseException:
+                await asyncio.shield(self._undo(saving, self._undo_restore))
+                raise
             await self._finish_restore(saving)
             return name
 
-    async def _load(self, saved: SavedGuest, file: StateFile) -> None:
-        row = self._guests.arrival(saved.guest, saved.epoch, SAVED, running=saved.running)
-        await self._guests.launch(row, incoming=True)
-        process = self._guests.process(row.guest.spec.name)
-        if process is None:
-            raise Broken(f"QEMU of guest {row.guest.spec.name} ended before it loaded it")
-        on = {"events": True, "late-block-activate": True, **({_MAPPED: True} if saved.mapped else {})}
-        await process.prepare_migration(MigrationSetup(on, UNLIMITED, _LIMIT_MS), incoming=True)
-        await process.load_from(file)
-        await self._wait_over(process, RunState.PAUSED)
-
-    def _row(self, name: GuestName) -> GuestRow:
-        row = self._journal.guest(name)
-        if row is None:
-            raise Broken(f"Guest {name} is not in the journal any more")
-        return row
+    async def _load(self, saved: SavedGuest, saving: Saving) -> None:
+        file = await self._files.claim(saving.path, saving.id, saved)
+        with contextlib.closing(file):
+            row = self._guests.arrival(saved.guest, saved.epoch, SAVED, running=saved.running)
+            await self._guests.launch(row, incoming=True)
+            process = self._guests.process(saving.guest)
+            if process is None:
+                raise Broken(f"QEMU of guest {saving.guest} ended before it loaded it")
+            on = {"events": True, "late-block-activate": True, **({_MAPPED: True} if saved.mapped else {})}
+            await process.prepare_migration(MigrationSetup(on, UNLIMITED, _LIMIT_MS), incoming=True)
+            await process.load_from(file)
+            await _wait_over(process, RunState.PAUSED, _STALL_S + saved.state_bytes / _SLOWEST_LOAD)
 
     async def _undo_restore(self, saving: Saving) -> None:
-        """Leave nothing here, and give the file its name back."""
-        await self._guests.kill(saving.guest)
-        await self._guests.forget(saving.guest)
+        """Leave nothing of this restore here, and give the file its name back."""
+        row = self._journal.guest(saving.guest)
+        if row is not None and row.token.owner == SAVED:
+            await self._guests.kill(saving.guest)
+            await self._guests.forget(saving.guest)
         await self._files.give_back(saving.path, saving.id)
 
     async def _finish_restore(self, saving: Saving) -> None:
-        """Use the file up, then let the guest run; a repeat starts nothing twice.
+        """Let the guest run, then use the file up, which nobody else finds any more; a repeat starts nothing twice.
 
-        A guest that QEMU does not start (an image is locked elsewhere) stays here, stopped: `guest resume` tries again.
+        Raises:
+            Broken: QEMU does not start it (an image is locked elsewhere): it stays here, stopped.
         """
-        await self._files.consume(saving.path, saving.id)
-        self._journal.end_saving(saving.id)
-        process = self._guests.process(saving.guest)
-        if process is None:
-            return
-        if self._shall_run(saving.guest) and await process.query_run_state() is RunState.PAUSED:
-            await process.cont()
-            await process.announce()
-        await process.cleanup_migration()
+        row, process = self._journal.guest(saving.guest), self._guests.process(saving.guest)
+        try:
+            if row is not None and row.token.owner == self._guests.settings.name:
+                self._guests.put(row, note=None, desired=Desired.RUNNING if row.token.running else Desired.PAUSED)
+                if process is not None:
+                    await self._let_run(saving.guest, process)
+        finally:
+            try:
+                await self._files.consume(saving.path, saving.id)
+            except VmferryError as error:
+                _log.warning("a file that was restored keeps a name of its own", guest=saving.guest, error=str(error))
+            self._journal.end_saving(saving.id)
+
+    async def _let_run(self, name: GuestName, process: GuestProcess) -> None:
+        if self._shall_run(name) and await process.query_run_state() is RunState.PAUSED:
+            try:
+                await process.cont()
+            except VmferryError as error:
+                error.owner, error.fix = self._guests.settings.name, f"try again: `vmferry guest resume {name}`"
+                raise
+            with contextlib.suppress(VmferryError):
+                await process.announce()
+        with contextlib.suppress(VmferryError):
+            await process.cleanup_migration()
 
     # -- either way -----------------------------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def _noted(self, saving: Saving, undo: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-        """Note what begins, and undo it when it fails."""
-        self._journal.begin_saving(saving)
+    async def _undo(self, saving: Saving, undo: Callable[[Saving], Awaitable[None]]) -> None:
+        """Undo what was begun; what cannot be undone now stays noted, for the next agent."""
         try:
-            yield
-        except BaseException:
-            await asyncio.shield(undo())
+            await undo(saving)
+        except (VmferryError, TimeoutError, OSError) as error:
+            _log.error(
+                f"a {saving.kind} that failed is not undone", guest=saving.guest, file=saving.path, error=str(error)
+            )
+        else:
             self._journal.end_saving(saving.id)
-            raise
 
     def recover(self) -> list[GuestName]:
         """Take up what an earlier agent left, each in the background; returns the guests concerned."""
-        savings = self._journal.savings()
-        for saving in savings:
-            self._guests.claim_again(saving.guest, f"{saving.kind} {saving.path}")
-            self._recovering.add(
-                task := asyncio.create_task(self._recover(saving), name=f"{saving.kind}:{saving.guest}")
-            )
+        concerned = []
+        for saving in self._journal.savings():
+            concerned.append(saving.guest)
+            try:
+                self._guests.claim_again(saving.guest, _claim_of(saving))
+            except GuestBusy as error:  # a hand-over goes first; this waits for the next start
+                _log.warning("a save or restore is not taken up yet", guest=saving.guest, error=str(error))
+                continue
+            task = asyncio.create_task(self._recover(saving), name=_claim_of(saving))
+            self._recovering.add(task)
             task.add_done_callback(self._recovering.discard)
-        return [saving.guest for saving in savings]
+        return concerned
 
     async def _recover(self, saving: Saving) -> None:
-        await self._guests.adopted(saving.guest)
-        row = self._journal.guest(saving.guest)
-        owner = None if row is None else row.token.owner
-        here = owner == self._guests.settings.name
         try:
-            if saving.kind is SavingKind.SAVE:
-                await (self._undo_save(saving) if here else self._finish_save(saving))
+            await self._guests.adopted(saving.guest)
+            if not saving.committed:
+                is_save = saving.kind is SavingKind.SAVE
+                await self._undo(saving, self._undo_save if is_save else self._undo_restore)
+            elif saving.kind is SavingKind.SAVE:
+                await self._finish_save(saving)
             else:
-                await (self._finish_restore(saving) if here else self._undo_restore(saving))
-            self._journal.end_saving(saving.id)
-        except VmferryError as error:  # noted still: the next agent tries again, and so does a person who restarts it
-            _log.error(
-                "unfinished save or restore could not be taken up",
-                guest=saving.guest,
-                file=saving.path,
-                error=str(error),
-            )
+                await self._finish_restore(saving)
+        except VmferryError as error:
+            _log.error(f"a {saving.kind} is not finished", guest=saving.guest, file=saving.path, error=str(error))
         finally:
-            self._guests.unclaim(saving.guest, f"{saving.kind} {saving.path}")
+            self._guests.unclaim(saving.guest, _claim_of(saving))
 
     async def close(self) -> None:
         """Stop driving; what is noted is taken up by the next agent."""
         for task in self._recovering:
             task.cancel()
         await asyncio.gather(*self._recovering, return_exceptions=True)
+
+
+def _claim_of(saving: Saving) -> str:
+    return f"{saving.kind} {saving.path}"
+
+
+async def _wait_over(process: GuestProcess, state: RunState, limit_s: float) -> None:
+    """Wait until QEMU says that all is written, or loaded, and is in that state.
+
+    QEMU may answer nothing while it loads: its main loop does that.
+
+    Args:
+        process: the guest's QEMU.
+        state: in which it then is.
+        limit_s: for nothing moving.
+
+    Raises:
+        Broken: it failed, in QEMU's words; nothing moves any more; or it ends in another state.
+    """
+    loop = asyncio.get_running_loop()
+    moved, since = Bytes(-1), loop.time()
+    while True:
+        try:
+            sample = await process.query_migration()
+        except TimedOut:
+            if not process.is_alive():
+                raise
+            continue
+        if sample.status in _OVER:
+            raise Broken(f"QEMU says that it {sample.status}: {sample.error or 'it gave no reason'}")
+        if sample.transferred_bytes != moved:
+            moved, since = sample.transferred_bytes, loop.time()
+        if sample.status is MigrationStatus.COMPLETED:
+            if (seen := await process.query_run_state()) is state:
+                return
+            if loop.time() - since > _SETTLES_S:
+                raise Broken(f"QEMU says that it completed, and is {seen}, not {state}")
+        elif loop.time() - since > limit_s:
+            raise Broken(f"QEMU has moved nothing for {limit_s:.0f} s (it says {sample.status})")
+        await asyncio.sleep(_LOOK_EVERY_S)

@@ -48,7 +48,7 @@ def _fault(where: str, error: OSError | Refused) -> VmferryError:
         return TimedOut(f"{where} did not take the stream in {TIME_LIMIT_S:.0f} s", side="destination", retry=True)
     if isinstance(error, ConnectionResetError):
         return Refused(
-            f"{where} closed the connection: it does not expect this hand-over (any more)",
+            f"{where} closed the connection: it does not expect this hand-over (any more), or too many come there",
             side="destination",
             fix="try again; its log says why",
             retry=True,

@@ -64,15 +64,18 @@ class StreamDoor:
             ) from error
         self.port = int(self._socket.getsockname()[1])  #: the port that is listened on
         self._expected: dict[HandoverId, _Expected] = {}
-        self._waiting: dict[asyncio.Task[None], str] = {}  #: with where they come from
+        self._unproven: dict[asyncio.Task[None], str] = {}  #: with where they come from, the oldest first
+        self._handed: set[asyncio.Task[None]] = set()  #: QEMU is being given them
         self._accepting: asyncio.Task[None] | None = None
         self._turned_away = 0  #: since it was told last
         self._told_at = float("-inf")
 
+    def start(self) -> None:
+        """Accept from now on; who comes while nobody is expected is closed at once."""
+        self._accepting = asyncio.create_task(self._accept(), name="stream door")
+
     def expect(self, handover: HandoverId, receive: Receive) -> Ticket:
         """Let one connection for a hand-over in, and call `receive` with it; its ticket is good once."""
-        if self._accepting is None:
-            self._accepting = asyncio.create_task(self._accept(), name="stream door")
         ticket = Ticket(self.port, secrets.token_hex(_SECRET_BYTES))
         self._expected[handover] = _Expected(ticket.secret, receive)
         return ticket
@@ -87,7 +90,7 @@ class StreamDoor:
 
     async def close(self) -> None:
         """Stop listening; what QEMU has goes on. Idempotent."""
-        tasks = [*self._waiting, *([] if self._accepting is None else [self._accepting])]
+        tasks = [*self._unproven, *self._handed, *([] if self._accepting is None else [self._accepting])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -98,32 +101,63 @@ class StreamDoor:
         while True:
             try:
                 connection, address = await loop.sock_accept(self._socket)
-            except OSError as error:
-                _log.warning("stream port cannot accept", error=error.strerror)
+            except OSError as error:  # out of descriptors
+                self._tell("nobody yet", f"cannot accept: {error.strerror}")
                 await asyncio.sleep(_ACCEPT_AGAIN_S)
                 continue
             host = str(address[0])
-            if len(self._waiting) >= MOST_WAITING or list(self._waiting.values()).count(host) >= MOST_PER_ADDRESS:
+            if not self._expected:
                 connection.close()
-                self._tell(host, "too many wait already")
+                self._tell(host, "nobody is expected")
                 continue
+            self._make_room(host)
             task = asyncio.create_task(self._let_in(connection, host), name="stream door: one")
-            self._waiting[task] = host
-            task.add_done_callback(self._waiting.pop)
+            self._unproven[task] = host
+            task.add_done_callback(self._forget_task)
+
+    def _make_room(self, host: str) -> None:
+        """Close the oldest of those that have not proven who they are: whoever comes for a stream is quick."""
+        same = [task for task, of in self._unproven.items() if of == host]
+        if len(same) >= MOST_PER_ADDRESS:
+            same[0].cancel()
+            self._unproven.pop(same[0])
+        elif len(self._unproven) >= MOST_WAITING:
+            oldest = next(iter(self._unproven))
+            oldest.cancel()
+            self._unproven.pop(oldest)
+
+    def _forget_task(self, task: asyncio.Task[None]) -> None:
+        self._unproven.pop(task, None)
+        self._handed.discard(task)
 
     async def _let_in(self, connection: socket.socket, host: str) -> None:
         with contextlib.closing(connection):
             try:
                 async with asyncio.timeout(TIME_LIMIT_S):
-                    await self._welcome(connection)
+                    expected = await self._prove(connection)
             except Refused as error:
                 self._tell(host, error.what)
+                return
             except TimeoutError:
                 self._tell(host, f"no greeting in {TIME_LIMIT_S:.0f} s")
+                return
+            except OSError as error:
+                self._tell(host, error.strerror or str(error))
+                return
+            if (task := asyncio.current_task()) is not None and self._unproven.pop(task, None) is not None:
+                self._handed.add(task)
+            try:
+                await expected.receive(connection)
+                await write(connection, preamble.ACCEPTED)
             except (OSError, VmferryError) as error:
                 _log.warning("stream was not taken", of=host, error=str(error))
 
-    async def _welcome(self, connection: socket.socket) -> None:
+    async def _prove(self, connection: socket.socket) -> _Expected:
+        """Return what the connection is for; its ticket is used up then.
+
+        Raises:
+            Refused: nobody is expected, or it is somebody else.
+        """
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         rest = preamble.rest_bytes(await read_exactly(connection, preamble.HEAD_BYTES))
         handover, theirs = preamble.read_rest(await read_exactly(connection, rest))
@@ -136,8 +170,7 @@ class StreamDoor:
         preamble.check_proof(expected.secret, handover, nonces, shown)
         if self._expected.pop(handover, None) is not expected:
             raise Refused(f"the ticket of hand-over {handover} was used before")
-        await expected.receive(connection)
-        await write(connection, preamble.ACCEPTED)
+        return expected
 
     def _tell(self, host: str, why: str) -> None:
         """Log that somebody was turned away, at most once a minute: whoever scans ports must not fill the log."""

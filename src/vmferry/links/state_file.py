@@ -3,7 +3,7 @@
 The first MiB is the header: a magic, the length of a JSON text, its checksum, the text, zeros. Behind it stands what
 QEMU wrote. The file is the agent's alone (0600): it is the guest's memory in the clear.
 
-Source: rename(2), link(2) (which never replaces a file), fsync(2) of directories; QEMU docs/devel/migration/mapped-ram.
+Source: rename(2), fsync(2) of directories; QEMU docs/devel/migration/mapped-ram.
 """
 
 from __future__ import annotations
@@ -31,13 +31,19 @@ _TEXT_AT = len(MAGIC) + _LENGTH_BYTES + _DIGEST_BYTES
 _BLOCK = 4 * MIB
 #: Beside the guest's memory: devices, the header, what a busy guest's stream has more.
 _SPARE = 64 * MIB
+_PARTIAL, _RESTORING, _RESTORED = ".partial-", ".restoring-", ".restored-"
+#: With an ID of 16 letters behind the longest of these words it is what a file system takes.
+_LONGEST_NAME = 255 - len(_RESTORING) - 16
+#: Begins what stands in FILE while it is written.
+_MARK = b"vmferry writes "
+_NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _SAVED: TypeAdapter[tuple[SavedGuest]] = TypeAdapter(tuple[SavedGuest], config=ConfigDict(extra="forbid", strict=True))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OpenStateFile:
-    """An open file."""
+    """A file that is read."""
 
     descriptor: int
     offset: Bytes = HEADER_BYTES
@@ -49,6 +55,42 @@ class OpenStateFile:
     def close(self) -> None:
         """Close it here."""
         os.close(self.descriptor)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenNewStateFile:
+    """A file that is written: by QEMU through a descriptor that only writes, by us through one of our own."""
+
+    path: str
+    descriptor: int
+    own: int
+    offset: Bytes = HEADER_BYTES
+
+    def fileno(self) -> int:
+        """Return QEMU's descriptor, as it is here."""
+        return self.descriptor
+
+    def close(self) -> None:
+        """Close both here."""
+        os.close(self.descriptor)
+        os.close(self.own)
+
+    async def measure(self) -> tuple[Bytes, str]:
+        """Return size and checksum of the state."""
+        with _faults(self.path, "cannot be read again"):
+            return await asyncio.to_thread(_measure, self.own)
+
+    async def seal(self, saved: SavedGuest) -> str:
+        """Write the header, and return its digest."""
+        header = dump_header(saved)
+        with _faults(self.path, "cannot be finished"):
+            await asyncio.to_thread(self._write, header)
+        return hashlib.sha256(header).hexdigest()
+
+    def _write(self, header: bytes) -> None:
+        _write_all(self.own, header)
+        os.fsync(self.own)
+        _sync_directory(self.path)
 
 
 def dump_header(saved: SavedGuest) -> bytes:
@@ -95,130 +137,174 @@ class GuestStateFiles:
     def __init__(self, why_not: Callable[[str], str | None]) -> None:
         self._why_not = why_not
 
-    async def create(self, path: str, needed: Bytes) -> OpenStateFile:
-        """Open FILE.partial for writing."""
-        return await asyncio.to_thread(self._create, path, needed)
+    def check_path(self, path: str) -> None:
+        """Return if there can be such a file here."""
+        place = Path(path)
+        if not place.is_absolute() or place.name in {"", ".", ".."}:
+            raise BadInput(f"{path!r} is not the absolute path of a file", fix="name one, e.g. /srv/saved/web-7.guest")
+        if len(os.fsencode(place.name)) > _LONGEST_NAME:
+            raise BadInput(f"The name of {path} has more than {_LONGEST_NAME} bytes", fix="take a shorter one")
+        if any(word in place.name for word in (_PARTIAL, _RESTORING, _RESTORED)):
+            raise BadInput(f"{path} has a name that vmferry gives to files itself", fix="take another one")
+        if (why := self._why_not(path)) is not None:
+            raise BadInput(f"{path} may not be used: {why}", fix="name a file below one of the host's image_dirs")
+        if not place.parent.is_dir():
+            raise BadInput(f"{place.parent} is not a directory of this host", fix="make it, or name another file")
 
-    def _create(self, path: str, needed: Bytes) -> OpenStateFile:
-        self._check(path)
+    async def create(self, path: str, mark: str, needed: Bytes) -> OpenNewStateFile:
+        """Mark FILE and open FILE.partial-ID for writing."""
+        return await asyncio.to_thread(self._create, path, mark, needed)
+
+    def _create(self, path: str, mark: str, needed: Bytes) -> OpenNewStateFile:
+        self.check_path(path)
         if (there := _what_is_at(path)) is not None:
             raise BadInput(f"{path} cannot be written: {there}", fix="name another file, or remove that one")
         with _faults(path, "cannot be written"):
-            found = os.statvfs(Path(path).parent)
-            if found.f_bavail * found.f_frsize < needed + _SPARE:
-                free = format_bytes(found.f_bavail * found.f_frsize)
-                raise Refused(
-                    f"The file system of {path} has {free} left, {format_bytes(needed + _SPARE)} may be needed",
-                    fix="make room there, or name another directory",
-                )
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            return OpenStateFile(os.open(_partial(path), flags, 0o600))
+            _check_room(path, needed)
+            with contextlib.ExitStack() as failed:
+                own = os.open(_partial(path, mark), _NEW | os.O_RDWR, 0o600)
+                failed.callback(os.close, own)
+                failed.callback(os.unlink, _partial(path, mark))
+                try:
+                    place = os.open(path, _NEW | os.O_WRONLY, 0o600)
+                except FileExistsError:
+                    raise BadInput(f"{path} cannot be written: somebody was faster", fix="name another file") from None
+                with os.fdopen(place, "wb") as marked:
+                    marked.write(_mark(mark))
+                # QEMU looks for a descriptor that only writes.
+                theirs = os.open(f"/proc/self/fd/{own}", os.O_WRONLY | os.O_CLOEXEC)
+                failed.pop_all()
+                return OpenNewStateFile(path, theirs, own)
 
-    async def seal(self, path: str, saved: SavedGuest) -> SavedGuest:
-        """Write the header of FILE.partial."""
-        return await asyncio.to_thread(self._seal, path, saved)
+    async def publish(self, path: str, mark: str, digest: str) -> None:
+        """Make FILE of FILE.partial-ID."""
+        await asyncio.to_thread(self._publish, path, mark, digest)
 
-    def _seal(self, path: str, saved: SavedGuest) -> SavedGuest:
-        with _faults(path, "cannot be finished"), Path(_partial(path)).open("r+b", buffering=0) as file:
-            size, digest = _measure(file.fileno())
-            sealed = dataclasses.replace(saved, state_bytes=size, sha256=digest)
-            _write_all(file.fileno(), dump_header(sealed))
-            os.fsync(file.fileno())
-            _sync_directory(path)
-            return sealed
-
-    async def publish(self, path: str) -> None:
-        """Make FILE of FILE.partial."""
-        await asyncio.to_thread(self._publish, path)
-
-    def _publish(self, path: str) -> None:
-        partial = Path(_partial(path))
-        if not partial.exists():
-            return
+    def _publish(self, path: str, mark: str, digest: str) -> None:
+        partial = _partial(path, mark)
         with _faults(path, "cannot get its name"):
-            if not (Path(path).exists() and partial.samefile(path)):
-                os.link(partial, path)  # unlike a rename it never replaces a file
-                _sync_directory(path)
-            partial.unlink()
+            if not Path(partial).exists():
+                if (lost := _why_lost(path)) is not None:
+                    raise Broken(lost, fix="nothing can bring it back; start the guest anew")
+                return  # it was done before
+            with _opened(partial) as descriptor:
+                header = os.pread(descriptor, HEADER_BYTES, 0)
+            if hashlib.sha256(header).hexdigest() != digest:
+                raise Broken(
+                    f"The header of {partial} is not what was written: QEMU, or somebody on this host, has changed it",
+                    fix="do not restore it before you know by whom",
+                )
+            if Path(path).exists() and _read_start(path) != _mark(mark):
+                raise Broken(f"{path} is another file by now", fix=f"move that one away; the guest is in {partial}")
+            Path(partial).rename(path)
             _sync_directory(path)
 
-    async def discard(self, path: str) -> None:
-        """Remove FILE.partial."""
-        await asyncio.to_thread(Path(_partial(path)).unlink, missing_ok=True)
+    async def discard(self, path: str, mark: str) -> None:
+        """Remove FILE.partial-ID and the mark."""
+        await asyncio.to_thread(self._discard, path, mark)
+
+    def _discard(self, path: str, mark: str) -> None:
+        with _faults(path, "cannot be removed"):
+            if Path(path).is_file() and _read_start(path) == _mark(mark):
+                Path(path).unlink()
+            Path(_partial(path, mark)).unlink(missing_ok=True)
 
     async def read(self, path: str) -> SavedGuest:
         """Return what FILE says of its guest."""
         return await asyncio.to_thread(self._read, path)
 
     def _read(self, path: str) -> SavedGuest:
-        self._check(path)
+        self.check_path(path)
         if not Path(path).exists():
             raise _missing(path)
         with _faults(path, "cannot be read"), _opened(path) as descriptor:
-            return load_header(os.pread(descriptor, HEADER_BYTES, 0), path)
+            header = os.pread(descriptor, HEADER_BYTES, 0)
+        if header.startswith(_MARK):
+            raise NotFound(f"{path} is being written", fix="wait for that")
+        return load_header(header, path)
 
-    async def claim(self, path: str, claim: str) -> OpenStateFile:
+    async def claim(self, path: str, mark: str, expected: SavedGuest) -> OpenStateFile:
         """Rename FILE so that nobody else finds it, and open it for reading."""
-        return await asyncio.to_thread(self._claim, path, claim)
+        return await asyncio.to_thread(self._claim, path, mark, expected)
 
-    def _claim(self, path: str, claim: str) -> OpenStateFile:
-        mine = _claimed(path, claim)
+    def _claim(self, path: str, mark: str, expected: SavedGuest) -> OpenStateFile:
+        mine = _claimed(path, mark)
         with _faults(path, "cannot be claimed"), contextlib.ExitStack() as failed:
             try:
                 Path(path).rename(mine)
             except FileNotFoundError:
                 raise _missing(path) from None
-            failed.callback(self._give_back, path, claim)
+            failed.callback(self._give_back, path, mark)
             _sync_directory(path)
             descriptor = os.open(mine, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             failed.callback(os.close, descriptor)
-            _check_whole(descriptor, path)
+            if load_header(os.pread(descriptor, HEADER_BYTES, 0), path) != expected:
+                raise NotFound(f"{path} is another file by now", fix="look at it again")
+            _check_whole(descriptor, path, expected)
             failed.pop_all()
             return OpenStateFile(descriptor)
 
-    async def give_back(self, path: str, claim: str) -> None:
+    async def give_back(self, path: str, mark: str) -> None:
         """Undo a claim."""
-        await asyncio.to_thread(self._give_back, path, claim)
+        await asyncio.to_thread(self._give_back, path, mark)
 
-    def _give_back(self, path: str, claim: str) -> None:
-        _rename(path, _claimed(path, claim), path)
+    def _give_back(self, path: str, mark: str) -> None:
+        if Path(_claimed(path, mark)).exists() and os.path.lexists(path):
+            raise Broken(f"{path} is another file by now", fix=f"the guest is in {_claimed(path, mark)}: rename it")
+        _rename(path, _claimed(path, mark), path)
 
-    async def consume(self, path: str, claim: str) -> None:
-        """Make FILE.restored of a claimed one."""
-        await asyncio.to_thread(_rename, path, _claimed(path, claim), _restored(path))
-
-    def _check(self, path: str) -> None:
-        if not Path(path).is_absolute() or Path(path).name in {"", ".", ".."}:
-            raise BadInput(f"{path!r} is not the absolute path of a file", fix="name one, e.g. /srv/saved/web-7.guest")
-        for name in (path, _partial(path)):
-            if (why := self._why_not(name)) is not None:
-                raise BadInput(f"{path} may not be used: {why}", fix="name a file below one of the host's image_dirs")
+    async def consume(self, path: str, mark: str) -> None:
+        """Make FILE.restored-ID of a claimed one."""
+        await asyncio.to_thread(_rename, path, _claimed(path, mark), f"{path}{_RESTORED}{mark}")
 
 
-def _partial(path: str) -> str:
-    return f"{path}.partial"
+def _mark(mark: str) -> bytes:
+    """Return what stands in FILE while it is written."""
+    return _MARK + mark.encode("ascii")
 
 
-def _claimed(path: str, claim: str) -> str:
-    return f"{path}.restoring-{claim}"
+def _partial(path: str, mark: str) -> str:
+    return f"{path}{_PARTIAL}{mark}"
 
 
-def _restored(path: str) -> str:
-    return f"{path}.restored"
+def _claimed(path: str, mark: str) -> str:
+    return f"{path}{_RESTORING}{mark}"
+
+
+def _check_room(path: str, needed: Bytes) -> None:
+    found = os.statvfs(Path(path).parent)
+    free = found.f_bavail * found.f_frsize
+    if free < needed + _SPARE:
+        raise Refused(
+            f"The file system of {path} has {format_bytes(free)} left, {format_bytes(needed + _SPARE)} may be needed",
+            fix="make room there, or name another directory",
+        )
 
 
 def _what_is_at(path: str) -> str | None:
     """Return why a new file of that name would be in the way of another; None: nothing is there."""
     if os.path.lexists(path):
-        return "there is a file of that name"
-    if os.path.lexists(_partial(path)):
-        return "it is being written"
-    return "it is being restored" if _claims(path) else None
+        is_mark = Path(path).is_file() and _read_start(path).startswith(_MARK)
+        return "it is being written" if is_mark else "there is a file of that name"
+    return "it is being restored" if _siblings(path, _RESTORING) else None
 
 
-def _claims(path: str) -> list[str]:
+def _why_lost(path: str) -> str | None:
+    """Return why a file that was written cannot have got its name before; None: it can."""
+    has_name = Path(path).is_file() and not _read_start(path).startswith(_MARK)
+    if has_name or _siblings(path, _RESTORING) or _siblings(path, _RESTORED):
+        return None
+    return f"Somebody has removed {path} while it was written, with the guest in it"
+
+
+def _read_start(path: str) -> bytes:
+    with _opened(path) as descriptor:
+        return os.read(descriptor, 64)
+
+
+def _siblings(path: str, word: str) -> list[str]:
     place = Path(path)
-    return [one.name for one in place.parent.glob(f"{_escaped(place.name)}.restoring-*")]
+    return [one.name for one in place.parent.glob(f"{_escaped(place.name)}{word}*")]
 
 
 def _escaped(name: str) -> str:
@@ -226,12 +312,12 @@ def _escaped(name: str) -> str:
 
 
 def _missing(path: str) -> NotFound:
-    if _claims(path):
+    if _siblings(path, _RESTORING):
         return NotFound(f"{path} is being restored", fix="wait for that; its agent gives it back when it fails")
-    if Path(_restored(path)).exists():
+    if used := _siblings(path, _RESTORED):
         return NotFound(
             f"{path} was restored already: its guest has run since, and must not run twice",
-            fix=f"remove {_restored(path)} when it is not needed any more",
+            fix=f"remove {used[0]} beside it when it is not needed any more",
         )
     return NotFound(f"There is no file {path}", fix="name a file that `vmferry save` made, on the host where it is")
 
@@ -282,8 +368,7 @@ def _measure(descriptor: int) -> tuple[Bytes, str]:
     return Bytes(at - HEADER_BYTES), digest.hexdigest()
 
 
-def _check_whole(descriptor: int, path: str) -> None:
-    saved = load_header(os.pread(descriptor, HEADER_BYTES, 0), path)
+def _check_whole(descriptor: int, path: str, saved: SavedGuest) -> None:
     size, digest = _measure(descriptor)
     if (size, digest) != (saved.state_bytes, saved.sha256):
         raise Broken(

@@ -1,9 +1,11 @@
 """Files with a guest in them. What state such a file is in stands in its name, so that one rename changes it.
 
-FILE.partial         is being written; worth nothing
-FILE                 owns its guest
-FILE.restoring-ID    is claimed by one restore; nobody else finds it
-FILE.restored        was used up; worth nothing
+    FILE                 owns its guest; before that it is a mark that somebody writes it
+    FILE.partial-ID      is being written by the save ID; worth nothing
+    FILE.restoring-ID    is claimed by the restore ID; nobody else finds it
+    FILE.restored-ID     was used up; worth nothing
+
+Nothing here ever replaces or removes a file of another ID, or one that is none of ours.
 """
 
 from __future__ import annotations
@@ -28,60 +30,78 @@ class StateFile(Protocol):
         """Close it here."""
 
 
-class StateFiles(Protocol):
-    """Makes and uses them. All methods wait for the disk outside of the event loop."""
+class NewStateFile(StateFile, Protocol):
+    """One that is being written."""
 
-    async def create(self, path: str, needed: Bytes) -> StateFile:
-        """Open FILE.partial for writing.
+    async def measure(self) -> tuple[Bytes, str]:
+        """Return size and checksum of the state; QEMU has written all of it. Takes as long as reading it."""
 
-        Raises:
-            BadInput: guests may not have a file there, or there is one.
-            Refused: the file system has not so many bytes left.
-            Broken: it cannot be made.
-        """
-
-    async def seal(self, path: str, saved: SavedGuest) -> SavedGuest:
-        """Write the header of FILE.partial, with size and checksum of what is there; durable when it returns.
+    async def seal(self, saved: SavedGuest) -> str:
+        """Write the header, durably with all that is there, and return its digest; may be repeated.
 
         Raises:
             Broken: it cannot be written.
         """
 
-    async def publish(self, path: str) -> None:
-        """Make FILE of FILE.partial; never over another file. Idempotent.
+
+class StateFiles(Protocol):
+    """Makes and uses them. All methods wait for the disk outside of the event loop."""
+
+    def check_path(self, path: str) -> None:
+        """Return if there can be such a file here.
 
         Raises:
-            Broken: it cannot be renamed; both names stay as they are.
+            BadInput: guests may not have files there, it is no path of a file, or a name that means something else.
         """
 
-    async def discard(self, path: str) -> None:
-        """Remove FILE.partial. Idempotent."""
+    async def create(self, path: str, mark: str, needed: Bytes) -> NewStateFile:
+        """Mark FILE and open FILE.partial-ID for writing.
+
+        Raises:
+            BadInput: as `check_path`, or there is such a file, or it is being written or restored.
+            Refused: the file system has not so many bytes left.
+            Broken: it cannot be made.
+        """
+
+    async def publish(self, path: str, mark: str, digest: str) -> None:
+        """Make FILE of FILE.partial-ID, whose header must be the one that was sealed. Idempotent.
+
+        Raises:
+            Broken: it cannot be renamed, or somebody has changed or removed it; nothing was replaced.
+        """
+
+    async def discard(self, path: str, mark: str) -> None:
+        """Remove FILE.partial-ID and the mark. Idempotent.
+
+        Raises:
+            Broken: it cannot be removed.
+        """
 
     async def read(self, path: str) -> SavedGuest:
         """Return what FILE says of its guest.
 
         Raises:
-            BadInput: it may not be used, or it is no such file.
-            NotFound: there is none; one that is being restored, or was, is told.
+            BadInput: as `check_path`, or it is no such file.
+            NotFound: there is none; one that is being written, is being restored, or was, is told.
         """
 
-    async def claim(self, path: str, claim: str) -> StateFile:
+    async def claim(self, path: str, mark: str, expected: SavedGuest) -> StateFile:
         """Rename FILE so that nobody else finds it, and open it for reading.
 
         Raises:
-            NotFound: somebody else was faster.
+            NotFound: somebody else was faster, or it is not the file any more that was read.
             Broken: its checksum is wrong; it has its name again.
         """
 
-    async def give_back(self, path: str, claim: str) -> None:
+    async def give_back(self, path: str, mark: str) -> None:
         """Undo a claim. Idempotent.
 
         Raises:
-            Broken: it cannot be renamed.
+            Broken: it cannot be renamed, or somebody has put another file there.
         """
 
-    async def consume(self, path: str, claim: str) -> None:
-        """Make FILE.restored of a claimed one. Idempotent.
+    async def consume(self, path: str, mark: str) -> None:
+        """Make FILE.restored-ID of a claimed one. Idempotent.
 
         Raises:
             Broken: it cannot be renamed.

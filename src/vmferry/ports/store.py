@@ -82,12 +82,14 @@ class SavingKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """A guest on its way into a file or out of it; whose it is, its token says."""
+    """A guest on its way into a file or out of it."""
 
     id: str
     guest: GuestName
     kind: SavingKind
     path: str
+    committed: bool = False  #: the file owns the guest (saved), or this host does (restored): nothing leads back
+    digest: str | None = None  #: of the header that was sealed, once a save is committed
 
 
 #: One event as JSON, and the state that it led to.
@@ -143,6 +145,9 @@ class Journal(Protocol):
 
     def begin_saving(self, saving: Saving) -> None:
         """Note that a guest goes into a file, or out of one; raises GuestBusy when it does already."""
+
+    def commit_saving(self, saving: str, guest: GuestName, token: Token, digest: str | None = None) -> None:
+        """Note that it is committed, and the guest's new token, in one transaction."""
 
     def end_saving(self, saving: str) -> None:
         """Forget it; unknown ones are no error."""

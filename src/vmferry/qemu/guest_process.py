@@ -102,7 +102,7 @@ class QemuGuestProcess:
         self._hub = EventHub()
         self._reconnection = Reconnection(spec.name, run_dir.log)
         self._sends_to: tuple[str, int] | None = None  #: the destination, once `migrate` was said by this object
-        self._has_state_set = False  #: it was given a file by this object
+        self._has_state_set = False  #: it was, or may have been, given a file
         self._resumed_ns = 0  #: when the vCPUs were last started, by QEMU's stamp
         self._watcher: asyncio.Task[None] | None = None
         self._forwarder: asyncio.Task[None] | None = None
@@ -133,6 +133,7 @@ class QemuGuestProcess:
             Broken: the process ended first.
             TimedOut: it does not answer, and it has no emergency line.
         """
+        self._has_state_set = True  # an earlier agent may have given it one
         try:
             if not await self._borrow_line():
                 await self._connect()
@@ -296,7 +297,9 @@ class QemuGuestProcess:
         """Remove the key of the last migration, here and in QEMU. Idempotent; call it when a migration has ended."""
         self._run_dir.remove_key()
         if self._has_state_set:
-            await self._session.execute("remove-fd", {"fdset-id": STATE_SET})
+            sets = await self._session.execute("query-fdsets")
+            if any(found["fdset-id"] == STATE_SET for found in sets):
+                await self._session.execute("remove-fd", {"fdset-id": STATE_SET})
             self._has_state_set = False
         if await self._has_object(TLS_OBJECT):
             await self._session.execute("migrate-set-parameters", {"tls-creds": ""})
@@ -365,8 +368,8 @@ class QemuGuestProcess:
             await self._session.give_descriptor(STREAM_DESCRIPTOR, file.fileno())
             await self._session.execute(command, {"uri": f"fd:{STREAM_DESCRIPTOR}"})
             return
-        await self._session.give_descriptor_set(STATE_SET, file.fileno())
         self._has_state_set = True
+        await self._session.give_descriptor_set(STATE_SET, file.fileno())
         uri = f"file:/dev/fdset/{STATE_SET},offset={file.offset:#x}"
         await self._session.execute(command, {"uri": uri})
 

@@ -14,7 +14,7 @@ from vmferry.core.guest import Desired, FrozenGuest
 from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
 from vmferry.core.units import Bytes
 from vmferry.ports.hypervisor import ProcessRecord
-from vmferry.ports.store import EventRow, GuestRow, HandoverRow, Reservation, Token
+from vmferry.ports.store import EventRow, GuestRow, HandoverRow, Reservation, Saving, SavingKind, Token
 
 T = TypeVar("T")
 
@@ -88,6 +88,12 @@ def load_event_row(row: sqlite3.Row) -> EventRow:
 def load_reservation(row: sqlite3.Row) -> Reservation:
     """Return the reservation of one row of `reservations`."""
     return Reservation(HandoverId(row["handover"]), GuestName(row["guest"]), Bytes(row["memory_bytes"]), row["port"])
+
+
+def load_saving(row: sqlite3.Row) -> Saving:
+    """Return the saving of one row of `savings`."""
+    kind, committed = SavingKind(row["kind"]), bool(row["committed"])
+    return Saving(row["id"], GuestName(row["guest"]), kind, row["path"], committed, row["digest"])
 
 
 def _load(adapter: TypeAdapter[tuple[T]], text: str, what: str) -> T:

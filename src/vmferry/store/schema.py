@@ -57,10 +57,12 @@ CREATE TABLE reservations (
 
 _VERSION_2 = """
 CREATE TABLE savings (
-    id    TEXT PRIMARY KEY,
-    guest TEXT NOT NULL UNIQUE,
-    kind  TEXT NOT NULL CHECK (kind IN ('save', 'restore')),
-    path  TEXT NOT NULL
+    id        TEXT PRIMARY KEY,
+    guest     TEXT NOT NULL UNIQUE,
+    kind      TEXT NOT NULL CHECK (kind IN ('save', 'restore')),
+    path      TEXT NOT NULL,
+    committed INTEGER NOT NULL CHECK (committed IN (0, 1)),
+    digest    TEXT
 ) STRICT;
 """
 

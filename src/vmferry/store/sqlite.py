@@ -18,7 +18,7 @@ from pathlib import Path
 from vmferry.core.errors import BadInput, Broken, GuestBusy, NotFound, Refused
 from vmferry.core.ids import GuestName, HandoverId
 from vmferry.core.units import Bytes, format_bytes
-from vmferry.ports.store import EventRow, GuestRow, HandoverRow, JournalStep, Reservation, Saving, SavingKind, Token
+from vmferry.ports.store import EventRow, GuestRow, HandoverRow, JournalStep, Reservation, Saving, Token
 from vmferry.store import codec, schema
 from vmferry.store.faults import journal_fault
 
@@ -204,7 +204,19 @@ class SqliteJournal:
             found = self._db.execute("SELECT kind, path FROM savings WHERE guest = ?", (saving.guest,)).fetchone()
             if found is not None:
                 raise GuestBusy(f"Guest {saving.guest} has an unfinished {found['kind']}, file {found['path']}")
-            self._db.execute("INSERT INTO savings (id, guest, kind, path) VALUES (?, ?, ?, ?)", values)
+            self._db.execute("INSERT INTO savings (id, guest, kind, path, committed) VALUES (?, ?, ?, ?, 0)", values)
+
+    def commit_saving(self, saving: str, guest: GuestName, token: Token, digest: str | None = None) -> None:
+        """Note that it is committed, and the guest's new token, in one transaction.
+
+        Raises:
+            NotFound: there is no such saving, or no such guest.
+        """
+        values = (token.epoch, token.owner, token.running, token.cont_intent, guest)
+        with self._transaction(f"committing {saving}"):
+            noted = self._db.execute("UPDATE savings SET committed = 1, digest = ? WHERE id = ?", (digest, saving))
+            if noted.rowcount != 1 or self._db.execute(_OWN, values).rowcount != 1:
+                raise NotFound(f"Guest {guest} or what was begun with it ({saving}) is not in the journal")
 
     def end_saving(self, saving: str) -> None:
         """Forget it; unknown ones are no error."""
@@ -214,7 +226,7 @@ class SqliteJournal:
     def savings(self) -> Sequence[Saving]:
         """Return what has begun and not ended."""
         rows = self._read("SELECT * FROM savings ORDER BY guest")
-        return [Saving(row["id"], GuestName(row["guest"]), SavingKind(row["kind"]), row["path"]) for row in rows]
+        return [codec.load_saving(row) for row in rows]
 
     def reserve(self, reservation: Reservation, memory_free_bytes: Bytes) -> None:
         """Hold memory, port and name, all or nothing; the same reservation again changes nothing.

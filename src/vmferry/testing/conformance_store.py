@@ -221,6 +221,24 @@ class JournalConformance:
         journal.end_saving("s1")
         assert list(journal.savings()) == [other]
 
+    def test_a_commit_into_a_file_is_one_write(self, journal: Journal) -> None:
+        """What was begun and the guest's token change together, or neither does."""
+        row = make_guest_row()
+        name = row.guest.spec.name
+        journal.put_guest(row)
+        journal.begin_saving(Saving("s1", name, SavingKind.SAVE, "/srv/web-7.guest"))
+        token = replace(row.token, epoch=Epoch(row.token.epoch + 1), owner=HostName(":saved"))
+        with pytest.raises(NotFound):
+            journal.commit_saving("s9", name, token)
+        with pytest.raises(NotFound):
+            journal.commit_saving("s1", GuestName("db-1"), token)
+        assert journal.guest(name) == row
+        assert not journal.savings()[0].committed
+        journal.commit_saving("s1", name, token, "ab")
+        assert journal.guest(name) == replace(row, token=token)
+        (saving,) = journal.savings()
+        assert (saving.committed, saving.digest) == (True, "ab")
+
     def test_last_memory_goes_to_one(self, journal: Journal) -> None:
         """Of two reservations that race for the last memory the second is refused and holds nothing."""
         free = Bytes(150 * MIB)

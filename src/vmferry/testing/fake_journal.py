@@ -122,6 +122,16 @@ class FakeJournal:
             raise GuestBusy(f"Guest {saving.guest} has an unfinished save or restore")
         self._savings[saving.id] = saving
 
+    def commit_saving(self, saving: str, guest: GuestName, token: Token, digest: str | None = None) -> None:
+        """Note that it is committed, and the guest's new token."""
+        self._write("commit_saving")
+        if saving not in self._savings or guest not in self._guests:
+            raise NotFound(f"Guest {guest} or what was begun with it ({saving}) is not in the journal")
+        assert not self._savings[saving].committed  # noqa: S101 - only a bug of ours commits twice
+        self._check_epoch(guest, token)
+        self._savings[saving] = replace(self._savings[saving], committed=True, digest=digest)
+        self._guests[guest] = replace(self._guests[guest], token=token)
+
     def end_saving(self, saving: str) -> None:
         """Forget it."""
         self._write("end_saving")

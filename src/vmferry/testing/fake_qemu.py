@@ -277,6 +277,7 @@ class FakeLink:
 
     def end_load(self, qemu: FakeQemu, *, is_whole: bool) -> None:
         """Have a file loaded, unless the script says otherwise."""
+        qemu.listening = None
         if self.file_fault is FaultAction.DIE:
             self.die(qemu, "killed from outside")
         elif self.file_fault is FaultAction.HANG:
