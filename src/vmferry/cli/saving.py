@@ -44,7 +44,7 @@ def restore(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Have a guest go on out of a file, as it was when it was saved. The file is used up: it becomes FILE.restored-ID."""
+    """Have a guest go on out of a file, as it was when it was saved; the file is used up: FILE.restored-ID."""
     fleet = open_fleet()
     fleet.endpoint(on)
     with goes_on(on):
