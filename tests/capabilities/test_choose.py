@@ -202,8 +202,10 @@ def test_what_does_not_go_together_on_one_stream_is_told() -> None:
     """Channels that do not compress by differences, and a way with one channel."""
     both = StreamWish(channels=2, compression=Compression.XBZRLE)
     assert "multifd excludes xbzrle" in ask(*HANDOVER, *both.wanted).blockers[0].what
-    over = ask(*HANDOVER, *StreamWish(channels=2).wanted, transport=Transport.FD)
-    assert "fd excludes multifd" in over.blockers[0].what
+    over = ask(*HANDOVER, *StreamWish(channels=2, compression=Compression.ZSTD).wanted, transport=Transport.FD)
+    (only,) = over.blockers  # channels and zstd need multifd, which has the reason
+    assert "fd excludes multifd" in only.what
+    assert {one.wanted.name for one in over.left_out} == {"multifd", "multifd-channels", "multifd-zstd"}
 
 
 def test_an_earlier_attempt_leaves_nothing_behind() -> None:

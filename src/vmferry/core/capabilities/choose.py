@@ -35,6 +35,7 @@ _DEFAULT_THROTTLE = 20  #: `cpu-throttle-initial` where nobody asks for another
 class _Reason:
     why: str
     fix: str
+    follows: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +102,11 @@ def choose(wish: Wish, source: QemuFacts, destination: QemuFacts, offered: froze
         on = frozenset((*given, *(one.name for one in chosen)))
         dead = _Reason(f"{blockers[0].what}", blockers[0].fix) if blockers else None
         if reason := dead or _why_not(pair, wanted, on, wish):
-            left_out.append(LeftOut(wanted, reason.why, reason.fix))
+            left_out.append(LeftOut(wanted, reason.why, reason.fix, reason.follows))
         else:
             chosen.append(wanted)
-    required = [_blocker(one) for one in left_out if one.wanted.level is Level.REQUIRED and not blockers]
+    lacking = {one.wanted.name for one in left_out if one.wanted.level is Level.REQUIRED and not blockers}
+    required = [_blocker(one) for one in left_out if one.wanted.name in lacking and one.follows not in lacking]
     return CapabilitySet(
         transport=wish.transport,
         encrypted=wish.encrypted,
@@ -172,7 +174,8 @@ def _why_alone(name: str, on: frozenset[str], wish: Wish) -> _Reason | None:
         if rule.user == name and rule.needs not in on:
             asked = any(one.name == rule.needs for one in wish.wanted)
             state = "is left out" if asked else "was not asked for"
-            return _Reason(f"{name} needs {rule.needs}, which {state}: {rule.why}", f"use {rule.needs}")
+            told = f"{name} needs {rule.needs}, which {state}: {rule.why}"
+            return _Reason(told, f"use {rule.needs}", rule.needs if asked else None)
     return None
 
 

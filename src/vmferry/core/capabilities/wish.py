@@ -69,6 +69,7 @@ class LeftOut:
     wanted: Wanted
     why: str
     fix: str
+    follows: str | None = None  #: what it needs was wished for and is left out itself: that one has the reason
 
 
 @dataclass(frozen=True, slots=True)
