@@ -219,6 +219,7 @@ class FakeSource:
     blockers: tuple[()] = ()
     guarantee: None = None
     setup: MigrationSetup | None = None
+    compression_why: str | None = None
     last_sample: MigrationSample | None = SENT
     steering: FakeSteering = field(default_factory=FakeSteering)
     commit_reply: CommitReply | None = None

@@ -209,7 +209,7 @@ def test_how_the_stream_travels_is_asked_of_the_agent(moving: FakeFleet, vmferry
     ("option", "word", "told"),
     [
         ("--link", "pigeon", "--link 'pigeon' is not known; take one of tcp, fd"),
-        ("--compression", "lzma", "--compression 'lzma' is not known; take one of none, xbzrle, zlib, zstd"),
+        ("--compression", "lzma", "--compression 'lzma' is not known; take one of none, auto, xbzrle, zlib, zstd"),
         ("--channels", "0", "Input should be greater than or equal to 1"),
     ],
 )

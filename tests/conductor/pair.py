@@ -24,6 +24,7 @@ from vmferry.core.host import GuestProbe, HostFacts, QemuFacts
 from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
 from vmferry.core.progress import Finished, Guarantee, Outcome
 from vmferry.core.units import GIB, Bytes, BytesPerSecond, Milliseconds, Nanoseconds
+from vmferry.measure.compressing import PageCompressing
 from vmferry.ports.hypervisor import Hypervisor
 from vmferry.ports.peer import (
     ClockSample,
@@ -129,6 +130,7 @@ class Host:
             throttle=self.throttle,
             door=FakeDoor(self.pair.doors),
             pipelines=self.pipelines,
+            compressing=PageCompressing(),
             keep_trace=self.traces.__setitem__,
         )
         self.handovers = Handovers(self.guests, around)

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vmferry.core.progress import Outcome
 from vmferry.core.units import MIB
-from vmferry.lab.guest_plans import GuestPlan, micro_guest
+from vmferry.lab.guest_plans import GuestPlan, linux_guest, micro_guest
 from vmferry.lab.hosts import Lab
 from vmferry.lab.network import MANAGEMENT, Cut
 from vmferry.lab.page_faults import page_faults_for_all
@@ -68,6 +69,22 @@ async def test_a_guest_moves_there_and_back(lab: Lab, options: dict[str, object]
     legs = await run_scenario(lab, Scenario(micro_guest(), options=options))
     assert_arrived(legs)
     assert [(leg.report.link, leg.report.channels, leg.report.compression) for leg in legs] == [told, told]
+
+
+async def test_left_to_us_the_guests_pages_decide(lab: Lab) -> None:
+    """Compressible pages over a slow link are compressed, over a fast one or none that is known they are not."""
+    plan = replace(linux_guest("web-7", memory_mib=256, rate=0, bridge=True), nics=(), data="compressible")
+    guest = await started(lab, plan)
+    slow = await move(lab, guest, "host-b", {"compression": "auto", "max_bandwidth": 16 * MIB})
+    fast = await move(lab, guest, "host-a", {"compression": "auto", "max_bandwidth": 16 << 30})
+    assert_arrived([slow, fast])
+    assert (slow.report.compression, fast.report.compression) == ("zstd", "none")
+    assert slow.report.compression_why is not None
+    assert "of memory instead of 16.0 MiB/s" in slow.report.compression_why
+    assert slow.report.transferred_bytes is not None
+    assert fast.report.transferred_bytes is not None
+    assert slow.report.transferred_bytes < fast.report.transferred_bytes / 2
+    await remove(lab, guest)
 
 
 ZSTD = {"send": ["zstd", "-1", "-c"], "receive": ["zstd", "-d", "-c"]}
@@ -135,10 +152,11 @@ def capture(lab: Lab, file: Path) -> Iterator[None]:
     )
     try:
         assert listening.stderr is not None
-        while line := listening.stderr.readline():
-            if "Capturing on" in line:
-                break
+        while (line := listening.stderr.readline()) and "Capturing on" not in line:
+            pass
+        deadline = time.monotonic() + 20
         while not file.exists() or not file.stat().st_size:  # it has begun when its header is there
+            assert time.monotonic() < deadline, "tshark does not begin"
             time.sleep(0.02)
         yield
         time.sleep(0.5)  # what it has captured and not written

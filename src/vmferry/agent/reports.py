@@ -127,6 +127,7 @@ def make_report(source: Source, ending: Ending, observed: Observed, here: HostNa
         pipeline=request.pipeline,
         channels=_channels(source.setup),
         compression=str(request.compression),
+        compression_why=source.compression_why,
     )
 
 

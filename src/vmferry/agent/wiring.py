@@ -39,6 +39,7 @@ from vmferry.core.units import BytesPerSecond
 from vmferry.links.door import StreamDoor
 from vmferry.links.pipeline import CommandPipelines, Pipeline
 from vmferry.links.state_file import GuestStateFiles
+from vmferry.measure.compressing import PageCompressing
 from vmferry.ports.peer import Peer
 from vmferry.qemu.acceleration import decide
 from vmferry.qemu.binary import QemuBinaryConfig
@@ -129,6 +130,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         throttle=throttle,
         door=door,
         pipelines=pipelines,
+        compressing=PageCompressing(),
         keep_trace=traces.keep,
     )
     handovers = Handovers(guests, around)

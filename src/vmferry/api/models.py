@@ -190,7 +190,7 @@ class MigrateOptions(Request):
     link: Literal["tcp", "fd"] | None = None  #: how the stream travels (docs/streams.md); None: tcp
     channels: Annotated[int | None, Field(ge=1, le=MOST_CHANNELS)] = None  #: None: one, or what the compression needs
     pipeline: NameField | None = None  #: of both hosts' configurations, instead of a link
-    compression: Literal["none", "xbzrle", "zlib", "zstd", "qpl", "uadk", "qatzip"] | None = None  #: None: none
+    compression: Literal["none", "auto", "xbzrle", "zlib", "zstd", "qpl", "uadk", "qatzip"] | None = None  #: None: none
 
 
 class CheckRequest(Request):

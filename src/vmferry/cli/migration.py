@@ -72,8 +72,9 @@ CompressionOption = Annotated[
     str | None,
     typer.Option(
         metavar="KIND",
-        help="Compress pages: zstd, zlib (over channels; qpl, uadk, qatzip where both QEMUs have them), xbzrle"
-        " (differences of pages sent again; one channel) or none (the default).",
+        help="Compress pages: zstd or zlib (over channels), auto (one of these or none, by a sample of the guest's"
+        " pages), qpl, uadk, qatzip where both QEMUs have them, xbzrle (differences of pages sent again; one channel)"
+        " or none (the default).",
     ),
 ]
 

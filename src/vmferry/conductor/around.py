@@ -16,6 +16,7 @@ from vmferry.core.handover.states import AnyState
 from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.progress import Guarantee
 from vmferry.core.units import Bytes, BytesPerSecond
+from vmferry.ports.compression import Compressing
 from vmferry.ports.peer import Peer
 from vmferry.ports.stream import Door, Pipelines
 from vmferry.ports.write_throttle import WriteThrottle
@@ -60,6 +61,7 @@ class Surroundings:
         free_memory: what this host has now, reservations not subtracted.
         listen_address: where this host's QEMUs listen for streams.
         ports: on which of its ports.
+        compressing: tries compressions on pages.
         pipelines: commands through which a stream may go.
         door: where agents connect for streams that they make themselves.
         port_is_free: whether nobody listens on a port of an address.
@@ -82,6 +84,7 @@ class Surroundings:
     throttle: WriteThrottle
     door: Door
     pipelines: Pipelines
+    compressing: Compressing
     hold: Callable[[AnyState], Awaitable[object] | None] = no_hold
     opened: Callable[[Source], None] = _measure_nothing
     passed: Callable[[Source], None] = _measure_nothing

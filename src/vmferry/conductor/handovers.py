@@ -14,6 +14,7 @@ from vmferry.conductor.around import Surroundings
 from vmferry.conductor.arrivals import Arrivals
 from vmferry.conductor.asking import ask_wishes
 from vmferry.conductor.brake import Brake
+from vmferry.conductor.compressing import settle
 from vmferry.conductor.destination import Destination
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.guests import Guests
@@ -210,8 +211,19 @@ class Handovers:
         )
         blockers = checked.blockers
         blockers += await self.brake_blockers(request.guest, request.throttle)
+        if not blockers:
+            await self._settle_stream(self._sources[request.handover], checked.qemus)
         blockers = blockers or await steering.prepare(checked.qemus)
         return blockers, None if blockers else checked.guarantee
+
+    async def _settle_stream(self, source: Source, qemus: Qemus) -> None:
+        """Decide what was left to us about the stream, by the guest's own pages."""
+        process, guest = self._guests.process(source.name), source.guest
+        asked = self._asked(source.request, guest)
+        vcpus = 1 if guest is None else guest.spec.vcpus
+        stream, why = await settle(asked, qemus, process, vcpus, self._around.compressing)
+        if why is not None:
+            source.settle(stream, why)
 
     async def brake_blockers(self, guest: GuestName, throttle: str | None) -> tuple[Blocker, ...]:
         """Return what keeps a brake from being in force from the first round on; nothing for one that may stay away."""

@@ -22,6 +22,7 @@ from vmferry.conductor.rows import Request
 from vmferry.conductor.runner import Order, Runner, background
 from vmferry.conductor.source_qemu import go_on, is_dying, undo_migration, wait_postmigrate
 from vmferry.conductor.steering import Steering
+from vmferry.core.capabilities import StreamWish
 from vmferry.core.convergence.facts import Throttle
 from vmferry.core.errors import Blocker, Broken, Refused, TimedOut, Unreachable, VmferryError
 from vmferry.core.guest import FrozenGuest
@@ -119,6 +120,7 @@ class Source:
         self.setup: MigrationSetup | None = None
         self.timeline_ms: dict[str, float] = {}
         self.throttled: Throttled | None = None
+        self.compression_why: str | None = None  #: of one that was left to us
         self.cancelled = False
         #: beats at the source, taken before its receiver goes: of the time before the hand-over, and since
         self.beats_before: Sequence[int] = ()
@@ -198,6 +200,17 @@ class Source:
     def _shall_run(self) -> bool:
         return self.token.running
 
+    def settle(self, stream: StreamWish, why: str) -> None:
+        """Take what was decided about the stream, for this agent and for one that comes later."""
+        self.compression_why = why
+        channels, compression = stream.channels, stream.compression
+        self._change(dataclasses.replace(self.request, channels=channels, compression=compression))
+        self.steering.settle(stream)
+
+    def _change(self, request: Request) -> None:
+        self.request = request
+        self._guests.journal.put_request(request.handover, str(Side.SOURCE), dataclasses.asdict(request))
+
     def cancel(self) -> None:
         """Ask for the end of the hand-over; has no effect after the commit."""
         self.cancelled = True
@@ -236,8 +249,7 @@ class Source:
             raise Refused(
                 f"Hand-over {self.request.handover} of guest {self.name} is {self.state}: nothing more is sent"
             )
-        self.request = dataclasses.replace(self.request, bandwidth=bandwidth)
-        self._guests.journal.put_request(self.request.handover, str(Side.SOURCE), dataclasses.asdict(self.request))
+        self._change(dataclasses.replace(self.request, bandwidth=bandwidth))
         await self.steering.limit(self._process(), bandwidth or link)
 
     async def watch_rounds(self) -> None:

@@ -26,6 +26,7 @@ from vmferry.conductor.feed import Feed
 from vmferry.conductor.helm import Helm
 from vmferry.conductor.marks import Marks
 from vmferry.conductor.trail import Trail
+from vmferry.core.capabilities import StreamWish
 from vmferry.core.convergence import Facts, Guarded, Observation, Observer, Round, Throttle
 from vmferry.core.convergence.orders import (
     Cancel,
@@ -158,6 +159,10 @@ class Steering:
             self.trail.carried_out(order, None)
             await self._tell(order, _START, None)
         return ()
+
+    def settle(self, stream: StreamWish) -> None:
+        """Take what was decided about the stream; before `prepare`."""
+        self._asked = self.helm.asked = dataclasses.replace(self._asked, stream=stream)
 
     def following(self, since_ms: Milliseconds, link: BytesPerSecond) -> Mapping[str, int]:
         """Return how fast post-copy's pages may follow the guest now, in QEMU's parameters.

@@ -174,6 +174,7 @@ class Report:
     channels: int | None = None  #: that pages went over
     compression: str = "none"
     pipeline: str | None = None  #: through which it went
+    compression_why: str | None = None  #: why that one, where it was left to us
     event: str = "report"
 
 

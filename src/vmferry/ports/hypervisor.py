@@ -185,6 +185,16 @@ class GuestProcess(Protocol):
     async def set_bandwidth(self, bandwidth: BytesPerSecond) -> None:
         """Change the limit of a running migration."""
 
+    async def sample_memory(self, pages: int) -> bytes:
+        """Return some pages of the guest's memory at random places, one behind the other, without those of zeros.
+
+        Args:
+            pages: at most so many; fewer, or none, when most are zero.
+
+        Raises:
+            Broken: this process may not look into QEMU, or does not find them.
+        """
+
     def bound_unsent(self, most: Bytes) -> None:
         """Let no more of the stream than this wait unsent in the source's kernel: what waits is part of the gap.
 

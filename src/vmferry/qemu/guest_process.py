@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import stat
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -27,10 +25,11 @@ from vmferry.ports.hypervisor import (
 )
 from vmferry.ports.state_file import StateFile
 from vmferry.ports.stream import StreamConnection
-from vmferry.qemu import emergency
+from vmferry.qemu import emergency, given
 from vmferry.qemu.ciphers import cipher_priority
 from vmferry.qemu.events import EventHub, translate
 from vmferry.qemu.forwards import forwards_of, open_forwards
+from vmferry.qemu.guest_pages import sample_pages
 from vmferry.qemu.migration import (
     NO_BANDWIDTH_LIMIT,
     TLS_OBJECT,
@@ -48,12 +47,6 @@ from vmferry.qemu.run_dir import TLS_DIR, RunDir
 from vmferry.qemu.sockets import connect
 
 QUIT_TIMEOUT_S = 10.0
-#: Under which QEMU is given a stream's connection.
-STREAM_DESCRIPTOR = "stream"
-#: Set of the descriptor of a file with a guest in it; disks have lower numbers.
-STATE_SET = 1000
-#: The version from which on QEMU reads and writes `file:`.
-KNOWS_FILES = (8, 2, 0)
 #: A QEMU of an earlier agent that has not answered for so long may be waiting for a page.
 _DEAF_AFTER_S = 3.0
 _CONNECT_AGAIN_S = 0.5
@@ -90,6 +83,7 @@ class QemuGuestProcess:
         self, spec: GuestSpec, process: Process, run_dir: RunDir, uid: int | None, line: emergency.Line | None = None
     ) -> None:
         self._name = spec.name
+        self._memory_bytes = spec.memory_bytes
         self._forwards = forwards_of(spec)
         self._process = process
         self._run_dir = run_dir
@@ -102,7 +96,7 @@ class QemuGuestProcess:
         self._hub = EventHub()
         self._reconnection = Reconnection(spec.name, run_dir.log)
         self._sends_to: tuple[str, int] | None = None  #: the destination, once `migrate` was said by this object
-        self._has_state_set = False  #: it was, or may have been, given a file
+        self._has_state_file = False  #: it was, or may have been, given a file
         self._resumed_ns = 0  #: when the vCPUs were last started, by QEMU's stamp
         self._watcher: asyncio.Task[None] | None = None
         self._forwarder: asyncio.Task[None] | None = None
@@ -133,7 +127,7 @@ class QemuGuestProcess:
             Broken: the process ended first.
             TimedOut: it does not answer, and it has no emergency line.
         """
-        self._has_state_set = True  # an earlier agent may have given it one
+        self._has_state_file = True  # an earlier agent may have given it one
         try:
             if not await self._borrow_line():
                 await self._connect()
@@ -296,11 +290,9 @@ class QemuGuestProcess:
     async def cleanup_migration(self) -> None:
         """Remove the key of the last migration, here and in QEMU. Idempotent; call it when a migration has ended."""
         self._run_dir.remove_key()
-        if self._has_state_set:
-            sets = await self._session.execute("query-fdsets")
-            if any(found["fdset-id"] == STATE_SET for found in sets):
-                await self._session.execute("remove-fd", {"fdset-id": STATE_SET})
-            self._has_state_set = False
+        if self._has_state_file:
+            await given.let_go_of_file(self._session)
+            self._has_state_file = False
         if await self._has_object(TLS_OBJECT):
             await self._session.execute("migrate-set-parameters", {"tls-creds": ""})
             await self._session.execute("object-del", {"id": TLS_OBJECT})
@@ -324,26 +316,13 @@ class QemuGuestProcess:
         Raises:
             Broken: it was not started to receive, or receives already.
         """
-        await self._over(connection, "migrate-incoming")
+        await given.over(self._session, connection, "migrate-incoming")
 
     async def migrate_over(self, connection: StreamConnection) -> None:
         """Start sending over a connection that is there."""
         peer = connection.getpeername()
-        await self._over(connection, "migrate")
+        await given.over(self._session, connection, "migrate")
         self._sends_to = None if peer is None else (peer[0], peer[1])
-
-    async def _over(self, connection: StreamConnection, command: str) -> None:
-        await self._session.give_descriptor(STREAM_DESCRIPTOR, connection.fileno())
-        # QEMU makes every descriptor that it is given a blocking one, and would wait for the other side's part of the
-        # TLS handshake in its main loop, for ever perhaps. Both descriptors are of one open file.
-        if stat.S_ISSOCK(os.fstat(connection.fileno()).st_mode):
-            os.set_blocking(connection.fileno(), False)
-        try:
-            await self._session.execute(command, {"uri": f"fd:{STREAM_DESCRIPTOR}"})
-        except SaidNo:
-            with contextlib.suppress(VmferryError):  # taken, and let go, before it said no
-                await self._session.execute("closefd", {"fdname": STREAM_DESCRIPTOR})
-            raise
 
     async def save_to(self, file: StateFile) -> None:
         """Start writing the guest's state into a file, from its offset on."""
@@ -358,20 +337,8 @@ class QemuGuestProcess:
         await self._with_file(file, "migrate-incoming")
 
     async def _with_file(self, file: StateFile, command: str) -> None:
-        """Name a file to QEMU by its descriptor; one without `file:` gets it as a stream, where it stands.
-
-        QEMU keeps the set of the descriptor as long as it lives: a process that has saved its guest ends then, and one
-        that has loaded it lets go of the file in `cleanup_migration`.
-        """
-        if await self._version() < KNOWS_FILES:
-            os.lseek(file.fileno(), file.offset, os.SEEK_SET)
-            await self._session.give_descriptor(STREAM_DESCRIPTOR, file.fileno())
-            await self._session.execute(command, {"uri": f"fd:{STREAM_DESCRIPTOR}"})
-            return
-        self._has_state_set = True
-        await self._session.give_descriptor_set(STATE_SET, file.fileno())
-        uri = f"file:/dev/fdset/{STATE_SET},offset={file.offset:#x}"
-        await self._session.execute(command, {"uri": uri})
+        self._has_state_file = True
+        await given.with_file(self._session, file, command, await self._version())
 
     async def migrate_continue(self) -> None:
         """Leave pre-switchover."""
@@ -446,6 +413,17 @@ class QemuGuestProcess:
         """Change the limit of a running migration; 0 = none."""
         limit = bandwidth or NO_BANDWIDTH_LIMIT
         await self._session.execute("migrate-set-parameters", {"max-bandwidth": limit})
+
+    async def sample_memory(self, pages: int) -> bytes:
+        """Return some pages of the guest's memory at random places.
+
+        Raises:
+            Broken: this process may not look into QEMU, or does not find them.
+        """
+        try:
+            return await asyncio.to_thread(sample_pages, self.record.pid, self._memory_bytes, pages)
+        except OSError as error:
+            raise Broken(f"memory of guest {self._name} cannot be sampled: {error.strerror or error}") from error
 
     def bound_unsent(self, most: Bytes) -> None:
         """Let no more than this wait unsent in the kernel.

@@ -392,6 +392,11 @@ class FakeGuestProcess:
         self._call("set_bandwidth")
         self.qemu.bandwidth = bandwidth
 
+    async def sample_memory(self, pages: int) -> bytes:
+        """Return pages that compress well."""
+        self._call("sample_memory")
+        return b"vmferry " * 512 * pages
+
     def bound_unsent(self, most: Bytes) -> None:
         """Keep it."""
         self._call("bound_unsent")

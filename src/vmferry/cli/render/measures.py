@@ -89,7 +89,8 @@ def _stream(report: Report) -> str:
     channels = [f"{report.channels} channels"] if (report.channels or 1) > 1 else []
     compression = [report.compression] if report.compression != "none" else []
     link = report.link if report.pipeline is None else f"pipeline {report.pipeline}"
-    return ", ".join([link, *channels, *compression])
+    text = ", ".join([link, *channels, *compression])
+    return text if report.compression_why is None else f"{text}; compression: {report.compression_why}"
 
 
 def _commit(report: Report) -> str:

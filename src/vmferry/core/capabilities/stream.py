@@ -19,6 +19,7 @@ class Compression(enum.StrEnum):
     """What is done to pages before they are sent; QEMU's names."""
 
     NONE = "none"
+    AUTO = "auto"  #: none, zlib or zstd, as a sample of the guest's pages says when the move begins
     XBZRLE = "xbzrle"  #: pages sent again go as a difference; one channel
     ZLIB = "zlib"
     ZSTD = "zstd"
@@ -62,7 +63,7 @@ class StreamWish:
         if compression is Compression.XBZRLE:
             xbzrle = (Wanted(str(compression), Level.REQUIRED),)
             return (*self._multifd(), *xbzrle) if (self.channels or 1) > 1 else xbzrle
-        if compression is not Compression.NONE:
+        if compression not in (Compression.NONE, Compression.AUTO):
             return (*self._multifd(), Wanted(f"{COMPRESSION_PREFIX}{compression}", Level.REQUIRED))
         return self._multifd() if (self.channels or 1) > 1 else ()
 
