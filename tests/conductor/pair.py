@@ -104,6 +104,7 @@ class Host:
     traces: dict[HandoverId, Trace] = field(default_factory=dict)
     qemus: tuple[QemuFacts, QemuFacts] = (FAKE_FACTS, FAKE_FACTS)
     link: BytesPerSecond | None = None
+    device: str | None = None
     guests: Guests = field(init=False)
     handovers: Handovers = field(init=False)
     gone: asyncio.Event = field(init=False)
@@ -122,6 +123,7 @@ class Host:
             leaving=lambda source: None,
             report=self._report,
             link_bandwidth=lambda host: self.link,
+            link_device=lambda host: self.device,
             free_memory=lambda: self.free_memory,
             listen_address="127.0.0.1",
             ports=self.ports,

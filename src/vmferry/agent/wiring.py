@@ -122,6 +122,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         leaving=measuring.leaving,
         report=measuring.report,
         link_bandwidth=_bandwidth(config, fleet),
+        link_device=lambda host: link_bandwidth(fleet.host_address(host)).device,
         free_memory=host_view.free_memory,
         listen_address=listen,
         ports=offer.ports,

@@ -58,6 +58,7 @@ class Surroundings:
         leaving: takes what is measured at the source before the guest is forgotten there.
         report: measures a source's hand-over, journals the report and publishes the end.
         link_bandwidth: what the link to an address gives; None when it does not say.
+        link_device: by which device packets to a host leave; None when it is not known.
         free_memory: what this host has now, reservations not subtracted.
         listen_address: where this host's QEMUs listen for streams.
         ports: on which of its ports.
@@ -77,6 +78,7 @@ class Surroundings:
     leaving: Callable[[Source], None]
     report: Callable[[Source], Awaitable[None]]
     link_bandwidth: Callable[[HostName], BytesPerSecond | None]
+    link_device: Callable[[HostName], str | None]
     free_memory: Callable[[], Bytes]
     listen_address: str
     ports: range

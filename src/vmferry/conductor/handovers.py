@@ -25,6 +25,7 @@ from vmferry.conductor.postcopy_destination import FETCHING
 from vmferry.conductor.recorder import JournalRecorder, Parties
 from vmferry.conductor.rows import Request, claim_of, replayed, request_of, row_of, source_row
 from vmferry.conductor.runner import Runner, write_last
+from vmferry.conductor.sharing import Sharing
 from vmferry.conductor.source import Calls, Source
 from vmferry.conductor.steering import Steering
 from vmferry.core.capabilities import DEFAULT_STREAM, CapabilitySet, StreamWish
@@ -85,6 +86,7 @@ class Handovers:
         self.lives = Lives()
         self.arrivals = Arrivals(guests, around, self.lives)
         self._sources: dict[HandoverId, Source] = {}
+        self._sharing = Sharing(around.link_device)
         guests.why_held = self._why_held
 
     # -- the source's side ----------------------------------------------------------------------------------------
@@ -167,6 +169,7 @@ class Handovers:
                 brake,
                 self._around.door,
                 self._around.pipelines,
+                lambda: self._around.link_bandwidth(request.destination),
             ),
             steering,
         )
@@ -250,6 +253,7 @@ class Handovers:
             asyncio.create_task(source.watch(), name=f"watch:{handover}"),
             asyncio.create_task(source.watch_time(), name=f"time:{handover}"),
             asyncio.create_task(source.watch_rounds(), name=f"rounds:{handover}"),
+            asyncio.create_task(self._share_link(source), name=f"share:{handover}"),
         ]
         try:
             await source.runner.run(opening, first)
@@ -261,6 +265,15 @@ class Handovers:
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
+
+    async def _share_link(self, source: Source) -> None:
+        """Divide the link with others while the stream lasts."""
+        if await source.wait_sending():
+            try:
+                await self._sharing.begins(source)
+                await source.wait_sent()
+            finally:
+                await self._sharing.ends(source)
 
     # -- asked by anybody -----------------------------------------------------------------------------------------
 
@@ -306,7 +319,7 @@ class Handovers:
         source = self._sources.get(handover)
         if source is None:
             raise Refused(f"Hand-over {handover} of guest {row.guest} is over ({row.state}): nothing more is sent")
-        await source.limit(bandwidth, self._around.link_bandwidth(source.request.destination))
+        await source.limit(bandwidth)
 
     def _why_held(self, guest: GuestName) -> str | None:
         """Return why nobody may stop, pause or cancel a guest now: both hosts hold a part of it."""

@@ -29,7 +29,7 @@ from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.effects import AnyEffect, SourceEffect
 from vmferry.core.handover.events import SourceEvent
 from vmferry.core.handover.states import AnyState, DestinationState, Side, SourceState
-from vmferry.core.ids import GuestName
+from vmferry.core.ids import GuestName, HostName
 from vmferry.core.migration import POSTCOPY, MigrationSample, MigrationStatus, RunState
 from vmferry.core.progress import Guarantee, Throttled
 from vmferry.core.units import BytesPerSecond, Milliseconds
@@ -72,6 +72,7 @@ class Calls:
         brake: slows the guest's writes; the steering's too.
         door: connects to the destination's agent where the agents make the stream themselves.
         pipelines: commands through which a stream may go.
+        link: what the link to the destination gives; None: nobody knows.
     """
 
     check: Callable[[], Awaitable[tuple[tuple[Blocker, ...], Guarantee | None]]]
@@ -82,6 +83,7 @@ class Calls:
     brake: Brake
     door: Door
     pipelines: Pipelines
+    link: Callable[[], BytesPerSecond | None]
 
 
 class Source:
@@ -121,6 +123,7 @@ class Source:
         self.timeline_ms: dict[str, float] = {}
         self.throttled: Throttled | None = None
         self.compression_why: str | None = None  #: of one that was left to us
+        self._among = 1  #: streams that share the link
         self.cancelled = False
         #: beats at the source, taken before its receiver goes: of the time before the hand-over, and since
         self.beats_before: Sequence[int] = ()
@@ -167,6 +170,11 @@ class Source:
             _X.NOTE_CRASH: background(self._note_crash, _S.CRASHED),
             _X.REPORT: Order(self._report),
         }
+
+    @property
+    def destination(self) -> HostName:
+        """Return where the guest goes."""
+        return self.request.destination
 
     @property
     def name(self) -> GuestName:
@@ -234,23 +242,43 @@ class Source:
     async def _begin_postcopy(self, rule: str) -> None:
         self.begin_postcopy(rule)
 
-    async def limit(self, bandwidth: BytesPerSecond | None, link: BytesPerSecond | None) -> None:
+    async def wait_sending(self) -> bool:
+        """Wait until the stream has begun, or never will; tell whether it has."""
+        await self.runner.wait_left(_BEFORE_THE_STREAM)
+        return self.state in _SENDING
+
+    async def wait_sent(self) -> None:
+        """Wait until nothing more is sent."""
+        await self.runner.wait_left(_SENDING)
+
+    async def share(self, among: int) -> None:
+        """Take so manieth part of the link from now on, within what was asked for."""
+        self._among = among
+        await self.steering.limit(self._process(), self._within_share())
+
+    def _within_share(self) -> BytesPerSecond | None:
+        """Return what the stream may take: what was asked for, and its share of the link; None: nobody knows."""
+        link, asked = self._calls.link(), self.request.bandwidth
+        if link is None or self._among == 1:
+            return asked or link
+        share = BytesPerSecond(link // self._among)
+        return share if asked is None else min(asked, share)
+
+    async def limit(self, bandwidth: BytesPerSecond | None) -> None:
         """Change what the stream may take; one that has not begun begins with it.
 
         Args:
             bandwidth: asked for; None: as much as the link gives.
-            link: what that is; None: nobody knows.
 
         Raises:
             Refused: the last page is on its way, or there.
         """
-        await self.runner.wait_left(_BEFORE_THE_STREAM)
-        if self.state not in _SENDING:
+        if not await self.wait_sending():
             raise Refused(
                 f"Hand-over {self.request.handover} of guest {self.name} is {self.state}: nothing more is sent"
             )
         self._change(dataclasses.replace(self.request, bandwidth=bandwidth))
-        await self.steering.limit(self._process(), bandwidth or link)
+        await self.steering.limit(self._process(), self._within_share())
 
     async def watch_rounds(self) -> None:
         """Order post-copy after the rounds that were asked for."""
