@@ -42,3 +42,15 @@ def test_a_relative_path_asks_nobody(fleet: FakeFleet, vmferry: Vmferry, words: 
     assert ran.exit_code == 2
     assert "is not an absolute path" in ran.err
     assert [agent.orders() for agent in fleet.agents.values()] == [[], []]
+
+
+def test_cancel_ends_a_save(fleet: FakeFleet, vmferry: Vmferry) -> None:
+    """Where no hand-over of that name is under way, and the guest is being saved."""
+    fleet.has_handovers(host_a=[], host_b=[])
+    fleet.has_guests(host_a=[guest_view(busy_with="save to /srv/x")], host_b=[])
+    fleet.answer("host-a", "POST", "/v1/guests/web-7/cancel-save", guest_view())
+    ran = vmferry("cancel", "web-7")
+    assert (ran.exit_code, ran.err) == (0, "")
+    assert ran.out == "guest web-7 goes on on host-a: running\n"
+    fleet.has_guests(host_a=[guest_view()], host_b=[])
+    assert vmferry("cancel", "web-7").exit_code == 2

@@ -287,6 +287,24 @@ async def test_a_guest_that_has_ended_is_not_saved(hosts: tuple[Host, Host], lin
     assert names(path) == []
 
 
+async def test_a_save_is_cancelled(hosts: tuple[Host, Host], link: WatchedLink, path: str) -> None:
+    """While QEMU writes: the guest goes on before the answer comes, no file is left; afterwards there is nothing."""
+    here, _ = hosts
+    link.file_fault = FaultAction.HANG
+    saving = saving_of(here)
+    saves = asyncio.create_task(saving.save(GUEST, path))
+    await wait_until(lambda: not link.running(), "it is written")
+    with pytest.raises(GuestBusy, match="vmferry cancel web-7"):
+        await here.guests.stop(GUEST)
+    await saving.cancel(GUEST)
+    with pytest.raises(Refused, match="cancelled by an operator"):
+        await saves
+    assert names(path) == []
+    assert_runs(here, link, 1)
+    with pytest.raises(NotFound, match="is not being saved"):
+        await saving.cancel(GUEST)
+
+
 async def test_a_pause_while_it_is_saved_counts(hosts: tuple[Host, Host], link: WatchedLink, path: str) -> None:
     """Whoever was told that the guest is paused finds it paused."""
     here, _ = hosts

@@ -162,6 +162,11 @@ class Service:
         """Write a guest into a file of this host, which owns it from then on."""
         return saved_view(body.path, await self.saving.save(name, body.path))
 
+    async def cancel_save(self, name: GuestName, body: m.Nothing) -> m.GuestView:
+        """Give a save up before its commit."""
+        await self.saving.cancel(name)
+        return await self._view(name)
+
     async def restore_guest(self, body: m.RestoreGuest) -> m.GuestView:
         """Have a guest go on here as it was when it was saved."""
         return await self._view(await self.saving.restore(body.path))

@@ -63,6 +63,9 @@ class OperatorService(Protocol):
     async def save_guest(self, name: GuestName, body: m.SaveGuest) -> m.SavedView:
         """Write a guest into a file of this host, which owns it from then on; on failure it goes on."""
 
+    async def cancel_save(self, name: GuestName, body: m.Nothing) -> m.GuestView:
+        """Give a save up before its commit; the guest goes on."""
+
     async def restore_guest(self, body: m.RestoreGuest) -> m.GuestView:
         """Have a guest go on here as it was when it was saved; on failure the file is as before."""
 

@@ -76,6 +76,11 @@ OPERATOR_ROUTES: tuple[Route, ...] = (
         time_limit_s=_SLOW_S,
     ),
     Route(
+        *("POST", f"{_GUEST}/cancel-save", _O, "cancel_save", "Give a save up before its commit", m.Nothing),
+        response=m.GuestView,
+        time_limit_s=120.0,
+    ),
+    Route(
         *("POST", "/v1/restore", _O, "restore_guest", "Have a guest go on out of a file"),
         request=m.RestoreGuest,
         response=m.GuestView,

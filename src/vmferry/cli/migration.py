@@ -9,7 +9,8 @@ import typer
 from vmferry.cli.fleet import Fleet, open_fleet
 from vmferry.cli.options import AsJson, GuestArgument
 from vmferry.cli.output import INTERRUPTED, print_json, say
-from vmferry.core.errors import BadInput
+from vmferry.core.errors import BadInput, NotFound
+from vmferry.core.ids import is_name
 
 BLOCKED = 3
 #: The one throttle that can be asked for by itself; the others are what policies use.
@@ -324,9 +325,14 @@ def cancel(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Give a hand-over up before its commit; the guest runs on at the source."""
+    """Give a hand-over up before its commit, or a save; the guest runs on where it is."""
     fleet = open_fleet()
-    found = fleet.find_handover(word, unfinished=True)
+    try:
+        found = fleet.find_handover(word, unfinished=True)
+    except NotFound:
+        if not _cancel_save(fleet, word, as_json=as_json):
+            raise
+        return
     reply = fleet.ask(found["asked"], "POST", f"/v1/handovers/{found['handover']}/cancel", {}, time_limit_s=130)
     if as_json:
         print_json(reply)
@@ -335,3 +341,17 @@ def cancel(
             f"hand-over {found['handover']} of {found['guest']}: {reply['state']};"
             f" owner {reply['owner'] or 'not known'}"
         )
+
+
+def _cancel_save(fleet: Fleet, word: str, *, as_json: bool) -> bool:
+    """Give the save of a guest up; tell whether there was one."""
+    views = fleet.guests(word)[0] if is_name(word) else []
+    saved = next((view for view in views if (view["busy_with"] or "").startswith("save ")), None)
+    if saved is None:
+        return False
+    reply = fleet.ask(saved["host"], "POST", f"/v1/guests/{word}/cancel-save", {}, time_limit_s=130)
+    if as_json:
+        print_json(reply)
+    else:
+        print(f"guest {word} goes on on {saved['host']}: {reply['run_state']}")
+    return True

@@ -58,6 +58,8 @@ def _way_out(name: GuestName, busy_with: str) -> str:
         return f"wait for it, or end the guest at once: `vmferry guest stop {name} --force`"
     if busy_with.startswith("hand-over"):
         return f"wait for it (`vmferry watch {name}`), or cancel it: `vmferry cancel {name}`"
+    if busy_with.startswith("save"):
+        return f"wait for it, or cancel it: `vmferry cancel {name}`"
     return "wait for it"
 
 

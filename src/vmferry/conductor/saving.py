@@ -18,7 +18,8 @@ import contextlib
 import dataclasses
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
 
@@ -26,7 +27,7 @@ from vmferry.conductor.guests import Guests
 from vmferry.conductor.plan import UNLIMITED
 from vmferry.conductor.source_qemu import undo_migration
 from vmferry.core.capabilities import Level, Transport, Wanted, Wish, choose
-from vmferry.core.errors import BadInput, Broken, GuestBusy, TimedOut, VmferryError
+from vmferry.core.errors import BadInput, Broken, GuestBusy, NotFound, Refused, TimedOut, VmferryError
 from vmferry.core.guest import Desired
 from vmferry.core.host import QemuFacts
 from vmferry.core.ids import Epoch, GuestName
@@ -39,7 +40,11 @@ from vmferry.ports.store import GuestRow, Saving, SavingKind, Token
 
 _log = structlog.get_logger(__name__)
 
+_T = TypeVar("_T")
+
 _LOOK_EVERY_S = 0.05
+#: Begins what a guest is busy with while it is saved.
+_SAVE = "save to "
 _MAPPED = "mapped-ram"
 _OVER = frozenset({MigrationStatus.FAILED, MigrationStatus.CANCELLED})
 _SAVEABLE = frozenset({RunState.RUNNING, RunState.PAUSED})
@@ -80,6 +85,7 @@ class GuestSaving:
         self._journal = guests.journal
         self._files = files
         self._calls = calls
+        self._writing: dict[GuestName, asyncio.Task[Any]] = {}  #: saves before their commit
         self._recovering: set[asyncio.Task[None]] = set()
 
     # -- into a file ----------------------------------------------------------------------------------------------
@@ -99,13 +105,13 @@ class GuestSaving:
             Broken: QEMU could not write it, or wrote nothing for a minute.
         """
         await asyncio.to_thread(self._files.check_path, path)
-        async with self._guests.operation(name, f"save to {path}"):
+        async with self._guests.operation(name, f"{_SAVE}{path}"):
             row, process = self._guests.row(name), await self._saveable(name)
             setup = await self._setup()
             saving = Saving(secrets.token_hex(8), name, SavingKind.SAVE, path)
             self._journal.begin_saving(saving)
             try:
-                saved, digest = await self._write(row, process, saving, setup)
+                saved, digest = await self._cancellable(name, self._write(row, process, saving, setup))
                 token = Token(saved.epoch, SAVED, running=saved.running)
                 self._journal.commit_saving(saving.id, name, token, digest)
             except BaseException:
@@ -113,6 +119,39 @@ class GuestSaving:
                 raise
             await self._finish_save(dataclasses.replace(saving, committed=True, digest=digest))
             return saved
+
+    async def _cancellable(self, name: GuestName, writing: Coroutine[Any, Any, _T]) -> _T:
+        """Wait for what `cancel` may end.
+
+        Raises:
+            Refused: an operator ended it.
+        """
+        task = asyncio.create_task(writing, name=f"save:{name}")
+        self._writing[name] = task
+        try:
+            await asyncio.wait({task})
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            del self._writing[name]
+        if task.cancelled():
+            raise Refused(f"The save of guest {name} was cancelled by an operator", owner=self._guests.settings.name)
+        return task.result()
+
+    async def cancel(self, name: GuestName) -> None:
+        """Give a save up before its commit, and wait until the guest goes on.
+
+        Raises:
+            NotFound: the guest is not being saved, or it is in its file already.
+        """
+        task = self._writing.get(name)
+        if task is None:
+            raise NotFound(
+                f"Guest {name} is not being saved on host {self._guests.settings.name}", fix="nothing to cancel"
+            )
+        task.cancel()
+        while (self._guests.busy_with(name) or "").startswith(_SAVE):  # noqa: ASYNC110 - rare, and soon over
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _saveable(self, name: GuestName) -> GuestProcess:
         process = self._guests.process(name)

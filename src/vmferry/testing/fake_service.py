@@ -174,6 +174,11 @@ class FakeService:
             sha256="ab" * 32,
         )
 
+    async def cancel_save(self, name: GuestName, body: m.Nothing) -> m.GuestView:
+        """Return the guest."""
+        self._called("cancel_save", name, body)
+        return self.view(name)
+
     async def restore_guest(self, body: m.RestoreGuest) -> m.GuestView:
         """Return web-7."""
         self._called("restore_guest", body)
