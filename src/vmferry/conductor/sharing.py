@@ -39,31 +39,36 @@ class Sharing:
 
     def __init__(self, device: Callable[[HostName], str | None]) -> None:
         self._device = device
-        self._members: dict[Member, tuple[str, int]] = {}  #: with the device, and among how many it shares it now
+        self._members: dict[Member, int] = {}  #: with among how many it shares its device now
         self._dividing = asyncio.Lock()
 
     async def begins(self, member: Member) -> None:
         """Count a stream in; the others make room."""
-        device = await asyncio.to_thread(self._device, member.destination)
-        if device is not None:
-            self._members[member] = (device, 1)
-            await self._divide(device)
+        self._members[member] = 1
+        await self._divide()
 
     async def ends(self, member: Member) -> None:
         """Count it out; the others take its share. Idempotent."""
-        device, _ = self._members.pop(member, (None, 0))
-        if device is not None:
-            await self._divide(device)
+        self._members.pop(member, None)
+        await self._divide()
 
-    async def _divide(self, device: str) -> None:
+    async def _divide(self) -> None:
         async with self._dividing:
-            sharing = [member for member, (of, _) in self._members.items() if of == device]
-            for member in sharing:
-                if member in self._members and self._members[member][1] != len(sharing):
-                    self._members[member] = (device, len(sharing))
-                    try:
-                        await member.share(len(sharing))
-                    except VmferryError as error:  # it ends a moment from now, and is counted out then
-                        _log.info(
-                            "a stream keeps its share of the link", destination=member.destination, error=str(error)
-                        )
+            if len(self._members) < 2 and set(self._members.values()) <= {1}:
+                return  # alone, as most are: nothing is looked up, nothing is ordered
+            devices = await asyncio.to_thread(self._devices, list(self._members))
+            for member, device in devices.items():
+                among = 1 if device is None else list(devices.values()).count(device)
+                if self._members.get(member) not in (None, among):
+                    self._members[member] = among
+                    await self._share(member, among)
+
+    def _devices(self, members: list[Member]) -> dict[Member, str | None]:
+        return {member: self._device(member.destination) for member in members}
+
+    @staticmethod
+    async def _share(member: Member, among: int) -> None:
+        try:
+            await member.share(among)
+        except VmferryError as error:  # it ends a moment from now, and is counted out then
+            _log.info("a stream keeps its share of the link", destination=member.destination, error=str(error))
