@@ -1,149 +1,34 @@
-"""Guests that go into a file and come out of it: exactly one owner, whatever fails or dies on the way."""
+"""Guests that go into a file and come out of it: exactly one owner, whatever fails on the way."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import re
 from pathlib import Path
 
 import pytest
 from tests.conductor.fakes import WatchedLink, qemu_of
 from tests.conductor.pair import GUEST, Host, wait_until
+from tests.conductor.saving import (
+    Agent,
+    Halting,
+    assert_gone,
+    assert_runs,
+    names,
+    path,
+    qemu,
+    saving_of,
+)
 
-from vmferry.conductor.saving import GuestSaving, SavingCalls
+from vmferry.conductor.saving import SavingCalls
 from vmferry.core.errors import BadInput, Broken, GuestBusy, NotFound, Refused
-from vmferry.core.host import QemuFacts
 from vmferry.core.ids import GuestName
 from vmferry.core.migration import RunState
 from vmferry.core.saved import SavedGuest
-from vmferry.core.units import Bytes
-from vmferry.links.state_file import GuestStateFiles, OpenNewStateFile, OpenStateFile
-from vmferry.ports.store import Saving
-from vmferry.testing.fake_hypervisor import FAKE_FACTS, FakeHypervisor
+from vmferry.links.state_file import GuestStateFiles
+from vmferry.testing.fake_hypervisor import FakeGuestProcess, FakeHypervisor
 from vmferry.testing.fake_qemu import FaultAction
 
-
-class HaltingFile:
-    """A file that is sealed when the test lets it be."""
-
-    def __init__(self, real: OpenNewStateFile, files: Halting) -> None:
-        self._real = real
-        self._files = files
-        self.offset = real.offset
-
-    def fileno(self) -> int:
-        return self._real.fileno()
-
-    def close(self) -> None:
-        self._real.close()
-
-    async def measure(self) -> tuple[Bytes, str]:
-        return await self._real.measure()
-
-    async def seal(self, saved: SavedGuest) -> str:
-        await self._files.halt("seal", behind=False)
-        digest = await self._real.seal(saved)
-        await self._files.halt("seal", behind=True)
-        return digest
-
-
-class Halting(GuestStateFiles):
-    """Files whose agent comes to a halt in a chosen step, before it is done or behind it.
-
-    Args:
-        step: which.
-        behind: behind it.
-    """
-
-    def __init__(self, step: str, *, behind: bool) -> None:
-        super().__init__(lambda _: None)
-        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
-        self._halt = (step, behind)
-
-    async def halt(self, step: str, *, behind: bool) -> None:
-        if self._halt == (step, behind) and not self.reached.is_set():
-            self.reached.set()
-            await self.go_on.wait()
-
-    async def create(self, path: str, mark: str, needed: Bytes) -> HaltingFile:  # type: ignore[override]
-        return HaltingFile(await super().create(path, mark, needed), self)
-
-    async def publish(self, path: str, mark: str, digest: str) -> None:
-        await self.halt("publish", behind=False)
-        await super().publish(path, mark, digest)
-        await self.halt("publish", behind=True)
-
-    async def claim(self, path: str, mark: str, expected: SavedGuest) -> OpenStateFile:
-        await self.halt("claim", behind=False)
-        return await super().claim(path, mark, expected)
-
-    async def consume(self, path: str, mark: str) -> None:
-        await self.halt("consume", behind=False)
-        await super().consume(path, mark)
-        await self.halt("consume", behind=True)
-
-
-class Agent(GuestSaving):
-    """What saves and restores, in an agent that can be killed: then nothing is undone."""
-
-    killed = False
-
-    async def _undo_save(self, saving: Saving) -> None:
-        if self.killed:
-            raise Broken("killed")
-        await super()._undo_save(saving)
-
-    async def _undo_restore(self, saving: Saving) -> None:
-        if self.killed:
-            raise Broken("killed")
-        await super()._undo_restore(saving)
-
-
-async def check_nothing(saved: SavedGuest) -> None:
-    """Refuse nobody."""
-
-
-async def qemu() -> QemuFacts:
-    """Return what the fakes can do."""
-    return FAKE_FACTS
-
-
-def saving_of(host: Host, files: GuestStateFiles | None = None) -> Agent:
-    """Return what saves and restores on a host."""
-    return Agent(host.guests, files or GuestStateFiles(lambda _: None), SavingCalls(qemu, check_nothing))
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> str:
-    """Where nothing is yet."""
-    directory = tmp_path / "saved"
-    directory.mkdir()
-    return str(directory / "web-7.guest")
-
-
-def names(path: str) -> list[str]:
-    """Return what is in the directory, without ids."""
-    return sorted(re.sub("-[0-9a-f]{16}$", "-ID", one.name) for one in Path(path).parent.iterdir())
-
-
-def assert_runs(host: Host, link: WatchedLink, epoch: int) -> None:
-    """The guest runs on this host and nowhere else, and never ran twice."""
-    row = host.guests.row(GUEST)
-    assert (row.token.owner, row.token.epoch, row.token.running) == (host.name, epoch, True)
-    process = qemu_of(host, link)
-    assert process is not None
-    assert [process] == link.running()
-    assert link.doubled == []
-    assert host.guests.busy_with(GUEST) is None
-    assert list(host.journal.savings()) == []
-
-
-def assert_gone(host: Host, link: WatchedLink) -> None:
-    """Nothing of the guest is on this host."""
-    assert host.journal.guest(GUEST) is None
-    assert link.alive() == []
-    assert list(host.journal.savings()) == []
+__all__ = ["path"]
 
 
 async def test_a_guest_goes_into_a_file_and_comes_out_elsewhere(
@@ -391,13 +276,31 @@ async def test_a_guest_that_cannot_be_let_run_stays_stopped(
     assert_runs(there, link, 3)
 
 
+async def test_a_guest_that_ends_before_it_is_stopped(
+    hosts: tuple[Host, Host], link: WatchedLink, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end would be saved, and come out of the file again and again."""
+    here, _ = hosts
+    process = here.guests.process(GUEST)
+    assert isinstance(process, FakeGuestProcess)
+
+    async def ends() -> None:
+        process.guest_powers_off()
+
+    monkeypatch.setattr(process, "stop", ends)
+    with pytest.raises(Broken, match="has ended meanwhile: it is shutdown"):
+        await saving_of(here).save(GUEST, path)
+    assert names(path) == []
+
+
 async def test_a_header_that_somebody_has_changed_gets_no_name(
     hosts: tuple[Host, Host], link: WatchedLink, path: str
 ) -> None:
     """QEMU can write to the file until it is dead: what it writes over our header is found then."""
     here, _ = hosts
     files = Halting("publish", behind=False)
-    saves = asyncio.create_task(saving_of(here, files).save(GUEST, path))
+    saving = saving_of(here, files)
+    saves = asyncio.create_task(saving.save(GUEST, path))
     await files.reached.wait()
     assert link.alive() == []
     (partial,) = Path(path).parent.glob("*.partial-*")
@@ -409,91 +312,4 @@ async def test_a_header_that_somebody_has_changed_gets_no_name(
         await saves
     with pytest.raises(NotFound, match="is being written"):
         await saving_of(here).restore(path)
-
-
-@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
-@pytest.mark.parametrize("step", ["seal", "publish"])
-async def test_an_agent_that_dies_while_it_saves(
-    hosts: tuple[Host, Host], link: WatchedLink, path: str, step: str, behind: bool
-) -> None:
-    """Before the commit the guest goes on and the file goes; behind it the file is finished and the guest's end too."""
-    here, there = hosts
-    files = Halting(step, behind=behind)
-    saving = saving_of(here, files)
-    saves = asyncio.create_task(saving.save(GUEST, path))
-    await files.reached.wait()
-    await kill(here, saving, saves)
-    await take_up(here)
-    if step == "seal":
-        assert names(path) == []
-        assert_runs(here, link, 1)
-    else:
-        assert_gone(here, link)
-        await saving_of(there).restore(path)
-        assert_runs(there, link, 3)
-
-
-async def test_an_agent_that_dies_while_qemu_writes(hosts: tuple[Host, Host], link: WatchedLink, path: str) -> None:
-    """QEMU is told to give it up, and the guest goes on."""
-    here, _ = hosts
-    link.file_fault = FaultAction.HANG
-    saving = saving_of(here)
-    saves = asyncio.create_task(saving.save(GUEST, path))
-    await wait_until(
-        lambda: names(path) == ["web-7.guest", "web-7.guest.partial-ID"] and not link.running(), "it is written"
-    )
-    await kill(here, saving, saves)
-    await take_up(here)
-    assert names(path) == []
-    assert_runs(here, link, 1)
-
-
-@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
-async def test_an_agent_that_dies_when_it_has_restored(
-    hosts: tuple[Host, Host], link: WatchedLink, path: str, behind: bool
-) -> None:
-    """The guest is its own by then: the next agent uses the file up and lets the guest run."""
-    here, there = hosts
-    await saving_of(here).save(GUEST, path)
-    files = Halting("consume", behind=behind)
-    saving = saving_of(there, files)
-    restores = asyncio.create_task(saving.restore(path))
-    await files.reached.wait()
-    await kill(there, saving, restores)
-    await take_up(there)
-    assert_runs(there, link, 3)
-    assert names(path) == ["web-7.guest.restored-ID"]
-
-
-async def test_an_agent_that_dies_while_qemu_loads(hosts: tuple[Host, Host], link: WatchedLink, path: str) -> None:
-    """What was loaded is ended, and the file can be restored by anybody."""
-    here, there = hosts
-    await saving_of(here).save(GUEST, path)
-    link.file_fault = FaultAction.HANG
-    saving = saving_of(there)
-    restores = asyncio.create_task(saving.restore(path))
-    await wait_until(lambda: len(link.alive()) == 1, "a QEMU loads it")
-    await kill(there, saving, restores)
-    await take_up(there)
-    assert_gone(there, link)
-    link.file_fault = None
-    await saving_of(here).restore(path)
-    assert_runs(here, link, 3)
-
-
-async def kill(host: Host, saving: Agent, working: asyncio.Task[object]) -> None:
-    """Have an agent die in the middle of something; the next one takes its processes over."""
-    saving.killed = True
-    working.cancel()
-    with contextlib.suppress(asyncio.CancelledError, Broken):
-        await working
-    await host.guests.close()
-    host.build()
-    await host.guests.adopt_all()
-
-
-async def take_up(host: Host) -> None:
-    """Have what an earlier agent left taken up to its end."""
-    saving = saving_of(host)
-    assert saving.recover() == [GUEST]
-    await wait_until(lambda: host.guests.busy_with(GUEST) is None, "it is taken up")
+    await saving.close()

@@ -195,6 +195,16 @@ async def test_who_only_connects_is_logged_once(door: StreamDoor, qemu: Qemu) ->
     assert len(logs) == 1
 
 
+async def test_many_rightful_streams_of_one_host_at_once(door: StreamDoor, qemu: Qemu) -> None:
+    """An evacuation: each has its ticket, and none pushes another out."""
+    moves = [HandoverId(f"move-{number}") for number in range(3 * doors.MOST_PER_ADDRESS)]
+    tickets = [door.expect(move, qemu.receive) for move in moves]
+    ends = await asyncio.gather(*(dial(HERE, *both) for both in zip(tickets, moves, strict=True)))
+    for end in ends:
+        end.close()
+    assert len(qemu.taken) == len(moves)
+
+
 async def test_nobody_listens() -> None:
     """A closed port is told with what to do."""
     with socket.socket() as free:

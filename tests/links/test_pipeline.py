@@ -13,13 +13,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from vmferry.core.errors import BadInput, Broken
+from vmferry.core.ids import HandoverId
 from vmferry.links.pipeline import CommandPipelines, Pipeline
 
+MOVE = HandoverId("move-1")
 PIPELINES = {
     "cat": Pipeline(["cat"], ["cat"]),
     "gzip": Pipeline(["gzip", "-1", "-c"], ["gzip", "-d", "-c"]),
     "none": Pipeline(["vmferry-no-such-command"], ["vmferry-no-such-command"]),
     "fails": Pipeline(["sh", "-c", "cat >/dev/null; echo no key >&2; exit 3"], ["gzip", "-d", "-c"]),
+    "hangs": Pipeline(["sleep", "1000"], ["sh", "-c", "sleep 1000 & sleep 1000"]),
     "who": Pipeline(["sh", "-c", "id -u; id -G; env; ls /proc/self/fd; cat >/dev/null"], ["cat"]),
 }
 
@@ -44,8 +47,8 @@ async def through(pipelines: CommandPipelines, name: str, data: bytes, uid: int 
     """Return what comes out of QEMU's end at the destination of what goes into it at the source."""
     outgoing, arriving = connection()
     with outgoing, arriving:
-        into = await pipelines.send(name, outgoing, uid)
-        out = await pipelines.receive(name, arriving, uid)
+        into = await pipelines.send(name, outgoing, uid, MOVE)
+        out = await pipelines.receive(name, arriving, uid, MOVE)
     reading = asyncio.to_thread(_read_all, out.fileno())
     writing = asyncio.to_thread(_write_all, into.fileno(), data)
     task = asyncio.create_task(reading)
@@ -99,7 +102,7 @@ async def test_a_command_that_is_not_there(pipelines: CommandPipelines, half: st
     before = len(list(Path("/proc/self/fd").iterdir()))
     outgoing, arriving = connection()
     with outgoing, arriving, pytest.raises(Broken, match="vmferry-no-such-command of pipeline none cannot be started"):
-        await getattr(pipelines, half)("none", outgoing, None)
+        await getattr(pipelines, half)("none", outgoing, None, MOVE)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
@@ -107,7 +110,7 @@ async def test_an_unknown_pipeline_names_those_there_are(pipelines: CommandPipel
     """Nothing is started."""
     outgoing, arriving = connection()
     with outgoing, arriving, pytest.raises(BadInput, match="no pipeline xz on this host; it has cat, fails, gzip"):
-        await pipelines.send("xz", outgoing, None)
+        await pipelines.send("xz", outgoing, None, MOVE)
 
 
 @pytest.mark.root
@@ -128,8 +131,8 @@ async def test_they_outlive_an_agent(pipelines: CommandPipelines) -> None:
     """Closing lets go of the commands; what they carry goes on."""
     outgoing, arriving = connection()
     with contextlib.ExitStack() as ours:
-        into = await pipelines.send("cat", outgoing, None)
-        out = await pipelines.receive("cat", arriving, None)
+        into = await pipelines.send("cat", outgoing, None, MOVE)
+        out = await pipelines.receive("cat", arriving, None, MOVE)
         ours.callback(out.close)
         outgoing.close()
         arriving.close()
@@ -137,3 +140,20 @@ async def test_they_outlive_an_agent(pipelines: CommandPipelines) -> None:
         os.write(into.fileno(), b"still here")
         into.close()
         assert await asyncio.to_thread(_read_all, out.fileno()) == b"still here"
+
+
+async def test_commands_that_hang_are_ended_with_their_hand_over(pipelines: CommandPipelines) -> None:
+    """Both, and what they have started; others' commands go on, and a second time is no error."""
+    outgoing, arriving = connection()
+    with capture_logs() as logs, outgoing, arriving, contextlib.ExitStack() as ours:
+        into = await pipelines.send("hangs", outgoing, None, MOVE)
+        out = await pipelines.receive("hangs", arriving, None, MOVE)
+        ours.callback(into.close)
+        ours.callback(out.close)
+        pipelines.end(HandoverId("another"))
+        assert logs == []
+        pipelines.end(MOVE)
+        await ended(logs, 2)  # type: ignore[arg-type]
+        assert await asyncio.to_thread(_read_all, out.fileno()) == b""  # nobody holds its other end
+    assert [line["code"] for line in logs] == [137, 137]
+    pipelines.end(MOVE)

@@ -214,4 +214,6 @@ def _complain(row: Any, lines: dict[tuple[str | int, ...], int]) -> str:
 def _keys(table: tuple[str | int, ...]) -> list[str]:
     """Return the keys that a table may have."""
     models: dict[tuple[str | int, ...], type[_Table]] = {("migration",): MigrationConfig, ("qemu",): QemuConfig}
+    if table[:2] == ("migration", "pipelines"):
+        return list(PipelineConfig.model_fields)
     return list(models.get(table, AgentConfig).model_fields)

@@ -206,7 +206,8 @@ class Destination:
             await self._process().take_stream(connection)
             return
         row = self._guests.journal.guest(self.name)
-        end = await self._calls.pipelines.receive(pipeline, connection, None if row is None else row.uid)
+        uid = None if row is None else row.uid
+        end = await self._calls.pipelines.receive(pipeline, connection, uid, self.arrival.handover)
         with contextlib.closing(end):
             await self._process().take_stream(end)
 
@@ -343,6 +344,7 @@ class Destination:
 
     async def _clean_up(self) -> None:
         self._calls.door.forget(self.arrival.handover)
+        self._calls.pipelines.end(self.arrival.handover)
         await self._guests.kill(self.name)
         self._calls.release()
         self.runner.post(_E.CLEANED_UP)

@@ -73,6 +73,16 @@ class BeatBook(Protocol):
         """Stop listening; unknown guests are no error."""
 
 
+class Operation:
+    """What holds a guest; given back at its end, unless somebody goes on with it."""
+
+    is_kept = False
+
+    def keep(self) -> None:
+        """Leave it to somebody else to give it back (`Guests.unclaim`)."""
+        self.is_kept = True
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class HostSettings:
     """What the agent's configuration says about running guests."""
@@ -139,17 +149,19 @@ class Guests:
         return self._busy.get(name)
 
     @contextlib.asynccontextmanager
-    async def operation(self, name: GuestName, what: str) -> AsyncIterator[None]:
+    async def operation(self, name: GuestName, what: str) -> AsyncIterator[Operation]:
         """Hold the guest's operation.
 
         Raises:
             GuestBusy: somebody else holds it.
         """
         self.claim(name, what)
+        operation = Operation()
         try:
-            yield
+            yield operation
         finally:
-            self.unclaim(name, what)
+            if not operation.is_kept:
+                self.unclaim(name, what)
 
     def claim(self, name: GuestName, what: str) -> None:
         """Take the guest's operation until `unclaim`.

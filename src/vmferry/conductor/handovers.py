@@ -253,7 +253,7 @@ class Handovers:
             asyncio.create_task(source.watch(), name=f"watch:{handover}"),
             asyncio.create_task(source.watch_time(), name=f"time:{handover}"),
             asyncio.create_task(source.watch_rounds(), name=f"rounds:{handover}"),
-            asyncio.create_task(self._share_link(source), name=f"share:{handover}"),
+            asyncio.create_task(self._share_link(source, new=new), name=f"share:{handover}"),
         ]
         try:
             await source.runner.run(opening, first)
@@ -266,11 +266,11 @@ class Handovers:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
 
-    async def _share_link(self, source: Source) -> None:
+    async def _share_link(self, source: Source, *, new: bool) -> None:
         """Divide the link with others while the stream lasts."""
         if await source.wait_sending():
             try:
-                await self._sharing.begins(source)
+                await self._sharing.begins(source, new=new)
                 await source.wait_sent()
             finally:
                 await self._sharing.ends(source)

@@ -55,6 +55,7 @@ _SLOWEST_LOAD = 10 << 20
 #: QEMU's run state follows its last status within milliseconds.
 _SETTLES_S = 5.0
 _UNDO_LIMIT_S = 60.0
+_LONGEST_PAUSE_S = 10.0
 _LIMIT_MS = Milliseconds(300.0)  # of no use: the guest stands still already
 
 
@@ -105,20 +106,54 @@ class GuestSaving:
             Broken: QEMU could not write it, or wrote nothing for a minute.
         """
         await asyncio.to_thread(self._files.check_path, path)
-        async with self._guests.operation(name, f"{_SAVE}{path}"):
+        async with self._guests.operation(name, f"{_SAVE}{path}") as operation:
             row, process = self._guests.row(name), await self._saveable(name)
             setup = await self._setup()
             saving = Saving(secrets.token_hex(8), name, SavingKind.SAVE, path)
             self._journal.begin_saving(saving)
             try:
-                saved, digest = await self._cancellable(name, self._write(row, process, saving, setup))
-                token = Token(saved.epoch, SAVED, running=saved.running)
-                self._journal.commit_saving(saving.id, name, token, digest)
+                saved, saving = await self._cancellable(name, self._write(row, process, saving, setup))
             except BaseException:
-                await asyncio.shield(self._undo(saving, self._undo_save))
+                if not self._noted(saving).committed:  # else the next agent finishes it: this one ends
+                    await asyncio.shield(self._begin(self._repeat(saving, self._undo_save)))
                 raise
-            await self._finish_save(dataclasses.replace(saving, committed=True, digest=digest))
+            try:
+                await self._finish_save(saving)
+            except VmferryError:
+                operation.keep()  # for who tries again: nothing leads back
+                self._begin(self._finish_later(saving, f"{_SAVE}{path}"))
+                raise
             return saved
+
+    def _noted(self, saving: Saving) -> Saving:
+        return next((one for one in self._journal.savings() if one.id == saving.id), saving)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._recovering.add(task)
+        task.add_done_callback(self._recovering.discard)
+        return task
+
+    async def _repeat(self, saving: Saving, work: Callable[[Saving], Awaitable[None]]) -> None:
+        """Do what must be done until it is: QEMU may hang with its storage, which comes back."""
+        pause = _LOOK_EVERY_S
+        while True:
+            try:
+                await work(saving)
+            except (VmferryError, TimeoutError, OSError) as error:
+                _log.warning(
+                    f"unfinished {saving.kind}, tried again", guest=saving.guest, file=saving.path, error=str(error)
+                )
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+            else:
+                return
+
+    async def _finish_later(self, saving: Saving, claim: str) -> None:
+        try:
+            await self._repeat(saving, self._finish_save)
+        finally:
+            self._guests.unclaim(saving.guest, claim)
 
     async def _cancellable(self, name: GuestName, writing: Coroutine[Any, Any, _T]) -> _T:
         """Wait for what `cancel` may end.
@@ -157,10 +192,11 @@ class GuestSaving:
         process = self._guests.process(name)
         state = None if process is None else await process.query_run_state()
         if process is None or state not in _SAVEABLE:
+            fixes = {None: "there is no memory to save", RunState.POSTMIGRATE: f"`vmferry guest resume {name}` first"}
             raise BadInput(
                 f"Guest {name} is {state or 'stopped'}: what is saved runs, or is paused",
                 owner=self._guests.settings.name,
-                fix="there is no memory to save" if process is None else "bring it to run, or stop it",
+                fix=fixes.get(state, "stop it: it has ended"),
             )
         return process
 
@@ -180,11 +216,13 @@ class GuestSaving:
 
     async def _write(
         self, row: GuestRow, process: GuestProcess, saving: Saving, setup: MigrationSetup
-    ) -> tuple[SavedGuest, str]:
-        """Have QEMU write the state, and seal it; returns what the header says, and its digest."""
+    ) -> tuple[SavedGuest, Saving]:
+        """Have QEMU write the state, seal it, and commit; returns what the header says."""
         file = await self._files.create(saving.path, saving.id, row.guest.spec.memory_bytes)
         with contextlib.closing(file):
             await process.stop()
+            if (state := await process.query_run_state()) is not RunState.PAUSED:
+                raise Broken(f"Guest {saving.guest} has ended meanwhile: it is {state}")
             await process.prepare_migration(setup, incoming=False)
             await process.save_to(file)
             await _wait_over(process, RunState.POSTMIGRATE, _STALL_S)
@@ -193,7 +231,10 @@ class GuestSaving:
                 saved = await self._describe(row, setup, size, checksum)
                 digest = await file.seal(saved)
                 if saved.running == self._shall_run(saving.guest):  # else an operator paused it meanwhile
-                    return saved, digest
+                    # Nothing may come between the two: whoever pauses it from here on is told that it is gone.
+                    token = Token(saved.epoch, SAVED, running=saved.running)
+                    self._journal.commit_saving(saving.id, saving.guest, token, digest)
+                    return saved, dataclasses.replace(saving, committed=True, digest=digest)
 
     async def _describe(self, row: GuestRow, setup: MigrationSetup, size: Bytes, checksum: str) -> SavedGuest:
         token = self._guests.row(row.guest.spec.name).token
@@ -210,17 +251,14 @@ class GuestSaving:
         )
 
     async def _undo_save(self, saving: Saving) -> None:
-        """Let the guest go on as it was, and remove what there is of its file; a QEMU that hangs is asked again."""
-        async with asyncio.timeout(_UNDO_LIMIT_S):
-            while (process := self._guests.process(saving.guest)) is not None:
-                try:
-                    sample = await process.query_migration()
-                    await undo_migration(process, sample, lambda: self._shall_run(saving.guest), resumes=False)
-                    break
-                except VmferryError as error:
-                    _log.warning("guest does not go on yet after its save failed", guest=saving.guest, error=str(error))
-                    await asyncio.sleep(_LOOK_EVERY_S)
+        """Let the guest go on as it was, and remove what there is of its file."""
+        process = self._guests.process(saving.guest)
+        if process is not None:
+            async with asyncio.timeout(_UNDO_LIMIT_S):
+                sample = await process.query_migration()
+                await undo_migration(process, sample, lambda: self._shall_run(saving.guest), resumes=False)
         await self._files.discard(saving.path, saving.id)
+        self._journal.end_saving(saving.id)
 
     def _shall_run(self, name: GuestName) -> bool:
         return self._guests.row(name).token.running
@@ -259,7 +297,8 @@ class GuestSaving:
                 token = Token(Epoch(saved.epoch + 1), self._guests.settings.name, saved.running, saved.running)
                 self._journal.commit_saving(saving.id, name, token)
             except BaseException:
-                await asyncio.shield(self._undo(saving, self._undo_restore))
+                if not self._noted(saving).committed:
+                    await asyncio.shield(self._begin(self._repeat(saving, self._undo_restore)))
                 raise
             await self._finish_restore(saving)
             return name
@@ -284,6 +323,7 @@ class GuestSaving:
             await self._guests.kill(saving.guest)
             await self._guests.forget(saving.guest)
         await self._files.give_back(saving.path, saving.id)
+        self._journal.end_saving(saving.id)
 
     async def _finish_restore(self, saving: Saving) -> None:
         """Let the guest run, then use the file up, which nobody else finds any more; a repeat starts nothing twice.
@@ -292,17 +332,21 @@ class GuestSaving:
             Broken: QEMU does not start it (an image is locked elsewhere): it stays here, stopped.
         """
         row, process = self._journal.guest(saving.guest), self._guests.process(saving.guest)
-        try:
-            if row is not None and row.token.owner == self._guests.settings.name:
-                self._guests.put(row, note=None, desired=Desired.RUNNING if row.token.running else Desired.PAUSED)
+        failure: VmferryError | None = None
+        if row is not None and row.token.owner == self._guests.settings.name:
+            self._guests.put(row, note=None, desired=Desired.RUNNING if row.token.running else Desired.PAUSED)
+            try:
                 if process is not None:
                     await self._let_run(saving.guest, process)
-        finally:
-            try:
-                await self._files.consume(saving.path, saving.id)
             except VmferryError as error:
-                _log.warning("a file that was restored keeps a name of its own", guest=saving.guest, error=str(error))
-            self._journal.end_saving(saving.id)
+                failure = error
+        try:
+            await self._files.consume(saving.path, saving.id)
+        except VmferryError as error:
+            _log.warning("a file that was restored keeps a name of its own", guest=saving.guest, error=str(error))
+        self._journal.end_saving(saving.id)  # not when this was cancelled: the next agent lets it run
+        if failure is not None:
+            raise failure
 
     async def _let_run(self, name: GuestName, process: GuestProcess) -> None:
         if self._shall_run(name) and await process.query_run_state() is RunState.PAUSED:
@@ -318,17 +362,6 @@ class GuestSaving:
 
     # -- either way -----------------------------------------------------------------------------------------------
 
-    async def _undo(self, saving: Saving, undo: Callable[[Saving], Awaitable[None]]) -> None:
-        """Undo what was begun; what cannot be undone now stays noted, for the next agent."""
-        try:
-            await undo(saving)
-        except (VmferryError, TimeoutError, OSError) as error:
-            _log.error(
-                f"a {saving.kind} that failed is not undone", guest=saving.guest, file=saving.path, error=str(error)
-            )
-        else:
-            self._journal.end_saving(saving.id)
-
     def recover(self) -> list[GuestName]:
         """Take up what an earlier agent left, each in the background; returns the guests concerned."""
         concerned = []
@@ -339,9 +372,7 @@ class GuestSaving:
             except GuestBusy as error:  # a hand-over goes first; this waits for the next start
                 _log.warning("a save or restore is not taken up yet", guest=saving.guest, error=str(error))
                 continue
-            task = asyncio.create_task(self._recover(saving), name=_claim_of(saving))
-            self._recovering.add(task)
-            task.add_done_callback(self._recovering.discard)
+            self._begin(self._recover(saving))
         return concerned
 
     async def _recover(self, saving: Saving) -> None:
@@ -349,13 +380,13 @@ class GuestSaving:
             await self._guests.adopted(saving.guest)
             if not saving.committed:
                 is_save = saving.kind is SavingKind.SAVE
-                await self._undo(saving, self._undo_save if is_save else self._undo_restore)
+                await self._repeat(saving, self._undo_save if is_save else self._undo_restore)
             elif saving.kind is SavingKind.SAVE:
-                await self._finish_save(saving)
+                await self._repeat(saving, self._finish_save)
             else:
                 await self._finish_restore(saving)
         except VmferryError as error:
-            _log.error(f"a {saving.kind} is not finished", guest=saving.guest, file=saving.path, error=str(error))
+            _log.error("a guest that was restored cannot be let run", guest=saving.guest, error=str(error))
         finally:
             self._guests.unclaim(saving.guest, _claim_of(saving))
 
@@ -389,8 +420,9 @@ async def _wait_over(process: GuestProcess, state: RunState, limit_s: float) -> 
         try:
             sample = await process.query_migration()
         except TimedOut:
-            if not process.is_alive():
+            if not process.is_alive() or loop.time() - since > limit_s:
                 raise
+            await asyncio.sleep(_LOOK_EVERY_S)
             continue
         if sample.status in _OVER:
             raise Broken(f"QEMU says that it {sample.status}: {sample.error or 'it gave no reason'}")

@@ -42,9 +42,14 @@ class Sharing:
         self._members: dict[Member, int] = {}  #: with among how many it shares its device now
         self._dividing = asyncio.Lock()
 
-    async def begins(self, member: Member) -> None:
-        """Count a stream in; the others make room."""
-        self._members[member] = 1
+    async def begins(self, member: Member, *, new: bool) -> None:
+        """Count a stream in; the others make room.
+
+        Args:
+            member: the stream.
+            new: it began under this agent; else it may still be held to a share of another time.
+        """
+        self._members[member] = 1 if new else 0
         await self._divide()
 
     async def ends(self, member: Member) -> None:
@@ -60,15 +65,22 @@ class Sharing:
             for member, device in devices.items():
                 among = 1 if device is None else list(devices.values()).count(device)
                 if self._members.get(member) not in (None, among):
-                    self._members[member] = among
                     await self._share(member, among)
 
     def _devices(self, members: list[Member]) -> dict[Member, str | None]:
-        return {member: self._device(member.destination) for member in members}
+        found: dict[Member, str | None] = {}
+        for member in members:
+            try:
+                found[member] = self._device(member.destination)
+            except VmferryError:  # a host that is in the fleet no more
+                found[member] = None
+        return found
 
-    @staticmethod
-    async def _share(member: Member, among: int) -> None:
+    async def _share(self, member: Member, among: int) -> None:
         try:
             await member.share(among)
-        except VmferryError as error:  # it ends a moment from now, and is counted out then
+        except VmferryError as error:  # it ends a moment from now, or is tried again when the next one does
             _log.info("a stream keeps its share of the link", destination=member.destination, error=str(error))
+        else:
+            if member in self._members:
+                self._members[member] = among

@@ -254,11 +254,11 @@ class Source:
     async def share(self, among: int) -> None:
         """Take so manieth part of the link from now on, within what was asked for."""
         self._among = among
-        await self.steering.limit(self._process(), self._within_share())
+        await self.steering.limit(self._process(), await self._within_share())
 
-    def _within_share(self) -> BytesPerSecond | None:
+    async def _within_share(self) -> BytesPerSecond | None:
         """Return what the stream may take: what was asked for, and its share of the link; None: nobody knows."""
-        link, asked = self._calls.link(), self.request.bandwidth
+        link, asked = await asyncio.to_thread(self._calls.link), self.request.bandwidth
         if link is None or self._among == 1:
             return asked or link
         share = BytesPerSecond(link // self._among)
@@ -278,7 +278,7 @@ class Source:
                 f"Hand-over {self.request.handover} of guest {self.name} is {self.state}: nothing more is sent"
             )
         self._change(dataclasses.replace(self.request, bandwidth=bandwidth))
-        await self.steering.limit(self._process(), self._within_share())
+        await self.steering.limit(self._process(), await self._within_share())
 
     async def watch_rounds(self) -> None:
         """Order post-copy after the rounds that were asked for."""
@@ -405,7 +405,7 @@ class Source:
             ours.callback(way.close)
             if self.request.pipeline is not None:
                 uid = self._guests.row(self.name).uid
-                way = await self._calls.pipelines.send(self.request.pipeline, way, uid)
+                way = await self._calls.pipelines.send(self.request.pipeline, way, uid, self.request.handover)
                 ours.callback(way.close)
             await self._process().migrate_over(way)
 
@@ -534,6 +534,7 @@ class Source:
         """Bring the source's QEMU to where it was; repeated until it answers or is proven dead."""
         if self._preparing is not None:
             await asyncio.wait({self._preparing})  # it is given up, and takes back what it has set by itself
+        self._calls.pipelines.end(self.request.handover)
         while True:
             process = self._guests.process(self.name)
             if process is None:

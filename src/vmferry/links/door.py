@@ -111,6 +111,7 @@ class StreamDoor:
                 self._tell(host, "nobody is expected")
                 continue
             self._make_room(host)
+            await asyncio.sleep(0)  # those who are in may speak: accepting does not wait while others wait
             task = asyncio.create_task(self._let_in(connection, host), name="stream door: one")
             self._unproven[task] = host
             task.add_done_callback(self._forget_task)
@@ -118,13 +119,15 @@ class StreamDoor:
     def _make_room(self, host: str) -> None:
         """Close the oldest of those that have not proven who they are: whoever comes for a stream is quick."""
         same = [task for task, of in self._unproven.items() if of == host]
-        if len(same) >= MOST_PER_ADDRESS:
-            same[0].cancel()
-            self._unproven.pop(same[0])
-        elif len(self._unproven) >= MOST_WAITING:
+        expected = len(self._expected)
+        oldest = None
+        if len(same) >= MOST_PER_ADDRESS + expected:
+            oldest = same[0]
+        elif len(self._unproven) >= MOST_WAITING + expected:
             oldest = next(iter(self._unproven))
+        if oldest is not None:
             oldest.cancel()
-            self._unproven.pop(oldest)
+            self._tell(self._unproven.pop(oldest), "too many came behind it")
 
     def _forget_task(self, task: asyncio.Task[None]) -> None:
         self._unproven.pop(task, None)
@@ -150,6 +153,8 @@ class StreamDoor:
                 await expected.receive(connection)
                 await write(connection, preamble.ACCEPTED)
             except (OSError, VmferryError) as error:
+                with contextlib.suppress(OSError):  # a command that was started has it too
+                    connection.shutdown(socket.SHUT_RDWR)
                 _log.warning("stream was not taken", of=host, error=str(error))
 
     async def _prove(self, connection: socket.socket) -> _Expected:

@@ -12,16 +12,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
 import structlog
 
 from vmferry.core.errors import BadInput, Broken
+from vmferry.core.ids import HandoverId
+from vmferry.links.threads import finish
 from vmferry.ports.stream import StreamConnection
 
 #: As much of what a command said last as goes into the log.
@@ -79,6 +82,7 @@ class _Half:
     reads: PipeEnd | StreamConnection
     writes: PipeEnd | StreamConnection
     uid: int | None
+    handover: HandoverId
 
     def start(self) -> tuple[int, IO[bytes]]:
         """Return the pid, and the file with what it says: a pipe would need somebody who reads it.
@@ -123,18 +127,19 @@ class CommandPipelines:
     def __init__(self, pipelines: Mapping[str, Pipeline]) -> None:
         self._pipelines = dict(pipelines)
         self._watchers: set[asyncio.Task[None]] = set()
+        self._running: dict[HandoverId, set[int]] = {}
 
-    async def send(self, name: str, connection: StreamConnection, uid: int | None) -> PipeEnd:
+    async def send(self, name: str, connection: StreamConnection, uid: int | None, handover: HandoverId) -> PipeEnd:
         """Start a pipeline in front of a connection, and return the end that takes the stream."""
         words = self._named(name).send
         theirs, ours = (PipeEnd(end) for end in os.pipe2(os.O_CLOEXEC))
-        return await self._begin(_Half(name, words, theirs, connection, uid), connection, theirs, ours)
+        return await self._begin(_Half(name, words, theirs, connection, uid, handover), connection, theirs, ours)
 
-    async def receive(self, name: str, connection: StreamConnection, uid: int | None) -> PipeEnd:
+    async def receive(self, name: str, connection: StreamConnection, uid: int | None, handover: HandoverId) -> PipeEnd:
         """Start the other half behind a connection, and return the end out of which the stream comes."""
         words = self._named(name).receive
         ours, theirs = (PipeEnd(end) for end in os.pipe2(os.O_CLOEXEC))
-        return await self._begin(_Half(name, words, connection, theirs, uid), connection, theirs, ours)
+        return await self._begin(_Half(name, words, connection, theirs, uid, handover), connection, theirs, ours)
 
     def _named(self, name: str) -> Pipeline:
         known = self._pipelines.get(name)
@@ -151,13 +156,35 @@ class CommandPipelines:
             failed.callback(ours.close)
             with contextlib.closing(theirs):
                 _keep_alive(connection)
-                pid, said = await asyncio.to_thread(half.start)
+                pid, said = await finish(half.start, _end)
             failed.pop_all()
-        task = asyncio.create_task(_watch(half, pid, said), name=f"pipeline {half.name}")
+        self._running.setdefault(half.handover, set()).add(pid)
+        task = asyncio.create_task(self._watch(half, pid, said), name=f"pipeline {half.name}")
         self._watchers.add(task)
         task.add_done_callback(self._watchers.discard)
         task.add_done_callback(lambda _: said.close())
         return ours
+
+    def end(self, handover: HandoverId) -> None:
+        """End a hand-over's commands that have not ended by themselves."""
+        for pid in self._running.get(handover, ()):  # not reaped yet: nobody else has its number
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+    async def _watch(self, half: _Half, pid: int, said: IO[bytes]) -> None:
+        """Wait for a command's end and tell how it was, with its last words."""
+        code = await _wait(pid, lambda: self._forget(half.handover, pid))
+        said.seek(0, os.SEEK_END)
+        said.seek(max(0, said.tell() - _TAIL_BYTES))
+        last = said.read().decode("utf-8", "replace").strip()
+        tell = _log.warning if code else _log.info
+        tell("pipeline's command ended", pipeline=half.name, command=half.words[0], code=code, said=last or None)
+
+    def _forget(self, handover: HandoverId, pid: int) -> None:
+        left = self._running.get(handover, set()) - {pid}
+        self._running.pop(handover, None)
+        if left:
+            self._running[handover] = left
 
     async def close(self) -> None:
         """Let go of the commands: they go on with their streams. Idempotent."""
@@ -172,18 +199,16 @@ def _keep_alive(connection: StreamConnection) -> None:
             known.setsockopt(level, option, value)
 
 
-async def _watch(half: _Half, pid: int, said: IO[bytes]) -> None:
-    """Wait for a command's end and tell how it was, with its last words."""
-    code = await _wait(pid)
-    said.seek(0, os.SEEK_END)
-    said.seek(max(0, said.tell() - _TAIL_BYTES))
-    last = said.read().decode("utf-8", "replace").strip()
-    tell = _log.warning if code else _log.info
-    tell("pipeline's command ended", pipeline=half.name, command=half.words[0], code=code, said=last or None)
+def _end(started: tuple[int, IO[bytes]]) -> None:
+    """End a command that nobody waits for any more."""
+    pid, said = started
+    said.close()
+    os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
-async def _wait(pid: int) -> int:
-    """Return the exit code as a shell has it; a pidfd tells when it is there."""
+async def _wait(pid: int, forget: Callable[[], None]) -> int:
+    """Return the exit code as a shell has it; a pidfd tells when it is there. Forgotten before its number is free."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     pidfd = os.pidfd_open(pid)
     loop.add_reader(pidfd, ended.set)
@@ -192,5 +217,6 @@ async def _wait(pid: int) -> int:
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
+    forget()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])  # noqa: ASYNC222 - it has ended
     return 128 - code if code < 0 else code

@@ -15,12 +15,16 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vmferry.core.errors import BadInput, Broken, NotFound, Refused
 from vmferry.core.saved import SavedGuest
 from vmferry.core.units import MIB, Bytes, format_bytes
+from vmferry.links.threads import abandon, finish
+
+T = TypeVar("T")
 
 #: mapped-ram wants its pages at multiples of 1 MiB of the file.
 HEADER_BYTES = Bytes(MIB)
@@ -78,18 +82,18 @@ class OpenNewStateFile:
     async def measure(self) -> tuple[Bytes, str]:
         """Return size and checksum of the state."""
         with _faults(self.path, "cannot be read again"):
-            return await asyncio.to_thread(_measure, self.own)
+            return await asyncio.to_thread(_with, os.dup(self.own), _measure)
 
     async def seal(self, saved: SavedGuest) -> str:
         """Write the header, and return its digest."""
         header = dump_header(saved)
         with _faults(self.path, "cannot be finished"):
-            await asyncio.to_thread(self._write, header)
+            await asyncio.to_thread(_with, os.dup(self.own), lambda own: self._write(own, header))
         return hashlib.sha256(header).hexdigest()
 
-    def _write(self, header: bytes) -> None:
-        _write_all(self.own, header)
-        os.fsync(self.own)
+    def _write(self, own: int, header: bytes) -> None:
+        _write_all(own, header)
+        os.fsync(own)
         _sync_directory(self.path)
 
 
@@ -153,7 +157,7 @@ class GuestStateFiles:
 
     async def create(self, path: str, mark: str, needed: Bytes) -> OpenNewStateFile:
         """Mark FILE and open FILE.partial-ID for writing."""
-        return await asyncio.to_thread(self._create, path, mark, needed)
+        return await abandon(lambda: self._create(path, mark, needed), lambda made: self._take_back(made, mark))
 
     def _create(self, path: str, mark: str, needed: Bytes) -> OpenNewStateFile:
         self.check_path(path)
@@ -169,12 +173,19 @@ class GuestStateFiles:
                     place = os.open(path, _NEW | os.O_WRONLY, 0o600)
                 except FileExistsError:
                     raise BadInput(f"{path} cannot be written: somebody was faster", fix="name another file") from None
+                failed.callback(os.unlink, path)
                 with os.fdopen(place, "wb") as marked:
                     marked.write(_mark(mark))
+                    marked.flush()
+                    os.fsync(marked.fileno())
                 # QEMU looks for a descriptor that only writes.
                 theirs = os.open(f"/proc/self/fd/{own}", os.O_WRONLY | os.O_CLOEXEC)
                 failed.pop_all()
                 return OpenNewStateFile(path, theirs, own)
+
+    def _take_back(self, made: OpenNewStateFile, mark: str) -> None:
+        made.close()
+        self._discard(made.path, mark)
 
     async def publish(self, path: str, mark: str, digest: str) -> None:
         """Make FILE of FILE.partial-ID."""
@@ -194,7 +205,7 @@ class GuestStateFiles:
                     f"The header of {partial} is not what was written: QEMU, or somebody on this host, has changed it",
                     fix="do not restore it before you know by whom",
                 )
-            if Path(path).exists() and _read_start(path) != _mark(mark):
+            if Path(path).exists() and _read_start(path) not in (_mark(mark), b""):  # of a crash, the mark was lost
                 raise Broken(f"{path} is another file by now", fix=f"move that one away; the guest is in {partial}")
             Path(partial).rename(path)
             _sync_directory(path)
@@ -205,7 +216,8 @@ class GuestStateFiles:
 
     def _discard(self, path: str, mark: str) -> None:
         with _faults(path, "cannot be removed"):
-            if Path(path).is_file() and _read_start(path) == _mark(mark):
+            ours = (_mark(mark), b"") if Path(_partial(path, mark)).exists() else (_mark(mark),)
+            if Path(path).is_file() and _read_start(path) in ours:
                 Path(path).unlink()
             Path(_partial(path, mark)).unlink(missing_ok=True)
 
@@ -225,7 +237,12 @@ class GuestStateFiles:
 
     async def claim(self, path: str, mark: str, expected: SavedGuest) -> OpenStateFile:
         """Rename FILE so that nobody else finds it, and open it for reading."""
-        return await asyncio.to_thread(self._claim, path, mark, expected)
+
+        def take_back(claimed: OpenStateFile) -> None:
+            claimed.close()
+            self._give_back(path, mark)
+
+        return await finish(lambda: self._claim(path, mark, expected), take_back)
 
     def _claim(self, path: str, mark: str, expected: SavedGuest) -> OpenStateFile:
         mine = _claimed(path, mark)
@@ -344,6 +361,14 @@ def _opened(path: str) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _with(descriptor: int, work: Callable[[int], T]) -> T:
+    """Work with a descriptor that is this thread's own: whoever waits for it may be gone before it ends."""
+    try:
+        return work(descriptor)
     finally:
         os.close(descriptor)
 

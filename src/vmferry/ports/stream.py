@@ -59,7 +59,9 @@ class Door(Protocol):
 class Pipelines(Protocol):
     """Commands of this host's configuration through which a stream may go, one way. QEMU never starts any."""
 
-    async def send(self, name: str, connection: StreamConnection, uid: int | None) -> StreamConnection:
+    async def send(
+        self, name: str, connection: StreamConnection, uid: int | None, handover: HandoverId
+    ) -> StreamConnection:
         """Start a pipeline in front of a connection, and return the end that takes the stream; the caller closes it.
 
         The command has the connection from then on, and ends when everybody else has closed the returned end.
@@ -69,8 +71,16 @@ class Pipelines(Protocol):
             Broken: it cannot be started.
         """
 
-    async def receive(self, name: str, connection: StreamConnection, uid: int | None) -> StreamConnection:
+    async def receive(
+        self, name: str, connection: StreamConnection, uid: int | None, handover: HandoverId
+    ) -> StreamConnection:
         """Start the other half behind a connection, and return the end out of which the stream comes.
 
         Raises: as `send`.
+        """
+
+    def end(self, handover: HandoverId) -> None:
+        """End a hand-over's commands that have not ended by themselves; unknown ones are no error.
+
+        QEMU cannot break off a pipe that nobody reads, so a cancel would wait for them.
         """

@@ -5,6 +5,7 @@ Source: QEMU qapi/misc.json (getfd, add-fd), migration/{fd,file}.c, chardev/char
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import stat
@@ -12,7 +13,7 @@ import stat
 from vmferry.core.errors import VmferryError
 from vmferry.ports.state_file import StateFile
 from vmferry.ports.stream import StreamConnection
-from vmferry.qemu.qmp import QmpSession, SaidNo
+from vmferry.qemu.qmp import QmpSession
 
 #: Under which QEMU is given a stream's connection.
 DESCRIPTOR = "stream"
@@ -26,18 +27,20 @@ async def over(session: QmpSession, connection: StreamConnection, command: str) 
     """Have QEMU send or receive over a connection.
 
     Raises:
-        SaidNo: QEMU did not take it; it has nothing of it any more.
+        VmferryError: QEMU did not take it; it has nothing of it any more.
     """
-    await session.give_descriptor(DESCRIPTOR, connection.fileno())
-    # QEMU makes every descriptor that it is given a blocking one, and would wait for the other side's part of the
-    # TLS handshake in its main loop, for ever perhaps. Both descriptors are of one open file.
-    if stat.S_ISSOCK(os.fstat(connection.fileno()).st_mode):
-        os.set_blocking(connection.fileno(), False)
     try:
+        await session.give_descriptor(DESCRIPTOR, connection.fileno())
+        # QEMU makes every descriptor that it is given a blocking one, and would wait for the other side's part of the
+        # TLS handshake in its main loop, for ever perhaps. Both descriptors are of one open file.
+        if stat.S_ISSOCK(os.fstat(connection.fileno()).st_mode):
+            os.set_blocking(connection.fileno(), False)
         await session.execute(command, {"uri": f"fd:{DESCRIPTOR}"})
-    except SaidNo:
-        with contextlib.suppress(VmferryError):  # taken, and let go, before it said no
-            await session.execute("closefd", {"fdname": DESCRIPTOR})
+    except BaseException:
+        with contextlib.suppress(
+            VmferryError
+        ):  # taken, and let go, before it said no; or nobody has waited for its word
+            await asyncio.shield(session.execute("closefd", {"fdname": DESCRIPTOR}))
         raise
 
 

@@ -86,18 +86,31 @@ class FakePipelines:
 
     def __init__(self, *names: str) -> None:
         self.names = names
+        self.ended: list[HandoverId] = []
         self.started: list[tuple[str, str, int | None]] = []
 
-    async def send(self, name: str, connection: StreamConnection, uid: int | None) -> StreamConnection:
+    async def send(
+        self, name: str, connection: StreamConnection, uid: int | None, handover: HandoverId
+    ) -> StreamConnection:
         """Pass on."""
-        return self._begin("send", name, connection, uid)
+        return self._begin("send", name, connection, uid, handover)
 
-    async def receive(self, name: str, connection: StreamConnection, uid: int | None) -> StreamConnection:
+    async def receive(
+        self, name: str, connection: StreamConnection, uid: int | None, handover: HandoverId
+    ) -> StreamConnection:
         """Pass on."""
-        return self._begin("receive", name, connection, uid)
+        return self._begin("receive", name, connection, uid, handover)
 
-    def _begin(self, half: str, name: str, connection: StreamConnection, uid: int | None) -> StreamConnection:
+    def _begin(
+        self, half: str, name: str, connection: StreamConnection, uid: int | None, handover: HandoverId
+    ) -> StreamConnection:
+        if handover in self.ended:
+            raise AssertionError(f"a command is started for hand-over {handover}, which has ended")
         if name not in self.names:
             raise BadInput(f"There is no pipeline {name}")
         self.started.append((half, name, uid))
         return FakeConnection(connection.fileno())
+
+    def end(self, handover: HandoverId) -> None:
+        """Note it."""
+        self.ended.append(handover)
