@@ -113,15 +113,14 @@ class GuestSaving:
             self._journal.begin_saving(saving)
             try:
                 saved, saving = await self._cancellable(name, self._write(row, process, saving, setup))
-            except BaseException:
-                if not self._noted(saving).committed:  # else the next agent finishes it: this one ends
-                    await asyncio.shield(self._begin(self._repeat(saving, self._undo_save)))
-                raise
-            try:
                 await self._finish_save(saving)
-            except VmferryError:
-                operation.keep()  # for who tries again: nothing leads back
-                self._begin(self._finish_later(saving, f"{_SAVE}{path}"))
+            except BaseException:
+                saving = self._noted(saving)
+                if saving.committed:  # nothing leads back: somebody goes on with it, and with the guest
+                    operation.keep()
+                    self._begin(self._finish_later(saving, f"{_SAVE}{path}"))
+                else:
+                    await asyncio.shield(self._begin(self._repeat(saving, self._undo_save)))
                 raise
             return saved
 
@@ -180,11 +179,11 @@ class GuestSaving:
             NotFound: the guest is not being saved, or it is in its file already.
         """
         task = self._writing.get(name)
-        if task is None:
+        if task is None or not task.cancel():
             raise NotFound(
-                f"Guest {name} is not being saved on host {self._guests.settings.name}", fix="nothing to cancel"
+                f"Guest {name} is not being saved on host {self._guests.settings.name}, or is in its file already",
+                fix="see `vmferry guest list`; a guest in a file goes on with `vmferry restore`",
             )
-        task.cancel()
         while (self._guests.busy_with(name) or "").startswith(_SAVE):  # noqa: ASYNC110 - rare, and soon over
             await asyncio.sleep(_LOOK_EVERY_S)
 
