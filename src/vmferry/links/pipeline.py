@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +30,8 @@ from vmferry.ports.stream import StreamConnection
 
 #: As much of what a command said last as goes into the log.
 _TAIL_BYTES = 600
+#: Of a file that a command writes: it must not fill the disk with what it says.
+_MOST_FILE_BYTES = 16 << 20
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 #: A command reads a connection for ever whose other end is gone without a word: the kernel asks, and ends it then.
 _KEEPALIVE = {
@@ -90,13 +93,18 @@ class _Half:
         Raises:
             Broken: it cannot be started.
         """
+        if shutil.which(self.words[0], path=_ENVIRONMENT["PATH"]) is None:
+            raise Broken(
+                f"Command {self.words[0]} of pipeline {self.name} cannot be started: there is none on this host",
+                fix="install it, or correct agent.toml",
+            )
         for end in (self.reads, self.writes):
             os.set_blocking(end.fileno(), True)  # commands do not expect anything else
         with contextlib.ExitStack() as failed:
             said = failed.enter_context(tempfile.TemporaryFile())
             try:
                 process = subprocess.Popen(
-                    list(self.words),
+                    ["prlimit", f"--fsize={_MOST_FILE_BYTES}", "--", *self.words],
                     stdin=self.reads.fileno(),
                     stdout=self.writes.fileno(),
                     stderr=said,
@@ -110,7 +118,7 @@ class _Half:
             except OSError as error:
                 raise Broken(
                     f"Command {self.words[0]} of pipeline {self.name} cannot be started: {error.strerror}",
-                    fix="install it on this host, or correct agent.toml",
+                    fix="look at what that is on this host",
                 ) from error
             process.returncode = 0  # it is waited for by its pid, or outlives us: Popen has nothing to complain of
             failed.pop_all()
