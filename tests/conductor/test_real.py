@@ -43,9 +43,9 @@ async def slowly(here: Host, there: Host) -> Source:
     return source
 
 
-async def hurry(host: Host) -> None:
-    """Let a slow stream go as fast as it can."""
-    await process_of(host).set_bandwidth(BytesPerSecond(1000 * MIB))
+async def hurry(host: Host, source: Source) -> None:
+    """Let a slow stream go as fast as it can, as its owner would: an agent that came back keeps to what was asked."""
+    await host.handovers.limit(source.request.handover, BytesPerSecond(1000 * MIB))
 
 
 def assert_tidy(owner: Host, other: Host) -> None:
@@ -111,7 +111,7 @@ async def test_reboot_in_mid_migration(pair: tuple[Host, Host], image: GuestImag
     async for event in events:
         if event.kind is GuestEventKind.RESET:
             break
-    await hurry(here)
+    await hurry(here, source)
     assert (await end_of(here, source)).outcome == "moved"
     assert_tidy(there, here)
     assert await run_state_of(there) is RunState.RUNNING
@@ -123,7 +123,7 @@ async def test_paused_in_mid_migration(pair: tuple[Host, Host], image: GuestImag
     await start(here, make_spec(image))
     source = await slowly(here, there)
     await here.guests.pause(GUEST)
-    await hurry(here)
+    await hurry(here, source)
     assert (await end_of(here, source)).outcome == "moved"
     assert await run_state_of(there) is RunState.PAUSED
     assert there.guests.row(GUEST).token.running is False
@@ -218,13 +218,28 @@ async def test_restart_in_precopy_goes_on(pair: tuple[Host, Host], image: GuestI
     for host in {"source": [here], "destination": [there], "both": [here, there]}[restarted]:
         await host.restart()
     assert process_of(here).record.pid == pid
-    await hurry(here)
+    await hurry(here, source)
     await wait_finished(here, there)
     row = here.journal.handover(source.request.handover, "source")
     assert row is not None
     assert row.state == "done"
     assert_tidy(there, here)
     assert (await ask(there, "o", "oracle")).startswith("oracle clean")
+
+
+async def test_cancelled_at_the_moment_of_a_restart(pair: tuple[Host, Host], image: GuestImage) -> None:
+    """A cancel that comes before the agent has found its QEMU again is not lost: it waits, and then ends the move."""
+    here, there = pair
+    await start(here, make_spec(image))
+    source = await slowly(here, there)
+    await here.restart()
+    assert here.handovers.source(source.request.handover) is None
+    await here.handovers.cancel(source.request.handover)
+    await wait_finished(here, there)
+    row = here.journal.handover(source.request.handover, "source")
+    assert row is not None
+    assert row.state == "aborted"
+    assert_tidy(here, there)
 
 
 async def test_source_qemu_killed_in_precopy(pair: tuple[Host, Host], image: GuestImage) -> None:

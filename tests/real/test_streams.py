@@ -87,27 +87,6 @@ async def test_left_to_us_the_guests_pages_decide(lab: Lab) -> None:
     await remove(lab, guest)
 
 
-ZSTD = {"send": ["zstd", "-1", "-c"], "receive": ["zstd", "-d", "-c"]}
-GARBLES = {"send": ["sh", "-c", "head -c 3000000; kill -9 $$"], "receive": ["cat"]}
-SETTINGS = {"migration": {"pipelines": {"zstd": ZSTD, "garbles": GARBLES}}}
-
-
-async def test_through_commands_of_both_hosts() -> None:
-    """A guest arrives whole through a compressor; through one that dies it stays, and can be moved afterwards."""
-    async with Lab(settings=dict.fromkeys(("host-a", "host-b"), SETTINGS)) as lab:
-        legs = await run_scenario(lab, Scenario(micro_guest(), options={"pipeline": "zstd", "plain": True}))
-        assert_arrived(legs)
-        assert [(leg.report.link, leg.report.pipeline) for leg in legs] == [("pipe", "zstd")] * 2
-        guest = await started(lab, micro_guest())
-        for pipeline in ("garbles", "zstd"):
-            leg = await move(lab, guest, "host-b", {"pipeline": pipeline, "plain": True})
-            assert leg.oracle.startswith("oracle clean"), leg.report
-            assert leg.report.outcome == (Outcome.ABORTED if pipeline == "garbles" else Outcome.MOVED), leg.report
-        leg = await move(lab, guest, "host-a", {"pipeline": "zstd"})
-        assert leg.report.outcome == Outcome.BLOCKED
-        await remove(lab, guest)
-
-
 async def test_what_does_not_go_together_is_refused_beforehand(lab: Lab) -> None:
     """Channels over one connection: told, and the guest runs on untouched."""
     guest = await started(lab, micro_guest())

@@ -86,6 +86,7 @@ class Handovers:
         self.lives = Lives()
         self.arrivals = Arrivals(guests, around, self.lives)
         self._sources: dict[HandoverId, Source] = {}
+        self._returning: dict[HandoverId, asyncio.Event] = {}  #: journalled by an agent before, and not taken up yet
         self._sharing = Sharing(around.link_device)
         guests.why_held = self._why_held
 
@@ -297,7 +298,7 @@ class Handovers:
             GuestBusy: post-copy has begun: there is no way back, and nothing that a cancel could do but harm.
         """
         row = row_of(self._journal, handover, Side.SOURCE, self._guests.settings.name)
-        source = self._sources.get(handover)
+        source = await self._taken_up(handover)
         if source is not None:
             if why := self._why_held(row.guest):
                 raise GuestBusy(why, fix=f"wait for its last page (`vmferry watch {row.guest}`)", retry=True)
@@ -316,10 +317,16 @@ class Handovers:
             Refused: nothing more is sent.
         """
         row = row_of(self._journal, handover, Side.SOURCE, self._guests.settings.name)
-        source = self._sources.get(handover)
+        source = await self._taken_up(handover)
         if source is None:
             raise Refused(f"Hand-over {handover} of guest {row.guest} is over ({row.state}): nothing more is sent")
         await source.limit(bandwidth)
+
+    async def _taken_up(self, handover: HandoverId) -> Source | None:
+        """Return the source's side, as soon as an agent that has just been started knows what it found; None: over."""
+        if returning := self._returning.get(handover):
+            await returning.wait()
+        return self._sources.get(handover)
 
     def _why_held(self, guest: GuestName) -> str | None:
         """Return why nobody may stop, pause or cancel a guest now: both hosts hold a part of it."""
@@ -355,6 +362,8 @@ class Handovers:
         for row in rows:
             side = Side(row.side)
             self._guests.claim_again(row.guest, claim_of(row.id, side))
+            if side is Side.SOURCE:
+                self._returning[row.id] = asyncio.Event()
             self.lives.begin(row.id, side, self._recover(row))
         return rows
 
@@ -368,9 +377,13 @@ class Handovers:
             await (self._guests.reached(row.guest) if fetching else self._guests.adopted(row.guest))
             await self.arrivals.take_up(row)
             return
-        await self._guests.adopted(row.guest)
-        age_s = max(0.0, time.time() - row.created_at)
-        await self._live(self._source(request_of(row), replayed(self._journal, row), age_s), new=False)
+        try:
+            await self._guests.adopted(row.guest)
+            age_s = max(0.0, time.time() - row.created_at)
+            source = self._source(request_of(row), replayed(self._journal, row), age_s)
+        finally:
+            self._returning.pop(row.id).set()
+        await self._live(source, new=False)
 
     # -- the agent's end ------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class Api:
     @contextlib.asynccontextmanager
     async def kept_open(self) -> AsyncIterator[None]:
         """Use one connection again and again, opened now; what a program does that makes many calls."""
-        async with self._session(keep=True) as session:
+        async with self._session() as session:
             self._kept = session
             try:
                 await self.get("/v1/host")
@@ -92,7 +92,7 @@ class Api:
         url = f"https://{member.address}:{member.port}{path}"
         try:
             async with (
-                contextlib.nullcontext(self._kept) if self._kept else self._session(keep=False) as session,
+                contextlib.nullcontext(self._kept) if self._kept else self._session() as session,
                 session.request(
                     method,
                     url,
@@ -105,11 +105,10 @@ class Api:
         except (aiohttp.ClientConnectionError, TimeoutError) as error:
             raise Unreachable(f"Agent of {self._host} does not answer at {url}: {error!r}", retry=True) from error
 
-    def _session(self, *, keep: bool) -> aiohttp.ClientSession:
+    def _session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
             ssl=self._identity.client_context(),
             socket_factory=self._socket if self._namespace else None,
-            force_close=not keep,
         )
         return aiohttp.ClientSession(connector=connector)
 
