@@ -344,8 +344,14 @@ async def test_operators_are_refused(hosts: tuple[Host, Host], link: WatchedLink
     assert link.running() == []
 
 
-async def test_fenced_destination_gives_the_name_back(hosts: tuple[Host, Host], link: WatchedLink) -> None:
-    """A person says that the destination is off: the memory is given up, name and disks are the source's again."""
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_fenced_destination_gives_the_name_back(
+    hosts: tuple[Host, Host], link: WatchedLink, *, restarted: bool
+) -> None:
+    """A person says that the destination is off: the memory is given up, name and disks are the source's again.
+
+    The word counts too when it comes before an agent that was just started has found its QEMU.
+    """
     here, there = hosts
     link.rounds = 10**9
     source = await begin(here, there)
@@ -353,6 +359,9 @@ async def test_fenced_destination_gives_the_name_back(hosts: tuple[Host, Host], 
     arrived = qemu_of(there, link)
     assert arrived is not None
     link.die(arrived)
+    if restarted:
+        await here.restart()
+        assert here.handovers.source(source.request.handover) is None
     here.handovers.fenced(there.name)
     await wait_until(lambda: states_of(here, source)[0] == "crashed", "the guest is given up")
     token = here.guests.row(GUEST).token

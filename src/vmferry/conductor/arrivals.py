@@ -193,17 +193,25 @@ class Arrivals:
             if destination.name == guest and destination.state is DestinationState.RUNNING:
                 await self._lives.wait_ended(destination.arrival.handover, Side.DESTINATION, _ARRIVAL_OVER_S)
 
-    def fenced(self, handover: HandoverId, why: str) -> None:
-        """End every wait for a source that is off; unknown ones are no error."""
+    def fenced(self, handover: HandoverId, why: str) -> bool:
+        """End every wait for a source that is off; return whether the arrival is known here by now."""
         known = self._destinations.get(handover)
         if known is not None:
             known.error = why
             known.runner.post(DestinationEvent.SOURCE_FENCED, why)
             known.postcopy.source_is_gone(why)
+        return known is not None
 
-    async def take_up(self, row: HandoverRow) -> None:
-        """Live on where the journal left it; a guest without a row (a crash) is undone."""
+    async def take_up(self, row: HandoverRow, fenced: str | None) -> None:
+        """Live on where the journal left it; a guest without a row (a crash) is undone.
+
+        Args:
+            row: where the journal left it.
+            fenced: a person's word that the source is off, said meanwhile.
+        """
         known = self._destination(arrival_of(row), None, replayed(self._journal, row))
+        if fenced is not None:
+            self.fenced(row.id, fenced)
         await self._live(known, new=False)
 
     # -- inside ---------------------------------------------------------------------------------------------------

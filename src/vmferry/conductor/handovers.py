@@ -87,6 +87,7 @@ class Handovers:
         self.arrivals = Arrivals(guests, around, self.lives)
         self._sources: dict[HandoverId, Source] = {}
         self._returning: dict[HandoverId, asyncio.Event] = {}  #: journalled by an agent before, and not taken up yet
+        self._fenced: dict[HandoverId, str] = {}  #: a person's word on those, for when they are
         self._sharing = Sharing(around.link_device)
         guests.why_held = self._why_held
 
@@ -351,7 +352,8 @@ class Handovers:
             source = self._sources.get(row.id)
             if source is not None:
                 source.runner.post(SourceEvent.DESTINATION_FENCED, why)
-            self.arrivals.fenced(row.id, why)
+            elif not self.arrivals.fenced(row.id, why):
+                self._fenced[row.id] = why
         return concerned
 
     # -- after a restart ------------------------------------------------------------------------------------------
@@ -375,7 +377,7 @@ class Handovers:
         if row.side == str(Side.DESTINATION):
             fetching = DestinationState(row.state) in FETCHING
             await (self._guests.reached(row.guest) if fetching else self._guests.adopted(row.guest))
-            await self.arrivals.take_up(row)
+            await self.arrivals.take_up(row, self._fenced.pop(row.id, None))
             return
         try:
             await self._guests.adopted(row.guest)
@@ -383,6 +385,8 @@ class Handovers:
             source = self._source(request_of(row), replayed(self._journal, row), age_s)
         finally:
             self._returning.pop(row.id).set()
+        if fenced := self._fenced.pop(row.id, None):
+            source.runner.post(SourceEvent.DESTINATION_FENCED, fenced)
         await self._live(source, new=False)
 
     # -- the agent's end ------------------------------------------------------------------------------------------
