@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from vmferry.core.errors import Broken
+from vmferry.links.listening import listening_socket
 
 _HANDSHAKE_TIME_LIMIT_S = 10.0
 _BACKLOG = 128
@@ -67,20 +67,9 @@ class Listener:
     """
 
     def __init__(self, address: str, port: int) -> None:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._socket = _Doorkeeper(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind((address, port))
-            # From now on nobody is refused, also while what is behind the socket is exchanged.
-            self._socket.listen(_BACKLOG)
-            self._socket.settimeout(0)
-        except OSError as error:
-            self._socket.close()
-            raise Broken(
-                f"Agent cannot listen on {address} port {port}: {error.strerror}",
-                fix="end what listens there, or set another listen address or port in agent.toml",
-            ) from error
+        self._socket = listening_socket(
+            _Doorkeeper, address, port, _BACKLOG, what="listen", setting="listen address or port"
+        )
         self.port = int(self._socket.getsockname()[1])  #: the port that is listened on
         self._server: asyncio.Server | None = None
         self._protocol: web.Server | None = None

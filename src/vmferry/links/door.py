@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import structlog
 
-from vmferry.core.errors import Broken, Refused, VmferryError
+from vmferry.core.errors import Refused, VmferryError
 from vmferry.core.ids import HandoverId
 from vmferry.links import preamble
 from vmferry.links.dial import dial
 from vmferry.links.exact import read_exactly, write
+from vmferry.links.listening import listening_socket
 from vmferry.ports.stream import Receive, StreamConnection, Ticket
 
 #: For everything before the connection is QEMU's.
@@ -50,18 +51,9 @@ class StreamDoor:
     """
 
     def __init__(self, address: str, port: int) -> None:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind((address, port))
-            self._socket.listen(_BACKLOG)
-        except OSError as error:
-            self._socket.close()
-            raise Broken(
-                f"Agent cannot listen for streams on {address} port {port}: {error.strerror}",
-                fix="end what listens there, or set another migration.stream_port in agent.toml",
-            ) from error
+        self._socket = listening_socket(
+            socket.socket, address, port, _BACKLOG, what="listen for streams", setting="migration.stream_port"
+        )
         self.port = int(self._socket.getsockname()[1])  #: the port that is listened on
         self._expected: dict[HandoverId, _Expected] = {}
         self._unproven: dict[asyncio.Task[None], str] = {}  #: with where they come from, the oldest first
