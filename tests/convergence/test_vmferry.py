@@ -105,6 +105,18 @@ def test_postcopy_after_the_second_round_when_there_is_no_end() -> None:
     assert [index for index, _ in played.of(StartPostcopy)] == [1]
 
 
+@pytest.mark.parametrize(("left_ms", "started_after"), [(990, 1), (1010, 0)])
+def test_postcopy_after_the_first_round_waits_for_a_second_that_is_short(left_ms: float, started_after: int) -> None:
+    """On a fast link another look costs less than post-copy does, and round 1 is no good witness there."""
+    left = int(SECOND * left_ms / 1000)
+    course = [
+        ended(1, GUEST_PAGES, left, at_s=0.5, ms=500),
+        ended(2, left, left, at_s=0.5 + left_ms / 1000, ms=left_ms),
+    ]
+    played = play(make_policy("vmferry", POSTCOPY), course, BEHIND)
+    assert [index for index, _ in played.of(StartPostcopy)][:1] == [started_after]
+
+
 @pytest.mark.parametrize(("goal", "facts"), [(Goal(), BEHIND), (POSTCOPY, FACTS)])
 def test_no_postcopy_unless_allowed_and_possible(goal: Goal, facts: Facts) -> None:
     """Neither an unasked risk nor an order that QEMU would refuse."""

@@ -6,8 +6,8 @@
    example), the limit is raised to four fifths for one round.
 2. After each round: can pre-copy get there at all (outlook.py), and within four times what it takes to send what is
    left, or two and a half times where post-copy is allowed? After the first round only the straight line is asked,
-   which is the least that shorter rounds dirty. If it seems not, post-copy starts at once if it is allowed. If it is
-   proven or seen twice, a brake is put on.
+   which is the least that shorter rounds dirty. If it seems not, post-copy starts at once if it is allowed, except that
+   a second round which takes less than a second is looked at first. If it is proven or seen twice, a brake is put on.
 3. The brakes in order of harm, one at a time: 40-writes slows the programs that the guest's owner has put under it and
    nothing else; where it does not do, it is released, and auto-converge slows the whole guest. One that outruns the
    link is slowed as softly as the curve says will do, and one that does not as hard as may be: it may leave its CPU
@@ -54,6 +54,8 @@ FIRST_VERDICT = 2
 SLOW_PASSES = 4.0
 #: Post-copy takes as long as the rest, and half a second for its quiet beginning.
 SLOW_BESIDE_POSTCOPY = 2.5
+#: Before the first verdict post-copy waits for a round that is shorter than this: round 1 tells little of a fast link.
+SHORT_ROUND_MS = 1000.0
 #: A brake shall make each round at most half of the one before: a softer one costs rounds, seen with a real QEMU.
 HALVES = 0.5
 #: After the brake, so many rounds before it is pulled harder: QEMU applies it at the second bad round.
@@ -74,6 +76,7 @@ class Vmferry(Policy):
         rules=(
             "the rest fits bandwidth x 0.75 x (gap - fixed cost): QEMU switches at that moment",
             "post-copy is allowed, and no end within two and a half times what is left to send: post-copy",
+            "that seems so after round 1 already, and the rest takes less than a second: one more look first",
             "no end within four times, proven or seen twice, no post-copy: 40-writes, where it may be used",
             "without it, or two rounds later still no end: auto-converge instead, soft if the guest outruns the link",
             "else, or three rounds later, the strongest whose stalls take at most half of the limit",
@@ -181,7 +184,7 @@ class Vmferry(Policy):
 
     def _other_means(self, ended: Round, view: Outlook, speed: float) -> Orders:
         if self._may_postcopy():
-            return (StartPostcopy(f"no end soon: {_dirtied(ended)}"),)
+            return self._behind(ended, speed)
         if ended.round < FIRST_VERDICT or (not view.proven and self._doubts < 2):
             return ()
         if self._writes_in == 0 and self._level == 0 and self._may_hold_writes():
@@ -193,6 +196,12 @@ class Vmferry(Policy):
             return self._put_on(ended, view, speed, strongest)
         is_late = ended.round >= self._braked_in + PATIENCE
         return self._brake_by(strongest, ended) if self._level < strongest and is_late else ()
+
+    def _behind(self, ended: Round, speed: float) -> Orders:
+        rest = ended.remaining_pages * self.facts.page_bytes
+        if ended.round < FIRST_VERDICT and rest < SHORT_ROUND_MS * speed:
+            return ()
+        return (StartPostcopy(f"no end soon: {_dirtied(ended)}"),)
 
     def _hold_writes(self, ended: Round, view: Outlook, speed: float) -> Orders:
         self._writes_in, self._unbraked = ended.round, (view, speed)
