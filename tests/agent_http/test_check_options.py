@@ -21,7 +21,7 @@ class Asks:
         self.postcopy: list[bool] = []
 
     async def check(
-        self, name: object, destination: object, handover: object, *, postcopy: bool, stream: object
+        self, name: object, destination: object, handover: object, *, postcopy: bool, stream: object, copy_disks: bool
     ) -> SimpleNamespace:
         self.postcopy.append(postcopy)
         return SimpleNamespace(blockers=(), guarantee=None, qemus=None)

@@ -203,6 +203,14 @@ class FakeSteering:
 
 
 @dataclass
+class FakeDisks:
+    """What was copied of disks."""
+
+    copied_bytes: None = None
+    paths: tuple[()] = ()
+
+
+@dataclass
 class FakeSource:
     """A hand-over at its source; an attribute that the measures must not read is not there."""
 
@@ -220,6 +228,7 @@ class FakeSource:
     guarantee: None = None
     setup: MigrationSetup | None = None
     compression_why: str | None = None
+    disks: FakeDisks = field(default_factory=FakeDisks)
     last_sample: MigrationSample | None = SENT
     steering: FakeSteering = field(default_factory=FakeSteering)
     commit_reply: CommitReply | None = None

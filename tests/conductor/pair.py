@@ -17,6 +17,7 @@ from vmferry.conductor.source import Source
 from vmferry.core.capabilities import DEFAULT_STREAM, StreamWish
 from vmferry.core.convergence.facts import Throttle
 from vmferry.core.convergence.trace import Trace
+from vmferry.core.disks import written_images
 from vmferry.core.errors import Blocker, Unreachable
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.states import FACTS, AnyState, Owner, SourceState
@@ -25,6 +26,7 @@ from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
 from vmferry.core.progress import Finished, Guarantee, Outcome
 from vmferry.core.units import GIB, Bytes, BytesPerSecond, Milliseconds, Nanoseconds
 from vmferry.measure.compressing import PageCompressing
+from vmferry.ports.disks import nodes_of
 from vmferry.ports.hypervisor import Hypervisor
 from vmferry.ports.peer import (
     ClockSample,
@@ -39,6 +41,7 @@ from vmferry.ports.peer import (
 from vmferry.ports.store import Journal
 from vmferry.testing.fake_door import FakeDoor, FakePipelines
 from vmferry.testing.fake_hypervisor import FAKE_FACTS
+from vmferry.testing.fake_mirrors import FakeDiskFiles
 from vmferry.testing.fake_throttle import FakeThrottle
 
 T = TypeVar("T")
@@ -99,6 +102,7 @@ class Host:
     free_memory: Bytes = _FREE
     blockers: tuple[Blocker, ...] = ()
     throttle: FakeThrottle = field(default_factory=FakeThrottle)
+    files: FakeDiskFiles = field(default_factory=FakeDiskFiles)
     pipelines: FakePipelines = field(default_factory=lambda: FakePipelines("zstd"))
     reports: list[tuple[HandoverId, AnyState]] = field(default_factory=list)
     traces: dict[HandoverId, Trace] = field(default_factory=dict)
@@ -133,6 +137,7 @@ class Host:
             door=FakeDoor(self.pair.doors),
             pipelines=self.pipelines,
             compressing=PageCompressing(),
+            disk_files=self.files,
             keep_trace=self.traces.__setitem__,
         )
         self.handovers = Handovers(self.guests, around)
@@ -167,6 +172,7 @@ class Host:
         postcopy_after: int | None = None,
         bandwidth: BytesPerSecond | None = None,
         stream: StreamWish = DEFAULT_STREAM,
+        copy_disks: bool = False,
     ) -> Source:
         """Open a hand-over of the one guest."""
         handover = await self.handovers.open(
@@ -178,15 +184,24 @@ class Host:
             choice=choice if throttle is None else replace(choice, throttle=str(throttle)),
             postcopy=Postcopy(postcopy_after) if postcopy or postcopy_after is not None else None,
             stream=replace(stream, encrypted=encrypted),
+            copy_disks=copy_disks,
         )
         source = self.handovers.source(handover)
         assert source is not None
         return source
 
     async def _check(
-        self, guest: GuestName, destination: HostName, handover: HandoverId, *, postcopy: bool, stream: StreamWish
+        self,
+        guest: GuestName,
+        destination: HostName,
+        handover: HandoverId,
+        *,
+        postcopy: bool,
+        stream: StreamWish,
+        copy_disks: bool,
     ) -> Checked:
-        return Checked(self.blockers, GUARANTEE, self.qemus)
+        images = written_images(self.guests.row(guest).guest.spec) if copy_disks else ()
+        return Checked(self.blockers, GUARANTEE, self.qemus, nodes_of(images))
 
     async def _report(self, source: Source) -> None:
         state = source.runner.machine.state

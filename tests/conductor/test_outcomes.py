@@ -69,7 +69,7 @@ class Scene:
         self._hold(state)
         if state is SourceState.SOURCE_COMPLETED:
             self._hold(DestinationState.RECEIVING)  # else its word comes first
-        source = await self.here.migrate(self.there)
+        source = await self.here.migrate(self.there, copy_disks=state is SourceState.COPYING_DISKS)
         if by_way_of is not None and blow is not None:
             await self._reached(by_way_of)
             await self.rest()

@@ -13,6 +13,7 @@ from vmferry.core.migration import MigrationSample, MigrationStatus
 from vmferry.core.progress import Progress, RoundEnded
 from vmferry.core.rounds import RoundTracker, memory_done_percent
 from vmferry.core.rounds.curve import DirtyCurve, DirtyPoint, fit, until_switchover
+from vmferry.core.rounds.meter import rate
 from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds
 
 TRACES = Path(__file__).parent / "traces"
@@ -386,3 +387,9 @@ def _active(rounds: int, sent: int, remaining: int, pages: int = 0) -> Migration
         normal_pages=pages,
         bandwidth=BytesPerSecond(0),
     )
+
+
+@pytest.mark.parametrize(("span_ms", "expected"), [(0.0, 0), (-1.0, 0), (2.2e-309, 0), (1e-6, 10**9), (1000.0, 1)])
+def test_a_span_that_no_clock_can_tell_has_no_rate(span_ms: float, expected: int) -> None:
+    """A denormal span would make an endless rate, which is no number of bytes."""
+    assert rate(1, span_ms) == expected

@@ -32,9 +32,8 @@ CODE, NVRAM = "/usr/share/OVMF/code.fd", "/srv/vmferry/web-7.nvram"
 
 
 def find(case: Case) -> tuple[Blocker, ...]:
-    """Ask with the parts of a case."""
-    parts = (case.guest, case.runtime, case.source, case.destination, case.probe)
-    return find_blockers(*parts, postcopy=case.postcopy)
+    """Ask."""
+    return find_blockers(case)
 
 
 def without_capability(case: Case, capability: str, *, at_source: bool = False) -> Case:

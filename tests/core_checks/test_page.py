@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from tests.core_checks.test_blockers import CASES
+from tests.core_checks.test_copies import AGAINST, BESIDE_PIPELINE
 from tests.core_checks.test_pipeline import CLEAR, MISSING
 
 PAGE = Path(__file__).parents[2] / "docs" / "checks.md"
@@ -17,6 +18,7 @@ def test_the_table_has_every_code_that_the_checks_give() -> None:
     table = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     told = {code for line in table for code in CODE.findall(line.split("|")[1])}
     tested = {code for _, code, _, _ in CASES.values()} | {"device.not-migratable", CLEAR, MISSING}
+    tested |= {f"{kind}.{code}" for kind in ("disk", "nvram") for code in AGAINST} | {BESIDE_PIPELINE}
     assert tested <= told
     elsewhere = {"nvram.not-readable", "nvram.not-writable", "throttle.no-port", "throttle.no-helper"}
     assert told - tested <= elsewhere

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmferry.core.checks import find_blockers, guarantee, memory_needed
+from vmferry.core.checks import Case, find_blockers, guarantee, memory_needed
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.host import GuestProbe, GuestRuntime, HostFacts
 
@@ -19,13 +19,20 @@ FEW = settings(max_examples=60, suppress_health_check=list(HealthCheck), deadlin
     source=st.from_type(HostFacts),
     destination=st.from_type(HostFacts),
     probe=st.from_type(GuestProbe),
+    copy_disks=st.booleans(),
 )
 def test_any_input_gives_an_answer_and_every_blocker_a_fix(
-    guest: FrozenGuest, runtime: GuestRuntime, source: HostFacts, destination: HostFacts, probe: GuestProbe
+    guest: FrozenGuest,
+    runtime: GuestRuntime,
+    source: HostFacts,
+    destination: HostFacts,
+    probe: GuestProbe,
+    copy_disks: bool,
 ) -> None:
     """The checks never raise, are deterministic, and no blocker lacks a code, a sentence or a fix."""
-    blockers = find_blockers(guest, runtime, source, destination, probe)
-    assert blockers == find_blockers(guest, runtime, source, destination, probe)
+    case = Case(guest, runtime, source, destination, probe, copy_disks=copy_disks)
+    blockers = find_blockers(case)
+    assert blockers == find_blockers(case)
     assert all(b.code and "." in b.code and b.what.strip() and b.fix.strip() for b in blockers)
     assert all("{guest}" not in b.fix for b in blockers)
 

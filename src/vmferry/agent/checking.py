@@ -11,7 +11,8 @@ from vmferry.agent.host_facts import HostView
 from vmferry.agent.spec_rules import spec_complaints
 from vmferry.conductor.guests import Guests
 from vmferry.core.capabilities import DEFAULT_STREAM, StreamWish
-from vmferry.core.checks import find_blockers, guarantee
+from vmferry.core.checks import Case, find_blockers, guarantee, images_to_copy
+from vmferry.core.disks import Image
 from vmferry.core.errors import BadInput, Blocker, Refused, VmferryError
 from vmferry.core.guest import FrozenGuest, GuestSpec, NetworkKind
 from vmferry.core.host import GuestProbe, GuestRuntime, HostFacts, QemuFacts
@@ -30,6 +31,7 @@ class Found:
     blockers: tuple[Blocker, ...]
     guarantee: Guarantee | None  #: None when the blockers leave nothing to promise
     qemus: tuple[QemuFacts, QemuFacts]  #: what QEMU can do here and there
+    copies: tuple[Image, ...] = ()  #: what is to be copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Checking:
         *,
         postcopy: bool = False,
         stream: StreamWish = DEFAULT_STREAM,
+        copy_disks: bool = False,
     ) -> Found:
         """Return every blocker for a guest and a destination.
 
@@ -67,14 +70,17 @@ class Checking:
             own_operation: the operation on whose behalf this is asked, and which therefore does not make it busy.
             postcopy: whether post-copy is to be allowed.
             stream: how it is to travel.
+            copy_disks: whether images that the hosts do not share may be copied.
         """
         row = self.guests.row(name)
         runtime, here, (there, probe) = await asyncio.gather(
             self._runtime(row.guest, own_operation), self.host_view.facts(), self._ask(destination, row.guest)
         )
-        blockers = find_blockers(row.guest, runtime, here, there, probe, postcopy=postcopy, stream=stream)
-        promised = None if blockers else guarantee(row.guest, runtime, probe, postcopy=postcopy)
-        return Found(blockers, promised, (here.qemu, there.qemu))
+        case = Case(row.guest, runtime, here, there, probe, postcopy, stream, copy_disks)
+        blockers, copies = find_blockers(case), images_to_copy(case)
+        copied = [image.path for image in copies]
+        promised = None if blockers else guarantee(row.guest, runtime, probe, postcopy=postcopy, copied=copied)
+        return Found(blockers, promised, (here.qemu, there.qemu), copies)
 
     async def _ask(self, destination: HostName, guest: FrozenGuest) -> tuple[HostFacts, GuestProbe]:
         if destination == self.host_view.offer.name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ def file_facts(path: str, why_not: WhyNot, hashed_up_to: Bytes | None = None) ->
         return _useless(path, why)
     try:
         found = Path(path).stat()
+    except FileNotFoundError as error:
+        return _useless(path, error.strerror or "not found", _room(path))
     except (OSError, ValueError) as error:
         return _useless(path, getattr(error, "strerror", None) or str(error))
     is_hashed = hashed_up_to is not None and stat.S_ISREG(found.st_mode) and found.st_size <= hashed_up_to
@@ -108,7 +111,18 @@ def file_facts(path: str, why_not: WhyNot, hashed_up_to: Bytes | None = None) ->
     )
 
 
-def _useless(path: str, why: str) -> FileFacts:
+def _room(path: str) -> Bytes | None:
+    """Return what is free where a file would be made; None: it cannot be made."""
+    directory = Path(path).parent
+    try:
+        if Path(path).is_symlink() or not (directory.is_dir() and os.access(directory, os.W_OK | os.X_OK)):
+            return None
+        return Bytes(shutil.disk_usage(directory).free)
+    except OSError:
+        return None
+
+
+def _useless(path: str, why: str, room: Bytes | None = None) -> FileFacts:
     return FileFacts(
         path,
         exists=False,
@@ -117,6 +131,7 @@ def _useless(path: str, why: str) -> FileFacts:
         size_bytes=Bytes(0),
         identity=f"unknown: {why}",
         error=why,
+        room_bytes=room,
     )
 
 

@@ -60,9 +60,10 @@ class RemotePeer:
             setup=request.setup,
             link=request.link,
             pipeline=request.pipeline,
+            copies=request.copies,
         )
         reply = await self._client.reserve(request.handover, body, time_limit_s=55.0)
-        return ReserveReply(reply.address, reply.port, reply.ticket)
+        return ReserveReply(reply.address, reply.port, reply.ticket, reply.disk_port)
 
     async def wait_loaded(self, handover: HandoverId, limit_ms: Milliseconds) -> PeerStatus:
         """Wait until the destination is loaded, has failed or is gone."""

@@ -128,6 +128,9 @@ def make_report(source: Source, ending: Ending, observed: Observed, here: HostNa
         channels=_channels(source.setup),
         compression=str(request.compression),
         compression_why=source.compression_why,
+        disks=source.disks.paths,
+        disk_bytes=source.disks.copied_bytes,
+        disks_ms=marks.between_ms("disks_begun", "disks_mirrored"),
     )
 
 
@@ -178,6 +181,7 @@ def _commit(
     first, second = marks.between_ms("pre_switchover", "device"), _completed_to_resume(marks, reply, offset)
     measured = {
         "pause_to_continue": first,
+        "mirrors_end": marks.between_ms("pre_switchover", "mirrors_ended"),
         "completed_to_resume": second,
         "completed_to_loaded_word": marks.between_ms("source_completed", "destination_loaded"),
         "completed_to_release": marks.between_ms(_crossing_mark(marks), "commit_sent"),

@@ -183,7 +183,9 @@ class Service:
         options = body.options
         postcopy = _postcopy(options) is not None
         stream = _stream(options)
-        found = await self.checking.check(name, destination, None, postcopy=postcopy, stream=stream)
+        found = await self.checking.check(
+            name, destination, None, postcopy=postcopy, stream=stream, copy_disks=options.copy_disks
+        )
         asked = Asked(
             _choice(options),
             self.guests.row(name).guest.spec.memory_bytes,
@@ -211,6 +213,7 @@ class Service:
             choice=_choice(options),
             postcopy=_postcopy(options),
             stream=_stream(options),
+            copy_disks=options.copy_disks,
         )
         return m.MigrateReply(handover=handover)
 
@@ -290,10 +293,18 @@ class Service:
         self._of_peer(peer, handover, Side.DESTINATION)
         self.checking.check_arrival(body.guest)
         request = ReserveRequest(
-            handover, body.guest, body.epoch, body.running, body.source, body.setup, body.link, body.pipeline
+            handover,
+            body.guest,
+            body.epoch,
+            body.running,
+            body.source,
+            body.setup,
+            body.link,
+            body.pipeline,
+            body.copies,
         )
         reply = await self.handovers.arrivals.reserve(request)
-        return m.ReserveReply(address=reply.address, port=reply.port, ticket=reply.ticket)
+        return m.ReserveReply(address=reply.address, port=reply.port, ticket=reply.ticket, disk_port=reply.disk_port)
 
     async def wait_loaded(self, peer: HostName, handover: HandoverId, body: m.WaitLoadedRequest) -> m.PeerStatus:
         """Wait until everything is loaded, it failed, or the time is over."""

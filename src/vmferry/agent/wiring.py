@@ -36,10 +36,12 @@ from vmferry.core.handover.states import AnyState
 from vmferry.core.host import QemuFacts
 from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.units import BytesPerSecond
+from vmferry.disks.files import LocalDiskFiles
 from vmferry.links.door import StreamDoor
 from vmferry.links.pipeline import CommandPipelines, Pipeline
 from vmferry.links.state_file import GuestStateFiles
 from vmferry.measure.compressing import PageCompressing
+from vmferry.ports.disks import nodes_of
 from vmferry.ports.peer import Peer
 from vmferry.qemu.acceleration import decide
 from vmferry.qemu.binary import QemuBinaryConfig
@@ -132,6 +134,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         door=door,
         pipelines=pipelines,
         compressing=PageCompressing(),
+        disk_files=LocalDiskFiles(images.why_not),
         keep_trace=traces.keep,
     )
     handovers = Handovers(guests, around)
@@ -180,10 +183,19 @@ async def _ip_of(address: str) -> str:
 
 def _check(checking: Checking) -> Check:
     async def check(
-        guest: GuestName, destination: HostName, handover: HandoverId, *, postcopy: bool, stream: StreamWish
+        guest: GuestName,
+        destination: HostName,
+        handover: HandoverId,
+        *,
+        postcopy: bool,
+        stream: StreamWish,
+        copy_disks: bool,
     ) -> Checked:
-        found = await checking.check(guest, destination, f"hand-over {handover}", postcopy=postcopy, stream=stream)
-        return Checked(found.blockers, found.guarantee, found.qemus)
+        operation = f"hand-over {handover}"
+        found = await checking.check(
+            guest, destination, operation, postcopy=postcopy, stream=stream, copy_disks=copy_disks
+        )
+        return Checked(found.blockers, found.guarantee, found.qemus, nodes_of(found.copies))
 
     return check
 

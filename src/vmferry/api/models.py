@@ -12,11 +12,13 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from vmferry.core.capabilities import MOST_CHANNELS, Transport
+from vmferry.core.disks import ImageCopy
 from vmferry.core.errors import Blocker
 from vmferry.core.guest import Acceleration, Desired, FrozenGuest, GuestSpec
 from vmferry.core.host import HostFacts
 from vmferry.core.ids import NAME_PATTERN, Epoch, GuestName, GuestUuid, HandoverId, HostName, check_name
 from vmferry.core.progress import (
+    DisksCopied,
     Finished,
     Guarantee,
     PolicyBegan,
@@ -190,6 +192,7 @@ class MigrateOptions(Request):
     link: Literal["tcp", "fd"] | None = None  #: how the stream travels (docs/streams.md); None: tcp
     channels: Annotated[int | None, Field(ge=1, le=MOST_CHANNELS)] = None  #: None: one, or what the compression needs
     pipeline: NameField | None = None  #: of both hosts' configurations, instead of a link
+    copy_disks: bool = False  #: copy the images that the hosts do not share (docs/disks.md)
     compression: Literal["none", "auto", "xbzrle", "zlib", "zstd", "qpl", "uadk", "qatzip"] | None = None  #: None: none
 
 
@@ -221,7 +224,7 @@ class MigrateReply(Reply):
     handover: HandoverId
 
 
-ProgressEvent = StateEntered | Progress | RoundEnded | PolicyBegan | PolicyOrdered | Finished
+ProgressEvent = StateEntered | DisksCopied | Progress | RoundEnded | PolicyBegan | PolicyOrdered | Finished
 
 
 class HandoverView(Reply):
@@ -392,6 +395,7 @@ class ReserveRequest(Request):
     setup: MigrationSetup
     link: Transport = Transport.TCP
     pipeline: NameField | None = None
+    copies: Annotated[tuple[ImageCopy, ...], Field(max_length=64)] = ()  #: images that are made there
 
 
 class ReserveReply(Reply):
@@ -400,6 +404,7 @@ class ReserveReply(Reply):
     address: IpAddress
     port: int
     ticket: Ticket | None = None  #: the agent's stream port takes it; None: QEMU listens at address and port
+    disk_port: int | None = None  #: where its QEMU serves the images that are copied
 
 
 class WaitLoadedRequest(Request):

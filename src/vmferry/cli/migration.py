@@ -64,6 +64,14 @@ PipelineOption = Annotated[
     ),
 ]
 
+CopyDisksOption = Annotated[
+    bool,
+    typer.Option(
+        "--copy-disks",
+        help="Copy disks that the two hosts do not share while the guest runs; what stays at the source is renamed.",
+    ),
+]
+
 ChannelsOption = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, max=64, help="Send over N channels with a thread each (multifd). Default: one."),
@@ -92,6 +100,7 @@ def check(  # noqa: PLR0913 - one for each option of the command
     channels: ChannelsOption = None,
     compression: CompressionOption = None,
     pipeline: PipelineOption = None,
+    copy_disks: CopyDisksOption = False,
     as_json: AsJson = False,
 ) -> None:
     """Tell everything that keeps a guest from moving, each with its fix, and what is promised; touches nothing.
@@ -104,7 +113,7 @@ def check(  # noqa: PLR0913 - one for each option of the command
     source = fleet.find_guest(guest)
     body: dict[str, Any] = {"destination": destination}
     options = _choice(policy, max_gap, None, throttle) | _postcopy(postcopy, None)
-    if options := options | _stream(link, channels, compression, pipeline):
+    if options := options | _stream(link, channels, compression, pipeline) | _disks(copy_disks):
         body["options"] = options
     reply = fleet.ask(source, "POST", f"/v1/guests/{guest}/check", body)
     if as_json:
@@ -170,14 +179,14 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
     channels: ChannelsOption = None,
     compression: CompressionOption = None,
     pipeline: PipelineOption = None,
+    copy_disks: CopyDisksOption = False,
     detach: Annotated[bool, typer.Option("--detach", help="Only begin; print the hand-over's id.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Move a running guest to another host and show how it goes. Ctrl-C only stops showing it."""
     options = _options(plain, bandwidth, downtime_limit, time_limit) | _choice(policy, max_gap, deadline, throttle)
-    options |= (
-        _at_deadline(at_deadline) | _postcopy(postcopy, postcopy_after) | _stream(link, channels, compression, pipeline)
-    )
+    options |= _at_deadline(at_deadline) | _postcopy(postcopy, postcopy_after)
+    options |= _stream(link, channels, compression, pipeline) | _disks(copy_disks)
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     try:
@@ -249,6 +258,10 @@ def _postcopy(allowed: bool, after: int | None) -> dict[str, object]:
     if after is not None:
         return {"postcopy": True, "postcopy_after": after}
     return {"postcopy": True} if allowed else {}
+
+
+def _disks(copied: bool) -> dict[str, object]:
+    return {"copy_disks": True} if copied else {}
 
 
 def _stream(link: str | None, channels: int | None, compression: str | None, pipeline: str | None) -> dict[str, object]:

@@ -17,6 +17,7 @@ from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.progress import Guarantee
 from vmferry.core.units import Bytes, BytesPerSecond
 from vmferry.ports.compression import Compressing
+from vmferry.ports.disks import DiskFiles
 from vmferry.ports.peer import Peer
 from vmferry.ports.stream import Door, Pipelines
 from vmferry.ports.write_throttle import WriteThrottle
@@ -37,13 +38,21 @@ class Checked:
     blockers: tuple[Blocker, ...]
     guarantee: Guarantee | None
     qemus: Qemus
+    copies: tuple[str, ...] = ()  #: nodes of the images that are to be copied
 
 
 class Check(Protocol):
     """Asks both hosts about a guest's move."""
 
     def __call__(
-        self, guest: GuestName, destination: HostName, handover: HandoverId, *, postcopy: bool, stream: StreamWish
+        self,
+        guest: GuestName,
+        destination: HostName,
+        handover: HandoverId,
+        *,
+        postcopy: bool,
+        stream: StreamWish,
+        copy_disks: bool,
     ) -> Awaitable[Checked]:
         """Return every blocker, what is promised, and what both QEMUs can do."""
 
@@ -67,6 +76,7 @@ class Surroundings:
         door: where agents connect for streams that they make themselves.
         port_is_free: whether nobody listens on a port of an address.
         throttle: slows the writes of this host's guests.
+        disk_files: this host's images.
         hold: fault injection in the lab.
         opened: begins to measure a hand-over that this agent opened; must return at once.
         passed: as `opened`, when the checks have passed.
@@ -87,6 +97,7 @@ class Surroundings:
     door: Door
     pipelines: Pipelines
     compressing: Compressing
+    disk_files: DiskFiles
     hold: Callable[[AnyState], Awaitable[object] | None] = no_hold
     opened: Callable[[Source], None] = _measure_nothing
     passed: Callable[[Source], None] = _measure_nothing

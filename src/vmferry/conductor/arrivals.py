@@ -14,6 +14,7 @@ from vmferry.conductor.recorder import JournalRecorder, Parties
 from vmferry.conductor.rows import Arrival, arrival_of, arrival_row, claim_of, replayed, row_of
 from vmferry.conductor.runner import Runner, write_last
 from vmferry.core.checks import memory_needed
+from vmferry.core.disks import why_not_copies
 from vmferry.core.errors import Refused
 from vmferry.core.handover.events import DestinationEvent, Happened
 from vmferry.core.handover.machine import Machine
@@ -75,7 +76,7 @@ class Arrivals:
         self._guests.claim(name, claim)
         try:
             self._guests.check_free(name)
-            reply = ReserveReply(self._around.listen_address, self._free_port())
+            reply = self._reply(request)
             reservation = Reservation(request.handover, name, memory_needed(request.guest), reply.port)
             self._journal.reserve(reservation, self._around.free_memory())
             try:
@@ -87,13 +88,23 @@ class Arrivals:
         except BaseException:
             self._guests.unclaim(name, claim)
             raise
-        arrival = Arrival(request.handover, name, request.source, request.epoch, reply)
-        return self._destination(
-            arrival, Incoming(request.setup, request.link, request.pipeline), Machine(Side.DESTINATION)
-        )
+        paths = tuple(one.image.path for one in request.copies)
+        arrival = Arrival(request.handover, name, request.source, request.epoch, reply, paths)
+        incoming = Incoming(request.setup, request.link, request.pipeline, request.copies)
+        return self._destination(arrival, incoming, Machine(Side.DESTINATION))
 
-    def _free_port(self) -> int:
+    def _reply(self, request: ReserveRequest) -> ReserveReply:
+        """Return where the stream goes, and the images that are copied."""
+        if why := why_not_copies(request.copies, request.guest.spec):
+            raise Refused(f"Arrival of guest {request.guest.spec.name} is refused: {why}", side="destination")
         taken = {reservation.port for reservation in self._journal.reservations()}
+        others = [one for one in self._destinations.values() if not one.runner.machine.facts.final]
+        taken |= {port for one in others if (port := one.arrival.reply.disk_port) is not None}
+        port = self._free_port(taken)
+        disk_port = self._free_port(taken | {port}) if request.copies else None
+        return ReserveReply(self._around.listen_address, port, disk_port=disk_port)
+
+    def _free_port(self, taken: Collection[int]) -> int:
         address = self._around.listen_address
         for port in self._around.ports:
             if port not in taken and self._around.port_is_free(address, port):
@@ -233,6 +244,7 @@ class Arrivals:
                 lambda: self._around.throttle.arrived(arrival.guest, arrival.handover),
                 self._around.door,
                 self._around.pipelines,
+                self._around.disk_files,
             ),
         )
         self._destinations[arrival.handover] = destination

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -19,12 +19,14 @@ from vmferry.conductor.postcopy_destination import PostcopyDestination
 from vmferry.conductor.rows import Arrival, claim_of
 from vmferry.conductor.runner import Order, Runner, background
 from vmferry.core.capabilities import Transport
+from vmferry.core.disks import ImageCopy
 from vmferry.core.errors import Broken, Refused, TimedOut, VmferryError
 from vmferry.core.handover.effects import AnyEffect, DestinationEffect
 from vmferry.core.handover.events import DestinationEvent
 from vmferry.core.handover.states import DestinationState, Side
-from vmferry.core.ids import Epoch, GuestName
+from vmferry.core.ids import Epoch, GuestName, HandoverId
 from vmferry.core.migration import MigrationStatus, RunState
+from vmferry.ports.disks import DiskFiles, nodes_of
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
 from vmferry.ports.peer import Peer, PeerStatus, ReserveReply, Verdict
 from vmferry.ports.stream import Door, Pipelines, StreamConnection, Ticket
@@ -51,6 +53,7 @@ class Incoming:
     setup: MigrationSetup
     link: Transport = Transport.TCP
     pipeline: str | None = None
+    copies: tuple[ImageCopy, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,12 +65,14 @@ class ArrivalCalls:
         arrived: called when the guest runs here; must return at once.
         door: where the source's agent connects for a stream that the agents make themselves.
         pipelines: commands through which a stream may go.
+        disk_files: this host's images.
     """
 
     release: Callable[[], None]
     arrived: Callable[[], None]
     door: Door
     pipelines: Pipelines
+    disk_files: DiskFiles
 
 
 class Destination:
@@ -188,14 +193,30 @@ class Destination:
         row = self._guests.journal.guest(self.name)
         if row is None or self._incoming is None:
             raise Broken(f"Arrival of guest {self.name} is not in the journal")
+        await self._make_images(self._incoming.copies)
         await self._guests.launch(row, incoming=True)
         process = self._process()
         await process.prepare_migration(self._incoming.setup, incoming=True)
+        await self._serve_images(process, self._incoming)
         if self._incoming.link in _THROUGH_THE_DOOR:
             self._ticket = self._calls.door.expect(self.arrival.handover, self._take_stream)
         else:
             await process.listen(self.arrival.reply.address, self.arrival.reply.port)
         self.runner.post(_E.QEMU_LISTENS)
+
+    async def _make_images(self, copies: Sequence[ImageCopy]) -> None:
+        if copies:
+            await asyncio.to_thread(self._calls.disk_files.make, self.arrival.handover, copies)
+
+    async def _serve_images(self, process: GuestProcess, incoming: Incoming) -> None:
+        reply, nodes = self.arrival.reply, nodes_of([one.image for one in incoming.copies])
+        if nodes and reply.disk_port is not None:
+            encrypted = incoming.setup.psk_key is not None
+            await process.mirrors.serve(nodes, reply.address, reply.disk_port, encrypted=encrypted)
+
+    async def _with_images(self, what: Callable[[HandoverId, Sequence[str]], None]) -> None:
+        if self.arrival.copies:
+            await asyncio.to_thread(what, self.arrival.handover, self.arrival.copies)
 
     async def _take_stream(self, connection: StreamConnection) -> None:
         """Hand the source's connection to QEMU."""
@@ -295,6 +316,8 @@ class Destination:
             self._died(None)
             return
         try:
+            if self.arrival.copies:
+                await process.mirrors.stop_serving()  # nobody else writes them while the guest runs
             await self._let_run(process)
         except VmferryError as error:
             await self._start_failed(process, error)
@@ -328,6 +351,7 @@ class Destination:
 
     async def _announce(self) -> None:
         # first, and without a pause: whoever hears that the guest runs here may move it on at once
+        await self._with_images(self._calls.disk_files.keep)
         self._guests.unclaim(self.name, self.claim)
         self._calls.release()
         row = self._guests.journal.guest(self.name)
@@ -346,11 +370,13 @@ class Destination:
         self._calls.door.forget(self.arrival.handover)
         self._calls.pipelines.end(self.arrival.handover)
         await self._guests.kill(self.name)
+        await self._with_images(self._calls.disk_files.drop)
         self._calls.release()
         self.runner.post(_E.CLEANED_UP)
 
     async def _note_crash(self) -> None:
         await self._guests.kill(self.name)
+        await self._with_images(self._calls.disk_files.keep)  # the guest's newest, whatever became of its memory
         self._calls.release()
         self._guests.note_crash(
             self.name, self.postcopy.error or self.error or "its QEMU died when it was to start here"

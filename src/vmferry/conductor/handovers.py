@@ -93,7 +93,7 @@ class Handovers:
 
     # -- the source's side ----------------------------------------------------------------------------------------
 
-    async def open(
+    async def open(  # noqa: PLR0913 - one for each thing that can be asked for
         self,
         guest: GuestName,
         destination: HostName,
@@ -104,6 +104,7 @@ class Handovers:
         choice: Choice = DEFAULT_CHOICE,
         postcopy: Postcopy | None = None,
         stream: StreamWish = DEFAULT_STREAM,
+        copy_disks: bool = False,
     ) -> HandoverId:
         """Open a hand-over and let it live; returns at once, or when the guest's own arrival here is over.
 
@@ -125,6 +126,7 @@ class Handovers:
             **dataclasses.asdict(stream),
             postcopy=postcopy is not None,
             postcopy_after_rounds=None if postcopy is None else postcopy.after_rounds,
+            copy_disks=copy_disks,
         )
         check_asked(self._asked(request, row.guest))
         claim = claim_of(request.handover, Side.SOURCE)
@@ -172,6 +174,7 @@ class Handovers:
                 self._around.door,
                 self._around.pipelines,
                 lambda: self._around.link_bandwidth(request.destination),
+                self._around.disk_files,
             ),
             steering,
         )
@@ -212,11 +215,17 @@ class Handovers:
     async def _check(self, request: Request, steering: Steering) -> tuple[tuple[Blocker, ...], Guarantee | None]:
         """Collect what blocks: the facts of guest and hosts, then what the policy makes of them."""
         checked = await self._around.check(
-            request.guest, request.destination, request.handover, postcopy=request.postcopy, stream=request.stream
+            request.guest,
+            request.destination,
+            request.handover,
+            postcopy=request.postcopy,
+            stream=request.stream,
+            copy_disks=request.copy_disks,
         )
         blockers = checked.blockers
         blockers += await self.brake_blockers(request.guest, request.throttle)
         if not blockers:
+            self._sources[request.handover].take_copies(checked.copies)
             await self._settle_stream(self._sources[request.handover], checked.qemus)
         blockers = blockers or await steering.prepare(checked.qemus)
         return blockers, None if blockers else checked.guarantee

@@ -78,6 +78,7 @@ class Trip:
         marks: when what happened.
         read: takes a reading and publishes it.
         following: how fast pages may follow, in QEMU's parameters: since so many ms at the destination, on such a link.
+        end_mirrors: has the copies of disks be whole; raises when one cannot be used.
     """
 
     handover: HandoverId
@@ -88,6 +89,7 @@ class Trip:
     marks: Marks
     read: Callable[[MigrationSample], Awaitable[None]]
     following: Callable[[Milliseconds, BytesPerSecond], Mapping[str, int]]
+    end_mirrors: Callable[[], Awaitable[None]]
 
 
 class PostcopySource:
@@ -132,7 +134,7 @@ class PostcopySource:
         runner = self._trip.runner
         if after is None:
             return
-        await runner.wait_left(frozenset({_S.CHECKING, _S.RESERVING, _S.RESERVED}))
+        await runner.wait_left(frozenset({_S.CHECKING, _S.RESERVING, _S.COPYING_DISKS, _S.RESERVED}))
         while runner.machine.state is _S.PRECOPY:
             with contextlib.suppress(VmferryError):
                 if (await self._alive().query_migration()).rounds >= after:
@@ -162,7 +164,7 @@ class PostcopySource:
             process = self._alive()
             sample = await process.query_migration()
             if sample.status is _M.PRE_SWITCHOVER and _now() - self._continued_at > _CONTINUES_S:
-                if why := sample.error or await self._why_not_there():
+                if why := sample.error or await self._why_not_there() or await self._why_no_disks():
                     if (await process.query_migration()).status is not _M.PRE_SWITCHOVER:
                         continue  # it was on its way: nothing leads back
                     self._post(_E.STREAM_FAILED, why, only_in=_S.POSTCOPY_CROSSING)
@@ -205,6 +207,13 @@ class PostcopySource:
         if receives or status.state in _LOADED:  # an earlier agent may have continued it a moment ago
             return None
         return status.error or f"the arrival at the destination is {status.state}"
+
+    async def _why_no_disks(self) -> str | None:
+        try:
+            await self._trip.end_mirrors()
+        except VmferryError as error:
+            return error.what
+        return None
 
     async def _ask_loaded(self) -> PeerStatus | None:
         with contextlib.suppress(VmferryError):

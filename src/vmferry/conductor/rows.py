@@ -46,6 +46,8 @@ class Request:
     channels: int | None = None  #: None = one, or what the compression needs
     compression: Compression = Compression.NONE
     pipeline: str | None = None
+    copy_disks: bool = False  #: allowed for images that the hosts do not share
+    copies: tuple[str, ...] = ()  #: these, by their nodes, as the checks found
 
     @property
     def stream(self) -> StreamWish:
@@ -69,6 +71,7 @@ class Arrival:
     source: HostName
     epoch: Epoch  #: the source's; a commit names the next one
     reply: ReserveReply  #: where QEMU listens
+    copies: tuple[str, ...] = ()  #: paths of images that are made here
 
 
 def claim_of(handover: HandoverId, side: Side) -> str:
@@ -84,18 +87,23 @@ def source_row(request: Request) -> HandoverRow:
         side=str(Side.SOURCE),
         peer=request.destination,
         state=str(SourceState.CHECKING),
-        request=dataclasses.asdict(request),
+        request=written(request),
         report=None,
         finished=False,
         created_at=time.time(),
     )
 
 
+def written(request: Request) -> dict[str, object]:
+    """Return what was asked for as the journal has it, which knows no tuples."""
+    return {**dataclasses.asdict(request), "copies": list(request.copies)}
+
+
 def request_of(row: HandoverRow) -> Request:
     """Return what a source's row asks for: an older agent may have written fewer values, a newer one more."""
     names = {field.name for field in dataclasses.fields(Request)}
     known: dict[str, Any] = {key: value for key, value in row.request.items() if key in names}
-    return Request(**known)
+    return Request(**{**known, "copies": tuple(known.get("copies", ()))})
 
 
 def arrival_row(request: ReserveRequest, reply: ReserveReply) -> HandoverRow:
@@ -115,6 +123,8 @@ def arrival_row(request: ReserveRequest, reply: ReserveReply) -> HandoverRow:
             "running": request.running,
             "address": reply.address,
             "port": reply.port,
+            "disk_port": reply.disk_port,
+            "copies": [one.image.path for one in request.copies],
         },
         report=None,
         finished=False,
@@ -124,8 +134,10 @@ def arrival_row(request: ReserveRequest, reply: ReserveReply) -> HandoverRow:
 
 def arrival_of(row: HandoverRow) -> Arrival:
     """Return what a destination's row holds."""
-    reply = ReserveReply(str(row.request["address"]), int(str(row.request["port"])))
-    return Arrival(row.id, row.guest, row.peer, Epoch(int(str(row.request["epoch"]))), reply)
+    held: dict[str, Any] = dict(row.request)
+    reply = ReserveReply(str(held["address"]), int(held["port"]), disk_port=held.get("disk_port"))
+    copies = tuple(map(str, held.get("copies", ())))
+    return Arrival(row.id, row.guest, row.peer, Epoch(int(held["epoch"])), reply, copies)
 
 
 def replayed(journal: Journal, row: HandoverRow) -> Machine:

@@ -14,12 +14,14 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from vmferry.conductor.brake import Brake
+from vmferry.conductor.disk_copying import DiskCopying
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.marks import Marks
 from vmferry.conductor.postcopy_source import GONE, PostcopySource, Trip
-from vmferry.conductor.rows import Request
+from vmferry.conductor.rows import Request, written
 from vmferry.conductor.runner import Order, Runner, background
+from vmferry.conductor.sending import send
 from vmferry.conductor.source_qemu import go_on, is_dying, undo_migration, wait_postmigrate
 from vmferry.conductor.steering import Steering
 from vmferry.core.capabilities import StreamWish
@@ -33,10 +35,11 @@ from vmferry.core.ids import GuestName, HostName
 from vmferry.core.migration import POSTCOPY, MigrationSample, MigrationStatus, RunState
 from vmferry.core.progress import Guarantee, Throttled
 from vmferry.core.units import BytesPerSecond, Milliseconds
+from vmferry.ports.disks import DiskFiles
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
 from vmferry.ports.peer import CommitReply, Peer, PeerStatus, ReserveReply, ReserveRequest
 from vmferry.ports.store import Token
-from vmferry.ports.stream import Door, Pipelines, StreamConnection, Ticket
+from vmferry.ports.stream import Door, Pipelines
 
 _log = structlog.get_logger(__name__)
 
@@ -44,7 +47,7 @@ _E, _S, _X = SourceEvent, SourceState, SourceEffect
 
 #: Why a hand-over was given up when a person asked for it; also tells this in the journal from a time limit.
 CANCELLED = "cancelled by an operator"
-_BEFORE_THE_STREAM = frozenset({_S.CHECKING, _S.RESERVING, _S.RESERVED})
+_BEFORE_THE_STREAM = frozenset({_S.CHECKING, _S.RESERVING, _S.COPYING_DISKS, _S.RESERVED})
 #: Pages are, or may still be, sent.
 _SENDING = frozenset(
     {_S.PRECOPY, _S.POSTCOPY_ORDERED, _S.POSTCOPY_CROSSING, _S.POSTCOPY_COMMITTED, _S.POSTCOPY_RUNNING}
@@ -73,6 +76,7 @@ class Calls:
         door: connects to the destination's agent where the agents make the stream themselves.
         pipelines: commands through which a stream may go.
         link: what the link to the destination gives; None: nobody knows.
+        disk_files: this host's images.
     """
 
     check: Callable[[], Awaitable[tuple[tuple[Blocker, ...], Guarantee | None]]]
@@ -84,6 +88,7 @@ class Calls:
     door: Door
     pipelines: Pipelines
     link: Callable[[], BytesPerSecond | None]
+    disk_files: DiskFiles
 
 
 class Source:
@@ -137,6 +142,7 @@ class Source:
         self._is_postmigrate = False
         self._preparing: asyncio.Task[None] | None = None
         self._why_ended: str | None = None  #: it was we who ended the source's QEMU
+        self.disks = DiskCopying(self.guest, lambda: self.request.copies, self._process, feed, marks)
         trip = Trip(
             request.handover,
             self.name,
@@ -146,6 +152,7 @@ class Source:
             marks,
             steering.read,
             steering.following,
+            self.disks.end,
         )
         self._postcopy = PostcopySource(trip)
         steering.helm.begin_postcopy = self._begin_postcopy
@@ -156,6 +163,7 @@ class Source:
         return {
             _X.CHECK: background(self._check, _S.CHECKING, failed=_E.CHECK_FAILED),
             _X.RESERVE: background(self._reserve, _S.RESERVING, failed=_E.DESTINATION_REFUSED),
+            _X.COPY_DISKS: background(self._copy_disks, _S.COPYING_DISKS, failed=_E.STREAM_FAILED),
             _X.SEND: background(self._send, _S.RESERVED, failed=_E.STREAM_FAILED),
             **self._postcopy.orders(),
             _X.STEER: background(self._steer, _S.PRECOPY, _S.POSTCOPY_ORDERED, failed=_E.STREAM_FAILED),
@@ -215,9 +223,14 @@ class Source:
         self._change(dataclasses.replace(self.request, channels=channels, compression=compression))
         self.steering.settle(stream)
 
+    def take_copies(self, nodes: Sequence[str]) -> None:
+        """Take which images are copied, for this agent and for one that comes later."""
+        if nodes:
+            self._change(dataclasses.replace(self.request, copies=tuple(nodes)))
+
     def _change(self, request: Request) -> None:
         self.request = request
-        self._guests.journal.put_request(request.handover, str(Side.SOURCE), dataclasses.asdict(request))
+        self._guests.journal.put_request(request.handover, str(Side.SOURCE), written(request))
 
     def cancel(self) -> None:
         """Ask for the end of the hand-over; has no effect after the commit."""
@@ -318,6 +331,8 @@ class Source:
             how = f": {event.detail}" if event.detail else ""
             why = self._why_ended or f"QEMU of guest {self.name} at the source died{how}"
             self.runner.post(_E.SOURCE_QEMU_DIED, why)
+        elif event.kind is GuestEventKind.MIRROR_FAILED:
+            self.runner.post(_E.STREAM_FAILED, event.detail)
         elif event.kind in (GuestEventKind.POWERED_OFF, GuestEventKind.PANICKED):
             self.runner.post(_E.GUEST_ENDED, f"guest {self.name} {event.kind} at the source during the hand-over")
 
@@ -369,6 +384,7 @@ class Source:
             self.setup,
             self.request.stream.transport,
             self.request.pipeline,
+            await self.disks.copies(),
         )
         # While the destination's QEMU starts, which takes ten times as long.
         preparing = asyncio.create_task(self._process().prepare_migration(self.setup, incoming=False))
@@ -386,28 +402,20 @@ class Source:
         except VmferryError as error:  # the destination has refused nothing
             self.runner.post(_E.STREAM_FAILED, error.what)
         else:
-            self.runner.post(_E.DESTINATION_RESERVED)
+            self.runner.post(_E.DESTINATION_AWAITS_DISKS if self.request.copies else _E.DESTINATION_RESERVED)
+
+    async def _copy_disks(self) -> None:
+        encrypted = self.setup is not None and self.setup.psk_key is not None
+        await self.disks.copy(self._way, encrypted=encrypted, bandwidth=await self._within_share())
+        self.runner.post(_E.DISKS_MIRRORED)
 
     async def _send(self) -> None:
-        way = self._way
-        if way is None:
-            raise Broken(f"Hand-over {self.request.handover} has no stream set up")
-        if way.ticket is None:
-            await self._process().migrate(way.address, way.port)
-        else:
-            await self._send_over(way.address, way.ticket)
+        calls = self._calls
+        await send(self._process(), self._way, self.request, calls.door, calls.pipelines, self._uid)
         self.marks.mark("migrate")
 
-    async def _send_over(self, address: str, ticket: Ticket) -> None:
-        """Connect to the destination's agent, and hand the connection to QEMU, or to the command in front of it."""
-        with contextlib.ExitStack() as ours:
-            way: StreamConnection = await self._calls.door.dial(address, ticket, self.request.handover)
-            ours.callback(way.close)
-            if self.request.pipeline is not None:
-                uid = self._guests.row(self.name).uid
-                way = await self._calls.pipelines.send(self.request.pipeline, way, uid, self.request.handover)
-                ours.callback(way.close)
-            await self._process().migrate_over(way)
+    def _uid(self) -> int | None:
+        return self._guests.row(self.name).uid
 
     async def _steer(self) -> None:
         process = self._process()
@@ -423,6 +431,7 @@ class Source:
     async def _continue(self) -> None:
         process = self._process()
         try:
+            await self.disks.end()  # first: the copies must be whole before the guest can run beside one
             await asyncio.gather(*self.steering.around_stop(process))
         except VmferryError:
             if await is_dying(process):
@@ -508,6 +517,8 @@ class Source:
         if process is not None:
             await self._read_last(process)
         self._calls.leaving(self)
+        if self.disks.paths:  # while the journal still says which
+            await asyncio.to_thread(self._calls.disk_files.put_aside, self.request.handover, self.disks.paths)
         await self._guests.let_go(self.name)
         self.marks.mark("tidied")
         self.runner.post(_E.TIDIED)
@@ -546,6 +557,7 @@ class Source:
                 if sample.status in POSTCOPY:
                     await self._guests.kill(self.name)  # it can never run the guest again
                     continue
+                await process.mirrors.drop()  # first: a write of the guest may wait for a copy behind a dead link
                 await undo_migration(process, sample, self._shall_run, resumes=not self._postcopy.has_stopped_guest)
             except VmferryError as error:
                 _log.warning("source not restored yet", guest=self.name, error=str(error))

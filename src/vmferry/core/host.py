@@ -56,6 +56,8 @@ class FileFacts:
     identity: str  #: file system type, inode, size; or why it is not known
     sha256: str | None = None  #: only for boot files
     error: str | None = None
+    #: of a file that is not there: what is free where it would be made; None: it cannot be made, or nobody said so
+    room_bytes: Bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

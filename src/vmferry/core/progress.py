@@ -112,6 +112,17 @@ class PolicyOrdered:
 
 
 @dataclass(frozen=True, slots=True)
+class DisksCopied:
+    """How far the copies of images are, before memory is sent."""
+
+    at_ms: Milliseconds
+    copied_bytes: Bytes
+    total_bytes: Bytes  #: grows with what the guest writes meanwhile
+    images: int
+    event: str = "disks"
+
+
+@dataclass(frozen=True, slots=True)
 class Gap:
     """A largest gap seen from outside, and the same guest's largest gap without a migration."""
 
@@ -175,6 +186,9 @@ class Report:
     compression: str = "none"
     pipeline: str | None = None  #: through which it went
     compression_why: str | None = None  #: why that one, where it was left to us
+    disks: tuple[str, ...] = ()  #: images of which the destination got a copy; the source's were put aside
+    disk_bytes: Bytes | None = None  #: that were copied
+    disks_ms: Milliseconds | None = None  #: that it took until the copies were in step
     event: str = "report"
 
 
@@ -202,4 +216,4 @@ class Guarantee:
     sentence: str  #: the same for people
 
 
-ProgressEvent = StateEntered | Progress | RoundEnded | PolicyBegan | PolicyOrdered | Finished
+ProgressEvent = StateEntered | DisksCopied | Progress | RoundEnded | PolicyBegan | PolicyOrdered | Finished

@@ -56,6 +56,8 @@ class GuestPlan:
     machine: str = MACHINE
     nics: tuple[NicPlan, ...] = ()
     disks: tuple[DiskPlan, ...] = ()
+    disk_rate: int = 0  #: MiB/s written to its first disk, and read back when asked for (linux)
+    local: bool = False  #: its own images are on its host only (debian; the lab has `local_dirs`)
     echo: bool = False  #: the agents probe its UDP echo during moves, if it has an address (linux)
     throttle: bool = False  #: it has the write throttle's port, and its workload runs under the helper (linux)
     extra: dict[str, object] = field(default_factory=dict)  #: more keys of the guest file
@@ -72,7 +74,8 @@ class GuestPlan:
             return common
         address = {"ip": f"{GUEST_ADDRESS}/24"} if self.has_address else {}
         helper = {"throttle": "on"} if self.throttle else {}
-        return {**common, "pattern": self.pattern, "data": self.data, **address, **helper}
+        disk = {"disk_rate": self.disk_rate} if self.disk_rate else {}
+        return {**common, "pattern": self.pattern, "data": self.data, **address, **helper, **disk}
 
     def toml(self, image: GuestImage) -> str:
         """Return the guest file; the debian guest's image is its personal one (`personal_disk`)."""

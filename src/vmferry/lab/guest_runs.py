@@ -46,7 +46,10 @@ class GuestRun:
         """
         image = await asyncio.to_thread(build, plan.kind, cache_dir())
         if plan.kind == "debian":
-            image = await asyncio.to_thread(_personal, image, plan, lab.directory)
+            made = lab.hosts[host].local_dir if plan.local else lab.directory
+            image = await asyncio.to_thread(_personal, image, plan, made)
+            if plan.local:
+                image = replace(image, disks=(lab.local / image.disks[0].name,), nvram=_seen(image.nvram, lab.local))
         file = lab.directory / f"{plan.name}.toml"
         file.write_text(plan.toml(image), "utf-8")
         await lab.must(host, "guest", "run", str(file), "--on", host)
@@ -77,6 +80,10 @@ class GuestRun:
     async def oracle(self, timeout_s: float = 60.0) -> str:
         """Return what the guest says about its memory: "oracle clean ..." or "oracle DIRTY ..."."""
         return await self.ask("oracle", "oracle", timeout_s)
+
+    async def disk(self, timeout_s: float = 60.0) -> str:
+        """Return what the linux guest reads back from its disk: "disk clean ..." or "disk DIRTY ..."."""
+        return await self.ask("disk", "disk", timeout_s)
 
     async def ask(self, question: str, prefix: str, timeout_s: float = 60.0) -> str:
         """Ask the guest on the host on which it runs; the micro guest knows single letters."""
@@ -144,6 +151,11 @@ class GuestRun:
 
     def _on(self, host: str) -> LabHost:
         return self._lab.hosts[host]
+
+
+def _seen(made: Path | None, folder: Path) -> Path | None:
+    """Return a file where a host sees it."""
+    return None if made is None else folder / made.name
 
 
 def _personal(image: GuestImage, plan: GuestPlan, folder: Path) -> GuestImage:

@@ -58,6 +58,11 @@ class LabHost:
         return self.directory / "run"
 
     @property
+    def local_dir(self) -> Path:
+        """What the host sees as the lab's `local` directory, which has other content on each host."""
+        return self.directory / "local"
+
+    @property
     def hold_dir(self) -> Path:
         """Where files ask the agent to hold hand-overs in a state (vmferry.conductor.hold)."""
         return self.directory / "hold"
@@ -71,6 +76,7 @@ class Lab:
         link: limit of the management link; None: none.
         settings: more keys of the agents' configuration files, by host.
         namespaces: hosts in network namespaces; None: when that works here.
+        local_dirs: each host has a directory of its own at the path `local`; needs root.
     """
 
     def __init__(
@@ -80,11 +86,13 @@ class Lab:
         link: BytesPerSecond | None = None,
         settings: Mapping[str, Mapping[str, object]] | None = None,
         namespaces: bool | None = None,
+        local_dirs: bool = False,
     ) -> None:
         self._qemus = dict(qemus or {})
         self._link = link
         self._settings = dict(settings or {})
         self._namespaces = namespaces_missing() is None if namespaces is None else namespaces
+        self._local_dirs = local_dirs
         self._claim: Claim | None = None
         self.network: Network | None = None
         self.hosts: dict[str, LabHost] = {}
@@ -115,6 +123,11 @@ class Lab:
     def directory(self) -> Path:
         """The lab's directory; guest files and disks of a test go here."""
         return self._claimed.directory
+
+    @property
+    def local(self) -> Path:
+        """The path of the directory that each host has for itself (`local_dirs`)."""
+        return self.directory / "local"
 
     @property
     def operator(self) -> Path:
@@ -200,13 +213,17 @@ class Lab:
     def _plan_host(self, index: int, name: str, qemu: QemuBinary) -> LabHost:
         """Make the host's directories and configuration; nothing runs yet."""
         directory = self.directory / name
-        for part in (directory, directory / "state", directory / "run", directory / "hold"):
+        for part in (directory, *(directory / name for name in ("state", "run", "hold", "local"))):
             part.mkdir(mode=0o711)
         address = self.network.management_address(name) if self.network else f"127.0.0.{1 + index}"
         config = directory / "agent.toml"
         config.write_text(tomli_w.dumps(self._agent_settings(index, name, address, qemu)), "utf-8")
         environment = {**self.environment(), HOLD_VARIABLE: str(directory / "hold")}
-        agent = AgentProcess(self.command(name, "agent", "--config", str(config)), environment, directory / "agent.log")
+        command = self.command(name, "agent", "--config", str(config))
+        if self._local_dirs:
+            self.local.mkdir(mode=0o711, exist_ok=True)
+            command = _with_mount(directory / "local", self.local, command)
+        agent = AgentProcess(command, environment, directory / "agent.log")
         namespace = self.network.namespace(name) if self.network else None
         return LabHost(name, address, directory, agent, Api(name, self.operator, namespace), qemu)
 
@@ -224,3 +241,9 @@ class Lab:
             "qemu": {"argv": list(qemu.argv), "env": qemu.env, "uids": f"{first}-{first + UIDS_PER_HOST - 1}"},
             **self._settings.get(name, {}),
         }
+
+
+def _with_mount(what: Path, where: Path, command: Sequence[str]) -> list[str]:
+    """Return the command line that runs a command with a directory mounted, which nobody else sees."""
+    script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", str(what), str(where), *command]

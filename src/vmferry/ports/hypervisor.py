@@ -15,6 +15,7 @@ from vmferry.core.guest import FrozenGuest, GuestSpec
 from vmferry.core.host import QemuFacts
 from vmferry.core.migration import MigrationSample, MigrationStatus, RunState
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
+from vmferry.ports.disks import DiskMirrors
 from vmferry.ports.state_file import StateFile
 from vmferry.ports.stream import StreamConnection
 
@@ -53,6 +54,7 @@ class GuestEventKind(enum.StrEnum):
     ROUND_ENDED = "round-ended"  #: MIGRATION_PASS
     EXITED = "exited"  #: the process is gone
     IO_ERROR = "io-error"
+    MIRROR_FAILED = "mirror-failed"  #: the copy of an image ended before it was to
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,10 @@ class GuestProcess(Protocol):
     @property
     def record(self) -> ProcessRecord:
         """The process as the journal knows it."""
+
+    @property
+    def mirrors(self) -> DiskMirrors:
+        """Mirrors of its images."""
 
     def is_alive(self) -> bool:
         """Tell whether the process exists now; False is proof (same pid, start time and boot)."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vmferry.core.capabilities import Transport
+from vmferry.core.disks import ImageCopy
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.host import GuestProbe, HostFacts
 from vmferry.core.ids import Epoch, HandoverId, HostName
@@ -37,6 +38,7 @@ class ReserveRequest:
     setup: MigrationSetup
     link: Transport = Transport.TCP
     pipeline: str | None = None  #: with link = pipe: through which of the destination's
+    copies: tuple[ImageCopy, ...] = ()  #: images that the destination makes and its QEMU serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class ReserveReply:
     address: str
     port: int
     ticket: Ticket | None = None
+    disk_port: int | None = None  #: where its QEMU serves the images that are copied
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Sockets of a running QEMU, borrowed to set what QEMU has no option for.
 
-Source: pidfd_getfd(2), which needs CAP_SYS_PTRACE for a QEMU of another user; tcp(7), TCP_NOTSENT_LOWAT.
+Source: pidfd_getfd(2), which needs CAP_SYS_PTRACE for a QEMU of another user; tcp(7): TCP_NOTSENT_LOWAT,
+TCP_USER_TIMEOUT, which keep-alive heeds too.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from pathlib import Path
 _libc = ctypes.CDLL(None, use_errno=True)
 #: The same on every architecture.
 _PIDFD_GETFD = 438
-#: include/uapi/linux/tcp.h; the module socket names it from Python 3.12 on.
+#: include/uapi/linux/tcp.h; the module socket names the first from Python 3.12 on.
 TCP_NOTSENT_LOWAT = 25
+#: How often a connection on which nothing happens is asked whether it lives, and when that begins, in seconds.
+_KEEPALIVE_S = 2
 
 
 def sockets_of(pid: int, pidfd: int, wanted: Callable[[socket.socket], bool]) -> Iterator[socket.socket]:
@@ -50,6 +53,22 @@ def bound_unsent(pid: int, pidfd: int, peer: tuple[str, int], most: int) -> int:
     found = 0
     for connection in sockets_of(pid, pidfd, lambda each: _is_connected(each, peer)):
         connection.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, most)
+        found += 1
+    return found
+
+
+def end_silent(pid: int, pidfd: int, peer: tuple[str, int], silence_ms: int) -> int:
+    """Have each connection to a peer end when that acknowledges nothing for so long; returns how many there are.
+
+    Raises:
+        OSError: the process is gone, or this one may not look into it.
+    """
+    found = 0
+    for connection in sockets_of(pid, pidfd, lambda each: _is_connected(each, peer)):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_S)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence_ms)
         found += 1
     return found
 

@@ -16,6 +16,9 @@ from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, MigrationStatus
 #: how many events a reader may be behind before the unimportant ones are dropped, oldest first
 BACKLOG = 256
 
+#: What the jobs and the nodes of mirrors are called: this, and the image's own node (disk_mirror.py).
+MIRROR_PREFIX = "copy-"
+
 #: never dropped: whoever misses one of these waits for ever
 _KEPT = frozenset(
     {
@@ -24,6 +27,7 @@ _KEPT = frozenset(
         GuestEventKind.POWERED_OFF,
         GuestEventKind.PANICKED,
         GuestEventKind.RESET,
+        GuestEventKind.MIRROR_FAILED,
     }
 )
 
@@ -85,6 +89,14 @@ def _io_error(data: Mapping[str, Any], at_ns: int) -> GuestEvent | None:
     return GuestEvent(GuestEventKind.IO_ERROR, at_ns, detail=detail)
 
 
+def _job_completed(data: Mapping[str, Any], at_ns: int) -> GuestEvent | None:
+    name, error = str(data.get("device", "")), data.get("error")
+    if not name.startswith(MIRROR_PREFIX) or error is None:
+        return None
+    why = f"copy of image {name.removeprefix(MIRROR_PREFIX)} failed: {error}"
+    return GuestEvent(GuestEventKind.MIRROR_FAILED, at_ns, detail=why)
+
+
 def _migration(data: Mapping[str, Any], at_ns: int) -> GuestEvent | None:
     return GuestEvent(GuestEventKind.MIGRATION, at_ns, status=migration_status(data.get("status")))
 
@@ -110,6 +122,7 @@ _TRANSLATIONS: dict[str, Callable[[Mapping[str, Any], int], GuestEvent | None]] 
     "RESET": _reset,
     "GUEST_PANICKED": _panicked,
     "BLOCK_IO_ERROR": _io_error,
+    "BLOCK_JOB_COMPLETED": _job_completed,
     "MIGRATION": _migration,
     "MIGRATION_PASS": _migration_pass,
 }

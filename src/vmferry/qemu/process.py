@@ -198,6 +198,14 @@ class Process:
         """
         return borrowed.bound_unsent(self.record.pid, self._pidfd, peer, most)
 
+    def end_silent(self, peer: tuple[str, int], silence_ms: int) -> int:
+        """Have each of its connections to a peer end when that stays silent for so long; returns how many there are.
+
+        Raises:
+            OSError: it is gone, or this process may not look into it.
+        """
+        return borrowed.end_silent(self.record.pid, self._pidfd, peer, silence_ms)
+
     def borrow_socket(self, wanted: Callable[[socket.socket], bool]) -> socket.socket | None:
         """Return one of its sockets, for the caller to close; None when it has none that is wanted.
 

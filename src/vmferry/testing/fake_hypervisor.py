@@ -37,6 +37,7 @@ from vmferry.qemu.cpu import freeze_cpu, parse_cpu
 from vmferry.qemu.freeze import Drawn, check_machine, freeze
 from vmferry.qemu.guest_process import STARTABLE
 from vmferry.qemu.migration import check_parameters, check_setup
+from vmferry.testing.fake_mirrors import FakeMirrors
 from vmferry.testing.fake_qemu import ENDED, FILE, FakeLink, FakeQemu, FakeStream, Fault, FaultAction
 
 __all__ = ["Call", "FakeGuestProcess", "FakeHypervisor", "FakeLink", "FakeQemu", "Fault", "FaultAction"]
@@ -202,6 +203,7 @@ class FakeGuestProcess:
         self._link = hypervisor.link
         self._closed = False
         self.qemu = qemu
+        self.mirrors = FakeMirrors(qemu, self._link, self._call)
 
     @property
     def record(self) -> ProcessRecord:
@@ -240,6 +242,9 @@ class FakeGuestProcess:
         if seen not in (None, self.qemu.state):
             raise AssertionError(f"cont by what was seen, {seen}, when QEMU is {self.qemu.state}")
         self._require(self.qemu.state in STARTABLE, "cont", f"QEMU is in state {self.qemu.state}")
+        self._require(not self.qemu.exports, "cont", "others may still write its images")
+        if self.qemu.empty:
+            raise AssertionError(f"cont with images that are not whole: {self.qemu.empty}")
         self._link.take_locks(self.qemu)
         self.qemu.state = RunState.RUNNING
         self.qemu.emit(GuestEventKind.RESUMED)
@@ -335,6 +340,8 @@ class FakeGuestProcess:
         if stream is None or stream.status is not MigrationStatus.PRE_SWITCHOVER or stream.continued:
             status = MigrationStatus.NONE if stream is None else stream.status
             raise Broken(f"QEMU refused migrate-continue: Migration not in expected state: {status}")
+        if self.qemu.mirrors:
+            raise AssertionError("migrate-continue beside a mirror: QEMU would not refuse, and the copy not be whole")
         self._link.order_continue(stream)
 
     async def migrate_cancel(self) -> None:

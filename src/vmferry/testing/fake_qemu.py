@@ -16,6 +16,7 @@ import enum
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vmferry.core.errors import Broken
 from vmferry.core.guest import FrozenGuest
@@ -32,6 +33,9 @@ from vmferry.ports.hypervisor import (
     RunState,
 )
 from vmferry.qemu.events import EventHub
+
+if TYPE_CHECKING:
+    from vmferry.testing.fake_mirrors import FakeMirror
 
 #: where a stream has ended
 ENDED = frozenset({MigrationStatus.COMPLETED, MigrationStatus.FAILED, MigrationStatus.CANCELLED, MigrationStatus.NONE})
@@ -83,6 +87,12 @@ class FakeQemu:
     downtime_limit_ms: Milliseconds | None = None  #: last limit that was set
     parameters: dict[str, bool | int | str] = field(default_factory=dict)  #: last values that were set
     arrival: FakeStream | None = None  #: the stream that it receives
+    mirrors: list[FakeMirror] = field(default_factory=list)  #: of its images
+    exports: set[str] = field(default_factory=set)  #: images that others may write
+    exports_at: tuple[str, int] | None = None
+    exports_encrypted: bool = False
+    mirror_bandwidth: BytesPerSecond | None = None
+    empty: set[str] = field(default_factory=set)  #: images that it does not have, or not all of
 
     def emit(self, kind: GuestEventKind, *, round_: int | None = None, detail: str | None = None) -> None:
         """Tell every reader."""

@@ -115,6 +115,14 @@ OUTCOMES: Cells = {
         (_F.CUT, Expected(Fate.ONE, Side.SOURCE, "nobody answers: refused")),
     ),
     **_row(
+        _S.COPYING_DISKS,
+        ((_F.SOURCE_AGENT, _F.BOTH_AGENTS), Expected(Fate.ONE, Side.SOURCE, "nobody watched the mirrors: dropped")),
+        (_F.DESTINATION_AGENT, _MOVES),
+        (_F.SOURCE_QEMU, _CRASH),
+        (_F.DESTINATION_QEMU, _STAYS),
+        (_F.CUT, Expected(Fate.ONE, Side.SOURCE, "the mirrors fail")),
+    ),
+    **_row(
         _S.RESERVED,
         ((_F.SOURCE_AGENT, _F.BOTH_AGENTS), _STAYS),
         (_F.DESTINATION_AGENT, _MOVES),

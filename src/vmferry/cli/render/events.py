@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vmferry.core.errors import Broken
 from vmferry.core.progress import (
+    DisksCopied,
     Finished,
     PolicyBegan,
     PolicyOrdered,
@@ -21,6 +22,7 @@ from vmferry.core.progress import (
 
 _KINDS: dict[str, TypeAdapter[Any]] = {
     "state": TypeAdapter(StateEntered),
+    "disks": TypeAdapter(DisksCopied),
     "progress": TypeAdapter(Progress),
     "round": TypeAdapter(RoundEnded),
     "policy": TypeAdapter(PolicyBegan),

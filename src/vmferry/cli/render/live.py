@@ -10,7 +10,7 @@ from rich.text import Text
 
 from vmferry.cli.render.measures import has_measures, measures
 from vmferry.cli.render.scene import PHASES, STEPS, Scene
-from vmferry.cli.render.words import dirtied_text, finished_text, order_text, policy_text, rest_text, title
+from vmferry.cli.render.words import dirtied_text, disks_text, finished_text, order_text, policy_text, rest_text, title
 from vmferry.core.progress import Outcome, Progress, RoundEnded, Step
 from vmferry.core.units import format_bytes, format_ms, format_rate
 
@@ -96,6 +96,10 @@ def _orders(scene: Scene) -> list[RenderableType]:
 
 def _now(scene: Scene) -> list[RenderableType]:
     """Return the lines about this moment."""
+    if scene.progress is None and scene.disks is not None:
+        copied, total = scene.disks.copied_bytes, max(1, scene.disks.total_bytes)
+        bar = Padding(ProgressBar(total=total, completed=copied, width=60), (1, 0, 0, 1))
+        return [bar, Text(disks_text(scene.disks)), Text(f"state {scene.state}", style="dim")]
     if scene.progress is None:
         return [Text(f"state {scene.state or 'opened'}", style="dim")]
     parts: list[RenderableType] = [_bar(scene.progress), _reading(scene.progress)]

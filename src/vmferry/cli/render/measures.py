@@ -13,6 +13,8 @@ NOT_MEASURED = "not measured"
 def measures(report: Report) -> list[tuple[str, str]]:
     """Return every measure of a report, in the order in which people ask for them."""
     rows = [(name, value(report)) for name, value in ROWS]
+    if report.disks:
+        rows.append(("disks copied", _disks(report)))
     if report.write_throttle is not None:
         rows.append(("write throttle", _throttle(report.write_throttle)))
     return rows
@@ -91,6 +93,15 @@ def _stream(report: Report) -> str:
     link = report.link if report.pipeline is None else f"pipeline {report.pipeline}"
     text = ", ".join([link, *channels, *compression])
     return text if report.compression_why is None else f"{text}; compression: {report.compression_why}"
+
+
+def _disks(report: Report) -> str:
+    copied = NOT_MEASURED if report.disk_bytes is None else format_bytes(report.disk_bytes)
+    text = f"{copied} in {_optional(report.disks_ms)}, before the memory"
+    if report.outcome is not Outcome.MOVED:
+        return f"{text}; the copies were removed, another attempt copies all of it again"
+    aside = ", ".join(f"{path}.left-{report.handover}" for path in report.disks)
+    return f"{text}; {report.source} keeps {aside}"
 
 
 def _commit(report: Report) -> str:

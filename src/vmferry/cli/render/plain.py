@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from vmferry.cli.render.measures import has_measures, measures_text
 from vmferry.cli.render.scene import Scene
-from vmferry.cli.render.words import finished_text, order_text, policy_text, rest_text, round_text, step_text, title
+from vmferry.cli.render.words import (
+    disks_text,
+    finished_text,
+    order_text,
+    policy_text,
+    rest_text,
+    round_text,
+    step_text,
+    title,
+)
 from vmferry.core.progress import (
+    DisksCopied,
     Finished,
     PolicyBegan,
     PolicyOrdered,
@@ -20,7 +30,9 @@ from vmferry.core.units import format_bytes, format_ms, format_rate
 READING_EVERY_MS = 2000
 
 
-def plain_lines(before: Scene, after: Scene, event: ProgressEvent) -> list[str]:
+def plain_lines(  # noqa: PLR0911 - one for each event
+    before: Scene, after: Scene, event: ProgressEvent
+) -> list[str]:
     """Return the lines that one event adds, most of the time one or none.
 
     Args:
@@ -35,6 +47,9 @@ def plain_lines(before: Scene, after: Scene, event: ProgressEvent) -> list[str]:
             return [f"{stamp} {step_text(after)}: {event.state}, owner {event.owner}{why}"]
         case RoundEnded():
             return [f"{stamp} {round_text(event)}"]
+        case DisksCopied():
+            last = before.disks
+            return [f"{stamp} {disks_text(event)}"] if last is None or _is_later(last.at_ms, event.at_ms) else []
         case Progress():
             return [f"{stamp} {_reading(after, event)}"] if _is_due(before, after, event) else []
         case PolicyBegan():
@@ -50,7 +65,11 @@ def _is_due(before: Scene, after: Scene, event: Progress) -> bool:
     if after.why_longer is not None and after.why_longer != before.why_longer:
         return True
     last = before.progress
-    return last is None or int(last.at_ms // READING_EVERY_MS) != int(event.at_ms // READING_EVERY_MS)
+    return last is None or _is_later(last.at_ms, event.at_ms)
+
+
+def _is_later(before_ms: float, now_ms: float) -> bool:
+    return int(before_ms // READING_EVERY_MS) != int(now_ms // READING_EVERY_MS)
 
 
 def _reading(scene: Scene, event: Progress) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vmferry.core.progress import (
+    DisksCopied,
     Finished,
     PolicyBegan,
     PolicyOrdered,
@@ -47,6 +48,7 @@ class Scene:
     rounds: tuple[RoundEnded, ...] = ()
     policy: PolicyBegan | None = None
     orders: tuple[PolicyOrdered, ...] = ()
+    disks: DisksCopied | None = None
     progress: Progress | None = None
     #: what is shown: never more than before, unless `why_longer` says why
     time_left_ms: Milliseconds | None = None
@@ -59,12 +61,14 @@ class Scene:
         return next((number for number, (_, steps) in enumerate(PHASES, 1) if self.step in steps), None)
 
 
-def fold(scene: Scene, event: ProgressEvent) -> Scene:
+def fold(scene: Scene, event: ProgressEvent) -> Scene:  # noqa: PLR0911 - one for each event
     """Return the scene after one more event; a step never goes back, whatever the order of late events."""
     match event:
         case StateEntered():
             step = _furthest(scene, _told(scene, event.step))
             return replace(scene, state=event.state, step=step, owner=event.owner, why=event.why)
+        case DisksCopied():
+            return replace(scene, disks=event)
         case Progress():
             step = Step.ROUNDS if event.round > 1 else Step.COPY
             return _with_time_left(replace(scene, progress=event, step=_furthest(scene, step)), event)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmferry.cli.render.scene import STEPS, Scene
-from vmferry.core.progress import Finished, Outcome, PolicyBegan, PolicyOrdered, RoundEnded
+from vmferry.core.progress import DisksCopied, Finished, Outcome, PolicyBegan, PolicyOrdered, RoundEnded
 from vmferry.core.units import format_bytes, format_ms, format_rate
 
 NOT_KNOWN = "not known"
@@ -39,6 +39,13 @@ def round_text(ended: RoundEnded) -> str:
         f" dirtied meanwhile {dirtied_text(ended)}, {format_rate(ended.bandwidth)}, rest / limit"
         f" {rest_text(ended.expected_downtime_ms, ended.downtime_limit_ms)}: {ended.verdict}"
     )
+
+
+def disks_text(seen: DisksCopied) -> str:
+    """Return how far the copies of images are."""
+    share = 100 * seen.copied_bytes // max(1, seen.total_bytes)
+    images = "1 image" if seen.images == 1 else f"{seen.images} images"
+    return f"disks: {format_bytes(seen.copied_bytes)} of {format_bytes(seen.total_bytes)} copied ({images}), {share} %"
 
 
 def policy_text(began: PolicyBegan) -> str:

@@ -6,11 +6,10 @@ about itself is judged, not trusted. The codes are stable and listed in docs/che
 
 from __future__ import annotations
 
-from vmferry.core.capabilities import DEFAULT_STREAM, StreamWish
 from vmferry.core.checks.case import Case
 from vmferry.core.checks.cpu import check_acceleration, check_cpu
 from vmferry.core.checks.device import check_devices
-from vmferry.core.checks.disk import check_disks
+from vmferry.core.checks.disk import check_disks, images_to_copy
 from vmferry.core.checks.firmware import check_boot_files, check_nvram, check_tpm
 from vmferry.core.checks.guarantee import guarantee
 from vmferry.core.checks.identity import check_identity
@@ -28,10 +27,8 @@ from vmferry.core.checks.qemu import (
 from vmferry.core.checks.reasons import check_blocked_reasons
 from vmferry.core.checks.run_state import check_busy, check_run_state
 from vmferry.core.errors import Blocker
-from vmferry.core.guest import FrozenGuest
-from vmferry.core.host import GuestProbe, GuestRuntime, HostFacts
 
-__all__ = ["Case", "find_blockers", "guarantee", "memory_needed"]
+__all__ = ["Case", "find_blockers", "guarantee", "images_to_copy", "memory_needed"]
 
 #: In the order in which a person reads them: is it the right pair of hosts, is the guest ready, does it fit there.
 FAMILIES = (
@@ -59,31 +56,12 @@ FAMILIES = (
 )
 
 
-def find_blockers(
-    guest: FrozenGuest,
-    runtime: GuestRuntime,
-    source: HostFacts,
-    destination: HostFacts,
-    probe: GuestProbe,
-    *,
-    postcopy: bool = False,
-    stream: StreamWish = DEFAULT_STREAM,
-) -> tuple[Blocker, ...]:
-    """Return every reason why the guest cannot move now; empty means that it can.
+def find_blockers(case: Case) -> tuple[Blocker, ...]:
+    """Return every reason why a guest cannot move now; empty means that it can.
 
     Never raises, whatever the two hosts said. A move to the host on which the guest already runs has that one
     blocker only: everything else (its name, its MACs, its memory) would be the guest clashing with itself.
-
-    Args:
-        guest: the guest as it was built at the source.
-        runtime: what it says there now.
-        source: the host on which it runs.
-        destination: the host to which it shall move.
-        probe: what the destination says about this guest.
-        postcopy: whether post-copy is to be allowed.
-        stream: how it is to travel.
     """
-    case = Case(guest, runtime, source, destination, probe, postcopy, stream)
     same_host = tuple(check_same_host(case))
     if same_host:
         return same_host

@@ -20,6 +20,7 @@ class Case:
     probe: GuestProbe
     postcopy: bool = False  #: post-copy is to be allowed
     stream: StreamWish = DEFAULT_STREAM
+    copy_disks: bool = False  #: images that the hosts do not share may be copied
 
     def at_source(self, path: str) -> FileFacts | None:
         """Return the source's view of a file, None when it said nothing about it."""

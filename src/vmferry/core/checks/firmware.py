@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vmferry.core.checks.case import Case
-from vmferry.core.checks.disk import check_shared_file
+from vmferry.core.checks.disk import check_copy, check_shared_file, images_to_copy
 from vmferry.core.errors import Blocker
 from vmferry.core.guest import BiosBoot, KernelBoot, UefiBoot
 
@@ -17,9 +17,14 @@ def check_boot_files(case: Case) -> Iterator[Blocker]:
 
 
 def check_nvram(case: Case) -> Iterator[Blocker]:
-    """The UEFI variables are one file for both hosts; a copy would lose what the guest wrote."""
-    if isinstance(case.guest.spec.boot, UefiBoot):
-        yield from check_shared_file(case, case.guest.spec.boot.nvram, label="nvram", writable=True)
+    """The UEFI variables are one file for both hosts, or are copied with what the guest wrote."""
+    if not isinstance(case.guest.spec.boot, UefiBoot):
+        return
+    nvram = case.guest.spec.boot.nvram
+    if nvram in {image.path for image in images_to_copy(case)}:
+        yield from check_copy(case, nvram, label="nvram")
+    else:
+        yield from check_shared_file(case, nvram, label="nvram", writable=True)
 
 
 def check_tpm(case: Case) -> Iterator[Blocker]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from vmferry.core.checks.files import LOCAL, NFS4, file_system, is_same_file
-from vmferry.core.guest import FrozenGuest, UefiBoot
+from vmferry.core.disks import written_images
+from vmferry.core.guest import FrozenGuest
 from vmferry.core.host import FileFacts, GuestProbe, GuestRuntime
 from vmferry.core.progress import Guarantee
 
@@ -15,12 +18,14 @@ NOT_NEEDED = "not needed"
 SAME_KERNEL = "image locks (same kernel)"
 NFS = "image locks (NFSv4, not verified)"
 NONE = "none"
+COPIES = "separate copies"
 
 #: disk_fence -> the half sentence that says what it means.
 MEANING = {
     NOT_NEEDED: "it writes to no disk, so nothing has to be fenced",
     SAME_KERNEL: "QEMU's image locks hold, since both hosts share one kernel",
     NFS: "QEMU's image locks should hold through the NFSv4 server; nobody has verified that here",
+    COPIES: "each host writes a copy of its own, and the copy that the owner does not have is put aside",
     NONE: "only the ownership token keeps two hosts from writing to the disks; no lock reaches across them",
 }
 
@@ -32,7 +37,14 @@ POSTCOPY_RISK = (
 )
 
 
-def guarantee(guest: FrozenGuest, runtime: GuestRuntime, probe: GuestProbe, *, postcopy: bool = False) -> Guarantee:
+def guarantee(
+    guest: FrozenGuest,
+    runtime: GuestRuntime,
+    probe: GuestProbe,
+    *,
+    postcopy: bool = False,
+    copied: Collection[str] = (),
+) -> Guarantee:
     """Return what is promised for this guest with our own QEMU driver; never more than both hosts' files allow.
 
     The weakest of the guest's writable files decides. A file that a host does not know gives no fence.
@@ -42,8 +54,10 @@ def guarantee(guest: FrozenGuest, runtime: GuestRuntime, probe: GuestProbe, *, p
         runtime: the source's view of its files.
         probe: the destination's view of its files.
         postcopy: whether post-copy is allowed: its risk is told before anything begins.
+        copied: paths of images of which the destination gets a copy.
     """
-    fence = _weakest([_fence(runtime, probe, path) for path in _written_files(guest)])
+    paths = [image.path for image in written_images(guest.spec)]
+    fence = _weakest([COPIES if path in copied else _fence(runtime, probe, path) for path in paths])
     sentence = (
         f"vmferry commits; until {ROLLBACK_UNTIL} every failure that leaves QEMU at the source alive ends with guest"
         f" {guest.spec.name} running there; {MEANING[fence]}"
@@ -51,13 +65,6 @@ def guarantee(guest: FrozenGuest, runtime: GuestRuntime, probe: GuestProbe, *, p
     if postcopy:
         sentence += f"; {POSTCOPY_RISK}"
     return Guarantee(COMMIT_OWNER, ROLLBACK_UNTIL, fence, sentence)
-
-
-def _written_files(guest: FrozenGuest) -> list[str]:
-    paths = [disk.path for disk in guest.spec.disks if not disk.read_only]
-    if isinstance(guest.spec.boot, UefiBoot):
-        paths.append(guest.spec.boot.nvram)
-    return paths
 
 
 def _fence(runtime: GuestRuntime, probe: GuestProbe, path: str) -> str:
@@ -75,4 +82,4 @@ def _find(files: tuple[FileFacts, ...], path: str) -> FileFacts | None:
 
 
 def _weakest(fences: list[str]) -> str:
-    return next((fence for fence in (NONE, NFS, SAME_KERNEL) if fence in fences), NOT_NEEDED)
+    return next((fence for fence in (NONE, NFS, SAME_KERNEL, COPIES) if fence in fences), NOT_NEEDED)

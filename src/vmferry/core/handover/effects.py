@@ -17,6 +17,7 @@ class SourceEffect(Word):
     #: ask the destination to hold and listen, and set the source's QEMU up. Undo: DISCARD, RESTORE. Repeat: same id,
     #: same answer
     RESERVE = "reserve"
+    COPY_DISKS = "copy-disks"  #: mirror images until every copy is in step. Undo: RESTORE, which drops the mirrors
     SEND = "send"  #: `migrate`. Undo: RESTORE
     STEER = "steer"  #: let the policy watch the rounds until the state is left. Repeat: asks the status first
     CONTINUE = "continue"  #: `migrate-continue`. Undo: RESTORE

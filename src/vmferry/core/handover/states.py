@@ -38,6 +38,8 @@ class SourceState(Word):
     CHECKING = "checking"
     #: The destination was asked to hold memory, port, disk and name and to start its QEMU.
     RESERVING = "reserving"
+    #: The destination listens; images that the hosts do not share are copied there while the guest runs.
+    COPYING_DISKS = "copying-disks"
     #: The destination listens; the source's QEMU is set up and told to send.
     RESERVED = "reserved"
     #: RAM is sent in rounds while the guest runs.
@@ -139,6 +141,7 @@ _BOTH = _SRC | _DST
 FACTS: dict[AnyState, Facts] = {
     SourceState.CHECKING: Facts(_S, _SRC, Step.RESERVE, 30_000),
     SourceState.RESERVING: Facts(_S, _SRC, Step.RESERVE, 60_000),
+    SourceState.COPYING_DISKS: Facts(_S, _SRC, Step.COPY),
     SourceState.RESERVED: Facts(_S, _SRC, Step.COPY, 60_000),
     SourceState.PRECOPY: Facts(_S, _SRC, Step.ROUNDS),
     SourceState.PRE_SWITCHOVER: Facts(_S, _SRC, Step.PAUSE, 5_000),

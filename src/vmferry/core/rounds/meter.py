@@ -40,9 +40,13 @@ def read(sample: MigrationSample, at_ms: float) -> Reading:
     return Reading(at_ms, sent, pages * max(sample.page_bytes, 1) if pages else sent, remaining)
 
 
+#: A nanosecond: what lasts less has no rate.
+_LEAST_SPAN_MS = 1e-6
+
+
 def rate(count: int, span_ms: float) -> BytesPerSecond:
     """Return bytes per second; 0 without a span."""
-    return BytesPerSecond(int(max(count, 0) * 1000 / span_ms)) if span_ms > 0 else BytesPerSecond(0)
+    return BytesPerSecond(int(max(count, 0) * 1000 / span_ms)) if span_ms >= _LEAST_SPAN_MS else BytesPerSecond(0)
 
 
 class Meter:

@@ -24,6 +24,15 @@ static int reply_oracle(char *line, size_t size)
 			v.first, v.kind, v.bad, v.expected_generation, v.found_generation, v.pages, v.writes);
 }
 
+static int reply_disk(char *line, size_t size)
+{
+	struct disk_verdict v = disk_check();
+	const char *verdict = v.bad || v.failed ? "DIRTY" : "clean";
+
+	return snprintf(line, size, "disk %s chunks=%lu writes=%lu failed=%lu bad=%lu first=%lu\n", verdict, v.chunks,
+			v.writes, v.failed, v.bad, v.first);
+}
+
 static int reply_rate(char *line, size_t size, const char *argument)
 {
 	char *end;
@@ -71,6 +80,8 @@ static int answer(char *command, char *line, size_t size)
 		return status_line(line, size);
 	if (!strcmp(command, "oracle"))
 		return reply_oracle(line, size);
+	if (!strcmp(command, "disk"))
+		return reply_disk(line, size);
 	if (!strcmp(command, "stalls"))
 		return snprintf(line, size, "stalls max_us=%lu since_reset\n", beat_longest_stall_ns() / 1000);
 	if (!strcmp(command, "reset")) {
@@ -87,7 +98,7 @@ static int answer(char *command, char *line, size_t size)
 		shut_down(RB_AUTOBOOT, "reboot");
 	if (!strcmp(command, "panic"))
 		panic_now();
-	return snprintf(line, size, "error unknown command, known: status oracle stalls reset rate corrupt"
+	return snprintf(line, size, "error unknown command, known: status oracle disk stalls reset rate corrupt"
 				    " poweroff reboot panic\n");
 }
 

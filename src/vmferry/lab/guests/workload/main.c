@@ -46,6 +46,8 @@ static void set(const char *key, const char *value)
 		settings.seed = strtoull(value, NULL, 10);
 	else if (!strcmp(key, "beat_us"))
 		settings.beat_us = strtoull(value, NULL, 10);
+	else if (!strcmp(key, "disk_rate"))
+		settings.disk_rate = strtod(value, NULL);
 	else if (!strcmp(key, "data"))
 		settings.compressible = !strcmp(value, "compressible");
 	else if (!strcmp(key, "pattern"))
@@ -105,6 +107,8 @@ int main(int argc, char **argv)
 	mlockall(MCL_CURRENT);
 	start(control_main, 0);
 	start(writer_main, 0);
+	if (settings.disk_rate > 0)
+		start(disk_main, 0);
 	status_line(line, sizeof line);
 	printf("\nvmferry-guest %s", line);
 	for (;;)

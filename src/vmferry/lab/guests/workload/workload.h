@@ -1,7 +1,7 @@
 /* The workload of the built-in guests: what its parts promise each other.
  *
- * One process, five threads. By falling priority: beat (outside clock and stall meter), echo (UDP), control
- * (line protocol), writer (dirties memory). The beat must never wait for any of the others.
+ * One process. By falling priority: beat (outside clock and stall meter), echo (UDP), control (line protocol),
+ * writer (dirties memory), disk (writes to a disk, if asked to). The beat must never wait for any of the others.
  */
 #ifndef VMFERRY_WORKLOAD_H
 #define VMFERRY_WORKLOAD_H
@@ -23,6 +23,7 @@ struct settings {
 	bool compressible;      /* one word in four is random instead of every word */
 	uint64_t seed;
 	uint64_t beat_us;
+	double disk_rate;       /* MiB/s to /dev/vda; 0: no disk is opened */
 };
 extern struct settings settings;
 
@@ -43,8 +44,17 @@ void oracle_lock(void);
 void oracle_unlock(void);
 uint64_t oracle_writes(void);
 
-/* writer.c, beat.c, echo.c, control.c: thread bodies, none of them returns */
+/* What reading back everything that was written to the disk found. */
+struct disk_verdict {
+	uint64_t chunks, writes, failed, bad, first;
+};
+
+/* disk.c */
+struct disk_verdict disk_check(void);
+
+/* writer.c, disk.c, beat.c, echo.c, control.c: thread bodies, none of them returns */
 void *writer_main(void *unused);
+void *disk_main(void *unused);
 void *beat_main(void *unused);
 void *echo_main(void *unused);
 void *control_main(void *unused);

@@ -1,0 +1,122 @@
+"""Images that the hosts do not share, at the source: mirrored before the memory is sent, ended when the guest stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from vmferry.conductor.feed import Feed
+from vmferry.conductor.marks import Marks
+from vmferry.core.disks import ImageCopy, written_images
+from vmferry.core.errors import Broken
+from vmferry.core.guest import FrozenGuest
+from vmferry.core.progress import DisksCopied
+from vmferry.core.units import Bytes, BytesPerSecond
+from vmferry.ports.disks import MirrorState
+from vmferry.ports.hypervisor import GuestProcess
+from vmferry.ports.peer import ReserveReply
+
+_LOOK_EVERY_S = 0.2
+#: A mirror ends by itself over a dead link; this one hangs elsewhere (a disk that does not answer).
+_STANDS_STILL_S = 120.0
+
+
+class DiskCopying:
+    """The copies of one hand-over.
+
+    Args:
+        guest: whose; None: it is tidied up already.
+        nodes: which images are copied, as the journal has it.
+        process: the guest's QEMU; raises when it is gone.
+        feed: what watchers see.
+        marks: when what happened.
+    """
+
+    def __init__(
+        self,
+        guest: FrozenGuest | None,
+        nodes: Callable[[], Sequence[str]],
+        process: Callable[[], GuestProcess],
+        feed: Feed,
+        marks: Marks,
+    ) -> None:
+        self._written = () if guest is None else written_images(guest.spec)
+        self._nodes = nodes
+        self._process = process
+        self._feed = feed
+        self._marks = marks
+        self._ended = False
+        self.copied_bytes: Bytes | None = None  #: None: nothing was, or an earlier agent knew
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Return the images of which the destination gets a copy."""
+        return tuple(image.path for image in self._written if image.node in self._nodes())
+
+    async def copies(self) -> tuple[ImageCopy, ...]:
+        """Return what the destination must make room for.
+
+        Raises:
+            Refused: an image holds what no mirror carries over.
+        """
+        images = [image for image in self._written if image.node in self._nodes()]
+        return tuple([ImageCopy(image, await self._process().mirrors.size_of(image.node)) for image in images])
+
+    async def copy(self, way: ReserveReply | None, *, encrypted: bool, bandwidth: BytesPerSecond | None) -> None:
+        """Mirror images until every copy is in step, and have each write go to both from then on.
+
+        Raises:
+            Broken: a mirror failed, or nothing moves.
+        """
+        if way is None or way.disk_port is None:
+            raise Broken("The destination serves no images", side="destination")
+        nodes, mirrors = self._nodes(), self._process().mirrors
+        await mirrors.begin(nodes, way.address, way.disk_port, encrypted=encrypted, bandwidth=bandwidth)
+        self._marks.mark("disks_begun")
+        moved, moved_at = Bytes(-1), _now()
+        while not _in_step(states := await mirrors.look(), nodes):
+            done = await self._tell(states)
+            if done != moved:
+                moved, moved_at = done, _now()
+            elif _now() - moved_at > _STANDS_STILL_S:
+                raise Broken(f"Nothing of the disks was copied for {_STANDS_STILL_S:g} s", side="source")
+            await asyncio.sleep(_LOOK_EVERY_S)
+        await self._tell(states)
+        await mirrors.write_through()
+        self._marks.mark("disks_mirrored")
+
+    async def _tell(self, states: Sequence[MirrorState]) -> Bytes:
+        done, total = (sum(state.done_bytes for state in states), sum(state.total_bytes for state in states))
+        await self._feed.publish(DisksCopied(self._marks.since_start_ms(), Bytes(done), Bytes(total), len(states)))
+        self.copied_bytes = Bytes(done)
+        return self.copied_bytes
+
+    async def end(self) -> None:
+        """End the mirrors of a guest that stands still, once.
+
+        Raises:
+            Broken: a copy cannot be used.
+        """
+        if self._nodes() and not self._ended:
+            await self._process().mirrors.end(self._nodes())
+            self._ended = True
+            self._marks.mark("mirrors_ended")
+
+
+def _in_step(states: Sequence[MirrorState], nodes: Sequence[str]) -> bool:
+    """Tell whether every copy is in step.
+
+    Raises:
+        Broken: one has failed, or is gone.
+    """
+    found = {state.node: state for state in states}
+    for node in nodes:
+        if node not in found:
+            raise Broken(f"Mirror of image {node} is gone", side="source")
+        if (error := found[node].error) is not None:
+            raise Broken(f"Copy of image {node} failed: {error}", side="source")
+    return all(found[node].in_step for node in nodes)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

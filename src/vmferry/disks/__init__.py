@@ -1,0 +1,1 @@
+"""Disk images as files of this host."""
