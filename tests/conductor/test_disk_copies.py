@@ -83,6 +83,20 @@ async def test_the_link_is_shared_with_what_was_asked_for(hosts: tuple[Host, Hos
     assert qemu.mirror_bandwidth == 10 * MIB
 
 
+async def test_a_guest_that_writes_as_fast_as_is_copied_is_held_to_the_copy(
+    hosts: tuple[Host, Host], link: WatchedLink
+) -> None:
+    """After one pass each of its writes goes to both, and the copy comes into step."""
+    here, there = hosts
+    qemu = qemu_of(here, link)
+    assert qemu is not None
+    qemu.writes_much = True
+    await here.migrate(there, copy_disks=True)
+    await wait_finished(here, there)
+    assert called(here).count("write_through") == 2
+    assert there.files.own == {DISK}
+
+
 @pytest.mark.parametrize(
     "state", [SourceState.COPYING_DISKS, SourceState.RESERVED, SourceState.PRECOPY, SourceState.PRE_SWITCHOVER]
 )

@@ -4,32 +4,64 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from tests.real.test_streams import capture, seen
 
+from vmferry.core.errors import NotFound
 from vmferry.core.progress import Outcome
-from vmferry.lab.guest_plans import DiskPlan, GuestPlan
+from vmferry.core.units import MIB
+from vmferry.lab.guest_plans import DiskPlan, GuestPlan, debian_guest
+from vmferry.lab.guest_runs import GuestRun
 from vmferry.lab.hosts import Lab
-from vmferry.lab.scenarios import Leg, move, remove, started
+from vmferry.lab.network import Cut
+from vmferry.lab.page_faults import page_faults_for_all
+from vmferry.lab.processes import Identity, kill_all
+from vmferry.lab.scenarios import Leg, empty, migrate, move, remove, started, wait_finished, wait_state, wait_until
+from vmferry.lab.toolchain import find_qemu
+from vmferry.qemu import userfault
 
-pytestmark = [pytest.mark.real, pytest.mark.root]
+pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
 
 COPY: dict[str, object] = {"copy_disks": True}
 SIZE_MIB = 48
+ON_ITS_DISK = b"the books of web-7 "
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def lab() -> AsyncIterator[Lab]:
+async def local_lab() -> AsyncIterator[Lab]:
     """Two hosts, each with a directory of its own at the same path."""
     async with Lab(local_dirs=True) as made:
         yield made
 
 
-def make_image(lab: Lab, kind: str, name: str = "web-7") -> DiskPlan:
-    """Make an image that only host-a has."""
+@pytest_asyncio.fixture(loop_scope="module")
+async def lab(local_lab: Lab) -> AsyncIterator[Lab]:
+    """The same, without guests; healed and empty again afterwards, also after a failure."""
+    yield local_lab
+    assert local_lab.network is not None
+    local_lab.network.heal()
+    await empty(local_lab)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mixed_lab() -> AsyncIterator[Lab]:
+    """The same, with the older QEMU on host-a and the newer on host-b."""
+    try:
+        qemus = {"host-a": find_qemu(7, 2), "host-b": find_qemu(10, 0)}
+    except NotFound as error:
+        pytest.skip(str(error))
+    async with Lab(qemus=qemus, local_dirs=True) as made:
+        yield made
+
+
+def make_image(lab: Lab, kind: str, name: str = "web-7", host: str = "host-a") -> DiskPlan:
+    """Make an image that only one host has."""
     path = lab.local / f"{name}.{kind}"
-    there = lab.hosts["host-a"].local_dir / path.name
+    there = lab.hosts[host].local_dir / path.name
     subprocess.run(["qemu-img", "create", "-q", "-f", kind, str(there), f"{SIZE_MIB}M"], check=True)
     return DiskPlan(path, kind)
 
@@ -67,3 +99,213 @@ async def test_there_and_back(lab: Lab, kind: str) -> None:
         assert disk.image.name in files(lab, host)
     assert not [name for host in lab.hosts for name in files(lab, host) if "arriving" in name]
     await remove(lab, guest)
+
+
+@pytest.mark.parametrize("pair", [("host-a", "host-b"), ("host-b", "host-a")], ids=["7.2 to 10.0", "10.0 to 7.2"])
+async def test_between_two_versions(mixed_lab: Lab, pair: tuple[str, str]) -> None:
+    """The older mirrors through from the start, the newer one when the copy is in step."""
+    source, destination = pair
+    disk = make_image(mixed_lab, "qcow2", f"from-{source}", source)
+    guest = await started(mixed_lab, plan(disk), source)
+    leg = await move(mixed_lab, guest, destination, COPY)
+    if source == "host-a":  # a running TCG guest of 7.2 is refused (docs/checks.md): one that stands still moves
+        assert leg.report.outcome == Outcome.BLOCKED
+        api = mixed_lab.hosts[source].api
+        await api.post(f"/v1/guests/{guest.name}/pause")
+        handover = await migrate(mixed_lab, guest, destination, COPY)
+        view = await wait_finished(mixed_lab, source, handover)
+        assert view.report is not None
+        assert view.report.outcome == Outcome.MOVED, view.report
+        guest.moved_to(destination)
+        await mixed_lab.hosts[destination].api.post(f"/v1/guests/{guest.name}/resume")
+    else:
+        assert_moved(leg)
+    assert (await guest.disk()).startswith("disk clean")
+    assert (await guest.oracle()).startswith("oracle clean")
+    await remove(mixed_lab, guest)
+
+
+async def test_with_post_copy(lab: Lab) -> None:
+    """The copy is whole before the guest runs there, although its memory is not."""
+    if not userfault.DEVICE.exists():
+        pytest.skip(f"no {userfault.DEVICE} on this machine")
+    with page_faults_for_all():
+        guest = await started(lab, plan(make_image(lab, "raw", "after")))
+        leg = await move(lab, guest, "host-b", COPY | {"postcopy_after": 1})
+        assert_moved(leg)
+        assert leg.report.timeline_ms["postcopy-running"] > 0
+        assert (await guest.disk()).startswith("disk clean")
+        await remove(lab, guest)
+
+
+async def test_a_stock_debian_with_its_firmware_variables(lab: Lab) -> None:
+    """Its root disk and the variables of UEFI exist on one host only, and go where it goes."""
+    guest = await started(lab, replace(debian_guest("web-9"), local=True, nics=()))
+    leg = await move(lab, guest, "host-b", COPY)
+    assert_moved(leg)
+    assert {Path(path).name for path in leg.report.disks} == {"web-9.qcow2", "web-9.fd"}
+    assert {"web-9.qcow2", "web-9.fd"} <= set(files(lab, "host-b"))
+    assert await guest.shell("cat /proc/loadavg > /root/here && sync && wc -l < /root/here") == "1"
+    await remove(lab, guest)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["encrypted", "plain"])
+async def test_an_eavesdropper_sees_a_disk_in_the_clear_only(lab: Lab, tmp_path: Path, plain: bool) -> None:
+    """What stands on the disk is read off the link with `--plain`, and not otherwise."""
+    disk = make_image(lab, "raw", f"books-{plain}")
+    with (lab.hosts["host-a"].local_dir / disk.image.name).open("r+b") as image:
+        image.seek((SIZE_MIB - 1) * MIB)
+        image.write(ON_ITS_DISK * 1000)
+    guest = await started(lab, replace(plan(disk), disk_rate=1))
+    file = tmp_path / "seen.pcapng"
+    with capture(lab, file):
+        assert_moved(await move(lab, guest, "host-b", COPY | {"plain": plain}))
+    assert seen(file, "tcp.len > 1000") > 100
+    assert (seen(file, f'frame contains "{ON_ITS_DISK.decode()}"') > 0) is plain
+    await remove(lab, guest)
+
+
+# -- faults: the guest goes on at the source, its disk is as if nothing had happened, the half copy is removed ---------
+
+
+async def assert_stays(lab: Lab, guest: GuestRun, handover: str, outcome: Outcome, why: str) -> None:
+    """It stayed, for this reason, and nothing of it is at the destination."""
+    view = await wait_finished(lab, "host-a", handover)
+    assert view.report is not None
+    assert view.report.outcome == outcome, view.report
+    assert why in str(view.report.reason)
+    assert (await guest.oracle()).startswith("oracle clean")
+    assert (await guest.disk()).startswith("disk clean")
+    name = guest.plan.disks[0].image.name
+    assert [found for found in files(lab, "host-b") if found.startswith(name)] == []
+    assert [found for found in files(lab, "host-a") if found.startswith(name)] == [name]
+
+
+async def moves_afterwards(lab: Lab, guest: GuestRun) -> None:
+    """What went wrong is over: the guest moves, its disk with it."""
+    assert_moved(await move(lab, guest, "host-b", COPY))
+    assert (await guest.disk()).startswith("disk clean")
+    await remove(lab, guest)
+
+
+async def half_copied(lab: Lab, disk: DiskPlan, folder: str = "") -> None:
+    """Wait until some of a copy is there."""
+    there = lab.hosts["host-b"].local_dir / folder / disk.image.name
+
+    async def some() -> bool:
+        return there.exists() and there.stat().st_blocks * 512 > 2 * MIB
+
+    await wait_until(some, "some of the disk is copied")
+
+
+def is_qemu(process: Identity) -> bool:
+    """Tell whether a process is a QEMU."""
+    return "qemu" in Path(f"/proc/{process.pid}/comm").read_text()
+
+
+@pytest.mark.parametrize("state", ["copying-disks", "precopy"])
+async def test_the_other_qemu_dies(lab: Lab, state: str) -> None:
+    """With it dies what serves the images."""
+    disk = make_image(lab, "raw", f"dies-{state}")
+    guest = await started(lab, plan(disk))
+    handover = await migrate(lab, guest, "host-b", COPY | {"max_bandwidth": 8 * MIB})
+    await wait_state(lab, "host-a", handover, state)
+    if state == "copying-disks":
+        await half_copied(lab, disk)
+    kill_all([each for each in lab.processes_of("host-b") if is_qemu(each)])
+    await assert_stays(lab, guest, handover, Outcome.ABORTED, "")
+    await moves_afterwards(lab, guest)
+
+
+async def test_a_link_that_is_cut_holds_no_write_for_long(lab: Lab) -> None:
+    """Each write goes to both when memory is sent: after ten seconds of silence the guest writes to its own again."""
+    assert lab.network is not None
+    disk = make_image(lab, "raw", "cut")
+    guest = await started(lab, plan(disk))
+    try:
+        handover = await migrate(lab, guest, "host-b", COPY | {"max_bandwidth": 8 * MIB})
+        await wait_state(lab, "host-a", handover, "precopy")
+        lab.network.cut(how=Cut.SILENT)
+        view = await wait_finished(lab, "host-a", handover)
+        assert view.report is not None
+        assert view.report.outcome == Outcome.ABORTED, view.report
+        assert "copy of image image0 failed" in str(view.report.reason)
+        before = await guest.disk()
+    finally:
+        lab.network.heal()
+    assert before.startswith("disk clean")
+    await wait_until(lambda: _is_gone(lab, disk), "the half copy is removed")
+    assert await guest.disk() != before  # it writes on
+    await moves_afterwards(lab, guest)
+
+
+async def _is_gone(lab: Lab, disk: DiskPlan) -> bool:
+    return not [name for name in files(lab, "host-b") if name.startswith(disk.image.name)]
+
+
+async def test_a_destination_that_is_full(lab: Lab) -> None:
+    """It was not when it was asked: QEMU's own words, and nothing is left there."""
+    disk = make_image(lab, "raw", "full")
+    guest = await started(lab, plan(disk))
+    mounted = _limit_size(lab, "host-b", SIZE_MIB + 16)
+    try:
+        handover = await migrate(lab, guest, "host-b", COPY | {"max_bandwidth": 8 * MIB})
+        await wait_state(lab, "host-a", handover, "copying-disks")
+        (mounted / "filler").write_bytes(bytes(SIZE_MIB * MIB))
+        view = await wait_finished(lab, "host-a", handover)
+        assert view.report is not None
+        assert view.report.outcome == Outcome.ABORTED, view.report
+        assert "No space left on device" in str(view.report.reason)
+        assert [path.name for path in mounted.iterdir() if path.name.startswith("full")] == []
+        assert (await guest.disk()).startswith("disk clean")
+    finally:
+        _unlimit(lab, "host-b")
+    await moves_afterwards(lab, guest)
+
+
+async def test_a_cancel_while_disks_are_copied(lab: Lab) -> None:
+    """It may be asked for at any time, and takes no longer than with memory."""
+    disk = make_image(lab, "qcow2", "cancelled")
+    guest = await started(lab, plan(disk))
+    handover = await migrate(lab, guest, "host-b", COPY | {"max_bandwidth": 4 * MIB})
+    await half_copied(lab, disk)
+    await lab.hosts["host-a"].api.post(f"/v1/handovers/{handover}/cancel")
+    await assert_stays(lab, guest, handover, Outcome.CANCELLED, "")
+    await moves_afterwards(lab, guest)
+
+
+async def test_what_cannot_be_copied_is_told_beforehand(lab: Lab) -> None:
+    """Another file at that path is not written over, and without leave nothing is copied."""
+    disk = make_image(lab, "raw", "taken")
+    guest = await started(lab, plan(disk))
+    taken = lab.hosts["host-b"].local_dir / disk.image.name
+    leg = await move(lab, guest, "host-b")
+    assert leg.report.outcome == Outcome.BLOCKED
+    taken.write_text("somebody's")
+    leg = await move(lab, guest, "host-b", COPY)
+    assert leg.report.outcome == Outcome.BLOCKED
+    ran = await lab.cli("host-a", "check", guest.name, "host-b", "--copy-disks")
+    assert (ran.exit_code, "disk.copy-exists" in ran.stdout) == (3, True)
+    assert taken.read_text() == "somebody's"
+    taken.unlink()
+    ran = await lab.cli("host-a", "check", guest.name, "host-b", "--copy-disks")
+    assert "separate copies" in ran.stdout
+    await moves_afterwards(lab, guest)
+
+
+def _inside_mounts(lab: Lab, host: str, *words: str) -> None:
+    worker = lab.hosts[host].agent.worker
+    assert worker is not None
+    subprocess.run(["nsenter", "--target", str(worker.pid), "--mount", *words], check=True)
+
+
+def _limit_size(lab: Lab, host: str, mib: int) -> Path:
+    """Put a file system of this size over a host's own directory; returns where it can be seen from here."""
+    worker = lab.hosts[host].agent.worker
+    assert worker is not None
+    _inside_mounts(lab, host, "mount", "-t", "tmpfs", "-o", f"size={mib}m", "small", str(lab.local))
+    return Path(f"/proc/{worker.pid}/root{lab.local}")
+
+
+def _unlimit(lab: Lab, host: str) -> None:
+    _inside_mounts(lab, host, "umount", "--lazy", str(lab.local))

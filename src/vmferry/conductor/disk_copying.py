@@ -73,9 +73,13 @@ class DiskCopying:
         nodes, mirrors = self._nodes(), self._process().mirrors
         await mirrors.begin(nodes, way.address, way.disk_port, encrypted=encrypted, bandwidth=bandwidth)
         self._marks.mark("disks_begun")
-        moved, moved_at = Bytes(-1), _now()
+        moved, moved_at, first_pass, through = Bytes(-1), _now(), None, False
         while not _in_step(states := await mirrors.look(), nodes):
             done = await self._tell(states)
+            first_pass = first_pass or sum(state.total_bytes for state in states)
+            if not through and done >= first_pass:  # all was copied once, and the guest may write as fast as we do
+                await mirrors.write_through()
+                through = True
             if done != moved:
                 moved, moved_at = done, _now()
             elif _now() - moved_at > _STANDS_STILL_S:

@@ -58,7 +58,7 @@ class DiskMirrors(Protocol):
         """Ask how far they are."""
 
     async def write_through(self) -> None:
-        """Have each write of the guest go to both from now on, so that the rest cannot grow again."""
+        """Have each write of the guest go to both from now on, so that the rest cannot grow again. Idempotent."""
 
     async def end(self, nodes: Sequence[str]) -> None:
         """End the mirrors of a guest that stands still; the copies then are what the images are.

@@ -91,6 +91,7 @@ class FakeQemu:
     exports: set[str] = field(default_factory=set)  #: images that others may write
     exports_at: tuple[str, int] | None = None
     exports_encrypted: bool = False
+    writes_much: bool = False  #: to its images, as fast as they are copied
     mirror_bandwidth: BytesPerSecond | None = None
     empty: set[str] = field(default_factory=set)  #: images that it does not have, or not all of
 
