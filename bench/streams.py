@@ -2,8 +2,9 @@
 
     ./run bench streams [--qemus 7.2,10.0]
 
-Link, channels and compression, encrypted and not, pre-copy and post-copy, on each QEMU: a guest moves with it, and its
-memory's oracle is asked. What `check` refuses must be refused by `migrate` as well, and leave the guest where it was.
+Link, channels and compression, encrypted and not, pre-copy and post-copy, with and without a disk that the hosts do not
+share, on each QEMU: a guest moves with it, its memory's oracle is asked, and both copies of the disk are compared. What
+`check` refuses must be refused by `migrate` as well, and leave the guest where it was.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import filecmp
 import itertools
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from _bench import conditions, conditions_text, table, write
 
 from vmferry.api.models import CheckReply
 from vmferry.core.errors import Broken
-from vmferry.core.progress import Outcome
-from vmferry.lab.guest_plans import micro_guest
+from vmferry.core.progress import Outcome, Report
+from vmferry.core.units import MIB
+from vmferry.lab.guest_plans import DiskPlan, micro_guest
 from vmferry.lab.guest_runs import GuestRun
 from vmferry.lab.hosts import Lab
 from vmferry.lab.page_faults import page_faults_for_all
@@ -40,6 +44,7 @@ WAYS: tuple[tuple[int | None, str], ...] = (
     *((None, "none"), (4, "none"), (None, "xbzrle"), (4, "zlib"), (4, "zstd"), (4, "qpl")),
     *((4, "uadk"), (4, "qatzip"), (4, "xbzrle")),
 )
+DISK_BYTES = 8 * MIB
 USERFAULTFD = Path("/proc/sys/vm/unprivileged_userfaultfd")
 OTHER = {"host-a": "host-b", "host-b": "host-a"}
 
@@ -53,6 +58,7 @@ class Way:
     compression: str
     plain: bool
     postcopy: bool
+    disk: bool  #: it has one that only its host has
 
     @property
     def options(self) -> dict[str, object]:
@@ -62,6 +68,8 @@ class Way:
         options |= {"compression": self.compression, "plain": self.plain}
         if self.channels is not None:
             options["channels"] = self.channels
+        if self.disk:
+            options["copy_disks"] = True
         return options | ({"postcopy": True, "postcopy_after": 1} if self.postcopy else {})
 
     @property
@@ -69,7 +77,7 @@ class Way:
         """Return it as a row begins."""
         stream = "clear" if self.plain else "TLS"
         kind = "post-copy" if self.postcopy else "pre-copy"
-        return self.link, str(self.channels or 1), self.compression, stream, kind
+        return self.link, str(self.channels or 1), self.compression, stream, kind, "local" if self.disk else "none"
 
 
 @dataclass(frozen=True)
@@ -82,21 +90,27 @@ class Seen:
 
 def ways() -> Iterator[Way]:
     """Yield every way, the plainest first."""
-    for link, (channels, compression), plain, postcopy in itertools.product(LINKS, WAYS, (False, True), (False, True)):
-        yield Way(link, channels, compression, plain, postcopy)
+    both = (False, True)
+    for disk, link, (channels, compression), plain, postcopy in itertools.product(both, LINKS, WAYS, both, both):
+        yield Way(link, channels, compression, plain, postcopy, disk)
 
 
 async def measure(version: str) -> dict[Way, Seen]:
     """Return what came of every way on one QEMU."""
     major, minor = map(int, version.split("."))
     qemu = find_qemu(major, minor)
-    async with Lab(qemus=dict.fromkeys(OTHER, qemu), settings=dict.fromkeys(OTHER, SETTINGS)) as lab:
-        guest = await started(lab, micro_guest())
+    settings = dict.fromkeys(OTHER, SETTINGS)
+    async with Lab(qemus=dict.fromkeys(OTHER, qemu), settings=settings, local_dirs=True) as lab:
+        disk = lab.local / "web-8.img"
+        (lab.hosts["host-a"].local_dir / disk.name).write_bytes(os.urandom(DISK_BYTES))
+        with_disk = replace(micro_guest("web-8"), disks=(DiskPlan(disk, "raw"),))
+        guests = {False: await started(lab, micro_guest()), True: await started(lab, with_disk)}
         seen: dict[Way, Seen] = {}
         for way in ways():
-            seen[way] = await try_one(lab, guest, way, live=(major, minor) >= (10, 0))
+            seen[way] = await try_one(lab, guests[way.disk], way, live=(major, minor) >= (10, 0))
             print(version, *way.cells, "works" if seen[way].works else "refused", seen[way].told, flush=True)
-        await remove(lab, guest)
+        for guest in guests.values():
+            await remove(lab, guest)
         return seen
 
 
@@ -116,6 +130,8 @@ async def try_one(lab: Lab, guest: GuestRun, way: Way, *, live: bool) -> Seen:
         await lab.hosts[guest.host].api.post(f"/v1/guests/{guest.name}/resume")
     if (leg.report.outcome, bool(check.blockers)) not in {(Outcome.MOVED, False), (Outcome.BLOCKED, True)}:
         raise Broken(f"{way}: check said {check.blockers}, and it {leg.report.outcome}: {leg.report.reason}")
+    if way.disk and not check.blockers:
+        compare(lab, leg.report, destination)
     oracle = await guest.oracle()
     if not oracle.startswith("oracle clean"):
         raise Broken(f"{way}: {oracle}")
@@ -128,9 +144,23 @@ async def try_one(lab: Lab, guest: GuestRun, way: Way, *, live: bool) -> Seen:
     return Seen(works=True, told=oracle)
 
 
+def compare(lab: Lab, report: Report, destination: str) -> None:
+    """Compare both copies of a disk, and remove the one that was put aside.
+
+    Raises:
+        Broken: they differ, or one is missing.
+    """
+    (path,) = report.disks
+    left = lab.hosts[OTHER[destination]].local_dir / f"{Path(path).name}.left-{report.handover}"
+    arrived = lab.hosts[destination].local_dir / Path(path).name
+    if not filecmp.cmp(left, arrived, shallow=False):
+        raise Broken(f"{arrived} is not what {left} is")
+    left.unlink()
+
+
 def page(seen: dict[str, dict[Way, Seen]], found: dict[str, object]) -> str:
     """Return the page."""
-    header = ("link", "channels", "compression", "stream", "kind", *(f"QEMU {version}" for version in seen))
+    header = ("link", "channels", "compression", "stream", "kind", "disk", *(f"QEMU {version}" for version in seen))
     rows: list[Sequence[object]] = []
     reasons: dict[str, int] = {}
     for way in ways():
@@ -149,6 +179,8 @@ def page(seen: dict[str, dict[Way, Seen]], found: dict[str, object]) -> str:
         + "\nThe micro guest writes 8 MiB/s over 16 MiB of its 64 (on 7.2 it is paused for the move: TCG there loses"
         " writes). *Works*: it moved and its memory's oracle was clean. *Refused*: `check` and `migrate` both refused"
         " it before anything was touched, and the guest ran on where it was. Post-copy begins with the first round."
+        f" A *local* disk has {DISK_BYTES // MIB} MiB of random bytes that only the guest's host has (`--copy-disks`);"
+        " the copy was compared with the source's, byte by byte, after each move."
         f" {works} of {total} ways work; of the others every reason is listed. docs/streams.md says what each is for."
         "\n\n" + table(header, rows) + "\n## Why it is refused\n\n" + told + "\n"
     )
@@ -176,7 +208,7 @@ def main() -> None:
     command = f"./run bench streams --qemus {','.join(asked.qemus)}"
     found = conditions(command, "TCG", " and ".join(asked.qemus), time.monotonic() - began)
     rows = [
-        {"qemu": version, **way.options, "works": result.works, "told": result.told}
+        {"qemu": version, **way.options, "postcopy": way.postcopy, "works": result.works, "told": result.told}
         for version, results in seen.items()
         for way, result in results.items()
     ]

@@ -88,7 +88,7 @@ DIRECT_CACHES = ("none", "directsync")
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """One disk image at a path that both hosts see."""
+    """One disk image, at the same path on both hosts of a move: one file that both see, or a copy each."""
 
     path: str
     format: DiskFormat = DiskFormat.QCOW2

@@ -64,12 +64,13 @@ class BootTable(BaseModel):
     cmdline: str | None = Field(None, description="command line of `kernel`")
     code: FilePath | None = Field(None, description="UEFI firmware code, read only, the same content on every host")
     nvram: FilePath | None = Field(
-        None, description="the guest's own UEFI variables, writable, on storage that both hosts see"
+        None,
+        description="the guest's own UEFI variables, writable; on storage that both hosts see, or copied with `--copy-disks`",
     )
 
 
 class DiskTable(BaseModel):
-    """One `[[disk]]`: an image at a path that both hosts see."""
+    """One `[[disk]]`: an image."""
 
     model_config = _STRICT
 
