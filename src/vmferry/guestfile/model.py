@@ -65,7 +65,8 @@ class BootTable(BaseModel):
     code: FilePath | None = Field(None, description="UEFI firmware code, read only, the same content on every host")
     nvram: FilePath | None = Field(
         None,
-        description="the guest's own UEFI variables, writable; on storage that both hosts see, or copied with `--copy-disks`",
+        description="the guest's own UEFI variables, writable; on storage that both hosts see, or copied with"
+        " `--copy-disks`",
     )
 
 
