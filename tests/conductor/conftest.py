@@ -13,6 +13,7 @@ from tests.conductor.pair import Host, running
 
 from vmferry.conductor import (
     destination,
+    disk_copying,
     guests,
     postcopy_destination,
     postcopy_source,
@@ -40,6 +41,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "_ASK_AGAIN_S", 0.01)
     monkeypatch.setattr(source, "_LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr(steering, "_READ_EVERY_S", 0.01)
+    monkeypatch.setattr(disk_copying, "_LISTEN_EVERY_S", 0.01)
     monkeypatch.setattr(postcopy_source, "_READ_EVERY_S", 0.01)
     monkeypatch.setattr(postcopy_source, "_FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(postcopy_source, "_LONGEST_PAUSE_S", 0.05)

@@ -10,7 +10,7 @@ from tests.conductor.test_handovers import state_of
 from vmferry.core.errors import Broken
 from vmferry.core.handover.states import AnyState, DestinationState, SourceState
 from vmferry.core.migration import RunState
-from vmferry.core.units import MIB, BytesPerSecond
+from vmferry.core.units import MIB, BytesPerSecond, Milliseconds
 from vmferry.testing.fake_hypervisor import FakeHypervisor
 from vmferry.testing.fake_mirrors import FakeMirrors
 
@@ -201,6 +201,26 @@ async def test_a_destination_whose_qemu_dies_removes_its_images(hosts: tuple[Hos
     link.die(arrival, "killed")
     here.hold.let_go(SourceState.RESERVED)
     await wait_finished(here, there)
+    assert there.files.dropped == [DISK]
+    assert_untouched(hosts, link)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_destination_that_answers_no_write_is_not_waited_for(
+    hosts: tuple[Host, Host], link: WatchedLink, restarted: bool
+) -> None:
+    """The guest's writes wait as well: the move is given up, also by an agent that came back."""
+    here, there = hosts
+    link.rounds = 10**9
+    source = await here.migrate(there, copy_disks=True)
+    await wait_until(lambda: source.runner.machine.state is SourceState.PRECOPY, "memory is sent")
+    if restarted:
+        await here.restart()
+    qemu = qemu_of(here, link)
+    assert qemu is not None
+    qemu.unanswered_ms = Milliseconds(10_001.0)
+    await wait_finished(here, there)
+    assert state_of(here, source.request.handover, "source") == "aborted"
     assert there.files.dropped == [DISK]
     assert_untouched(hosts, link)
 

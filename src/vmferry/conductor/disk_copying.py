@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.marks import Marks
+from vmferry.conductor.runner import Runner
 from vmferry.core.disks import ImageCopy, written_images
-from vmferry.core.errors import Broken
+from vmferry.core.errors import Broken, VmferryError
 from vmferry.core.guest import FrozenGuest
+from vmferry.core.handover.events import SourceEvent
+from vmferry.core.handover.states import SourceState
 from vmferry.core.progress import DisksCopied
-from vmferry.core.units import Bytes, BytesPerSecond
+from vmferry.core.units import Bytes, BytesPerSecond, format_ms
 from vmferry.ports.disks import MirrorState
 from vmferry.ports.hypervisor import GuestProcess
 from vmferry.ports.peer import ReserveReply
 
 _LOOK_EVERY_S = 0.2
+_LISTEN_EVERY_S = 1.0
+#: A write of the guest waits for its copy; one that is not answered for so long is not waited for any more.
+_MOST_SILENCE_MS = 10_000.0
+#: Until the copies are in step no write waits, or a link may heal meanwhile.
+_NOT_THROUGH_YET = frozenset({SourceState.CHECKING, SourceState.RESERVING, SourceState.COPYING_DISKS})
+#: States in which the guest runs, and each of its writes goes to both.
+_THROUGH = (SourceState.RESERVED, SourceState.PRECOPY, SourceState.POSTCOPY_ORDERED)
 #: A mirror ends by itself over a dead link; this one hangs elsewhere (a disk that does not answer).
 _STANDS_STILL_S = 120.0
 
@@ -95,6 +106,26 @@ class DiskCopying:
         self.copied_bytes = Bytes(done)
         return self.copied_bytes
 
+    async def watch(self, runner: Runner, copied_to: Callable[[], str | None]) -> None:
+        """Give the move up when the destination does not answer a mirror: a write of the guest may wait for it.
+
+        Args:
+            runner: lives the machine.
+            copied_to: "ADDRESS PORT" where the destination serves the images; None: it serves none.
+        """
+        await runner.wait_left(_NOT_THROUGH_YET)
+        if (where := copied_to()) is None:
+            return
+        address, _, port = where.rpartition(" ")
+        while True:
+            await asyncio.sleep(_LISTEN_EVERY_S)
+            with contextlib.suppress(VmferryError):  # QEMU does not answer, or is gone: others tell
+                silent = await self._process().mirrors.unanswered(address, int(port))
+                if silent > _MOST_SILENCE_MS:
+                    why = f"the destination has not answered a write to a copy for {format_ms(silent)}"
+                    for state in _THROUGH:
+                        runner.post(SourceEvent.STREAM_FAILED, why, only_in=state)
+
     async def end(self) -> None:
         """End the mirrors of a guest that stands still, once.
 
@@ -105,6 +136,11 @@ class DiskCopying:
             await self._process().mirrors.end(self._nodes())
             self._ended = True
             self._marks.mark("mirrors_ended")
+
+
+def served_at(way: ReserveReply | None) -> str | None:
+    """Return where the destination serves images, as "ADDRESS PORT"; None: it serves none."""
+    return None if way is None or way.disk_port is None else f"{way.address} {way.disk_port}"
 
 
 def _in_step(states: Sequence[MirrorState], nodes: Sequence[str]) -> bool:

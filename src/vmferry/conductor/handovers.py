@@ -263,6 +263,7 @@ class Handovers:
         beside = [
             asyncio.create_task(source.watch(), name=f"watch:{handover}"),
             asyncio.create_task(source.watch_time(), name=f"time:{handover}"),
+            asyncio.create_task(source.watch_mirrors(), name=f"mirrors:{handover}"),
             asyncio.create_task(source.watch_rounds(), name=f"rounds:{handover}"),
             asyncio.create_task(self._share_link(source, new=new), name=f"share:{handover}"),
         ]

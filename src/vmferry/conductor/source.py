@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from vmferry.conductor.brake import Brake
-from vmferry.conductor.disk_copying import DiskCopying
+from vmferry.conductor.disk_copying import DiskCopying, served_at
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.marks import Marks
@@ -293,6 +293,10 @@ class Source:
         self._change(dataclasses.replace(self.request, bandwidth=bandwidth))
         await self.steering.limit(self._process(), await self._within_share())
 
+    async def watch_mirrors(self) -> None:
+        """Give the move up when writes of the guest wait for copies that do not come."""
+        await self.disks.watch(self.runner, lambda: self.request.copied_to)
+
     async def watch_rounds(self) -> None:
         """Order post-copy after the rounds that were asked for."""
         await self._postcopy.watch_rounds(self.request.postcopy_after_rounds if self.request.postcopy else None)
@@ -405,6 +409,7 @@ class Source:
             self.runner.post(_E.DESTINATION_AWAITS_DISKS if self.request.copies else _E.DESTINATION_RESERVED)
 
     async def _copy_disks(self) -> None:
+        self._change(dataclasses.replace(self.request, copied_to=served_at(self._way)))
         encrypted = self.setup is not None and self.setup.psk_key is not None
         await self.disks.copy(self._way, encrypted=encrypted, bandwidth=await self._within_share())
         self.runner.post(_E.DISKS_MIRRORED)

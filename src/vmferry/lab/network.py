@@ -28,6 +28,8 @@ FABRIC = "fabric"
 GUEST_NETWORK = ipaddress.IPv4Network("10.78.0.0/24")
 FABRIC_ADDRESS = str(GUEST_NETWORK[1])
 MANAGEMENT_NETWORK = ipaddress.IPv4Network("10.77.0.0/24")
+#: Addresses that nobody reaches but through a relay (relay.py).
+RELAYED_NETWORK = ipaddress.IPv4Network("10.77.1.0/24")
 
 
 class Cut(enum.Enum):
@@ -51,6 +53,10 @@ class Network:
     def management_address(self, host: str) -> str:
         """Return the host's address on the management link."""
         return str(MANAGEMENT_NETWORK[1 + self._index(host)])
+
+    def relayed_address(self, host: str) -> str:
+        """Return an address that the host has on its loopback, for streams that come through a relay."""
+        return relayed_address(self._index(host))
 
     def inside(self, host: str) -> list[str]:
         """Return the argument prefix that runs a command inside a host (or "fabric")."""
@@ -111,6 +117,7 @@ class Network:
         port, fabric = f"port{index}", self.namespace(FABRIC)
         lines = [
             *_up("lo"),
+            f"addr add {relayed_address(index)}/32 dev lo",
             f"link add {BRIDGE} type bridge forward_delay 0 mcast_snooping 0",
             *_up(BRIDGE),
             f"addr add {GUEST_NETWORK[2 + index]}/{GUEST_NETWORK.prefixlen} dev {BRIDGE}",
@@ -157,6 +164,11 @@ class Network:
         """Return the kind of the link's queue, e.g. "tbf"."""
         words = run("tc", "-n", self.namespace(host), "qdisc", "show", "dev", MANAGEMENT, "root").split()
         return words[1] if len(words) > 1 else ""
+
+
+def relayed_address(index: int) -> str:
+    """Return the address of the n-th host behind a relay."""
+    return str(RELAYED_NETWORK[1 + index])
 
 
 def namespaces_missing() -> str | None:

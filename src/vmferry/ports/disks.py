@@ -8,7 +8,7 @@ from typing import Protocol
 
 from vmferry.core.disks import Image, ImageCopy
 from vmferry.core.ids import HandoverId
-from vmferry.core.units import Bytes, BytesPerSecond
+from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,12 @@ class DiskMirrors(Protocol):
 
     async def write_through(self) -> None:
         """Have each write of the guest go to both from now on, so that the rest cannot grow again. Idempotent."""
+
+    async def unanswered(self, address: str, port: int) -> Milliseconds:
+        """Return for how long the destination has not answered what was sent to it; 0: nothing waits.
+
+        A write of the guest may wait as long.
+        """
 
     async def end(self, nodes: Sequence[str]) -> None:
         """End the mirrors of a guest that stands still; the copies then are what the images are.

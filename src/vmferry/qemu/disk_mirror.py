@@ -11,13 +11,18 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import structlog
+
 from vmferry.core.errors import Broken, Refused, VmferryError
 from vmferry.core.ids import GuestName
-from vmferry.core.units import Bytes, BytesPerSecond
+from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.disks import MirrorState
 from vmferry.qemu.events import MIRROR_PREFIX as PREFIX
 from vmferry.qemu.migration import TLS_OBJECT, Version
+from vmferry.qemu.process import Process
 from vmferry.qemu.qmp import QmpSession
+
+_log = structlog.get_logger(__name__)
 
 #: The version from which on a mirror can begin to write through when it is in step; before it does all the time.
 CHANGES_MODE = (8, 2, 0)
@@ -36,7 +41,7 @@ class QemuDiskMirrors:
         guest: whose.
         session: to its QEMU.
         version: asks for that one's version.
-        end_silent: has its connections to an address end when that stays silent for so many milliseconds; best effort.
+        process: that one.
     """
 
     def __init__(
@@ -44,12 +49,12 @@ class QemuDiskMirrors:
         guest: GuestName,
         session: QmpSession,
         version: Callable[[], Awaitable[Version]],
-        end_silent: Callable[[tuple[str, int], int], None],
+        process: Process,
     ) -> None:
         self._guest = guest
         self._session = session
         self._version = version
-        self._end_silent = end_silent
+        self._process = process
         self._peer: tuple[str, int] | None = None
 
     async def size_of(self, node: str) -> Bytes:
@@ -149,6 +154,23 @@ class QemuDiskMirrors:
             await self._session.execute("block-job-change", change)
         if self._peer is not None:
             self._end_silent(self._peer, _SILENCE_OF_A_WRITE_MS)
+
+    async def unanswered(self, address: str, port: int) -> Milliseconds:
+        """Return for how long the destination has not answered what was sent to it."""
+        try:
+            found = await asyncio.to_thread(self._process.unanswered_ms, (address, port))
+        except OSError as error:
+            raise Broken(f"connections of guest {self._guest} cannot be borrowed: {error.strerror}") from error
+        return Milliseconds(found)
+
+    def _end_silent(self, peer: tuple[str, int], silence_ms: int) -> None:
+        """Have connections end that stay silent, also when no agent looks; best effort."""
+        try:
+            found = self._process.end_silent(peer, silence_ms)
+        except OSError as error:
+            _log.warning("a silent link may hold writes of the guest", guest=self._guest, error=str(error))
+        else:
+            _log.info("connections of mirrors end when they are silent", guest=self._guest, found=found, ms=silence_ms)
 
     async def end(self, nodes: Sequence[str]) -> None:
         """End the mirrors of a guest that stands still.

@@ -98,7 +98,7 @@ class QemuGuestProcess:
         self._reconnection = Reconnection(spec.name, run_dir.log)
         self._sends_to: tuple[str, int] | None = None  #: the destination, once `migrate` was said by this object
         self._has_state_file = False  #: it was, or may have been, given a file
-        self.mirrors = QemuDiskMirrors(spec.name, self._session, self._version, self._end_silent)
+        self.mirrors = QemuDiskMirrors(spec.name, self._session, self._version, process)
         self._resumed_ns = 0  #: when the vCPUs were last started, by QEMU's stamp
         self._watcher: asyncio.Task[None] | None = None
         self._forwarder: asyncio.Task[None] | None = None
@@ -439,14 +439,6 @@ class QemuGuestProcess:
             raise Broken(f"connections of guest {self._name} cannot be borrowed: {error.strerror}") from error
         if not found:
             raise Broken(f"QEMU of guest {self._name} has no connection to a destination that is known here")
-
-    def _end_silent(self, peer: tuple[str, int], silence_ms: int) -> None:
-        try:
-            found = self._process.end_silent(peer, silence_ms)
-        except OSError as error:
-            _log.warning("a silent link would hold writes of the guest", guest=self._name, error=str(error))
-        else:
-            _log.info("connections of mirrors end when they are silent", guest=self._name, found=found, ms=silence_ms)
 
     async def set_downtime_limit(self, limit_ms: Milliseconds) -> None:
         """Change the downtime limit of a running migration."""

@@ -12,7 +12,7 @@ from vmferry.core.disks import ImageCopy, written_images
 from vmferry.core.errors import Broken, Refused
 from vmferry.core.ids import HandoverId
 from vmferry.core.migration import RunState
-from vmferry.core.units import MIB, Bytes, BytesPerSecond
+from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.disks import MirrorState, nodes_of
 from vmferry.ports.hypervisor import GuestEventKind
 from vmferry.testing.fake_qemu import FakeLink, FakeQemu
@@ -109,6 +109,12 @@ class FakeMirrors:
         self._call("write_through")
         for mirror in self._qemu.mirrors:
             mirror.through = True
+
+    async def unanswered(self, address: str, port: int) -> Milliseconds:
+        """Return what the test said; mirrors must run to that address."""
+        self._call("unanswered")
+        self._require(self._qemu.mirrors, "unanswered", f"nothing is mirrored to {address} port {port}")
+        return Milliseconds(self._qemu.unanswered_ms)
 
     async def end(self, nodes: Sequence[str]) -> None:
         """End the mirrors of a guest that stands still."""

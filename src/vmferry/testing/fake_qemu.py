@@ -92,6 +92,7 @@ class FakeQemu:
     exports_at: tuple[str, int] | None = None
     exports_encrypted: bool = False
     writes_much: bool = False  #: to its images, as fast as they are copied
+    unanswered_ms: float = 0.0  #: by who serves its mirrors
     mirror_bandwidth: BytesPerSecond | None = None
     empty: set[str] = field(default_factory=set)  #: images that it does not have, or not all of
 
