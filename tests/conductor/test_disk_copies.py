@@ -225,6 +225,29 @@ async def test_a_destination_that_answers_no_write_is_not_waited_for(
     assert_untouched(hosts, link)
 
 
+async def test_an_image_that_somebody_has_locked_is_not_handed_over(
+    hosts: tuple[Host, Host], link: WatchedLink
+) -> None:
+    """Seen before the commit, when none of ours holds it: the guest goes back to where it was."""
+    here, there = hosts
+    here.files.locked.add(DISK)
+    source = await here.migrate(there)
+    await wait_finished(here, there)
+    assert state_of(here, source.request.handover, "source") == "aborted"
+    assert source.reason == f"image {DISK} is locked by another"
+    assert "cont" not in called(there)
+    assert_untouched(hosts, link)
+
+
+async def test_the_lock_of_an_image_that_is_copied_is_nobodys_business(hosts: tuple[Host, Host]) -> None:
+    """The destination takes its own copy, not that one."""
+    here, there = hosts
+    here.files.locked.add(DISK)
+    await here.migrate(there, copy_disks=True)
+    await wait_finished(here, there)
+    assert there.files.own == {DISK}
+
+
 async def test_a_cancel_ends_the_copies(hosts: tuple[Host, Host], link: WatchedLink) -> None:
     """Also while disks are copied, which may take hours."""
     here, there = hosts

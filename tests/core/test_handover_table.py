@@ -35,7 +35,7 @@ SOURCE_EVENTS: dict[str, AnyEvent] = {
     "or": E.OWNERSHIP_RELEASED, "dr": E.DESTINATION_RUNNING, "dt": E.DESTINATION_RETURNED, "dk": E.DESTINATION_LOST,
     "fe": E.DESTINATION_FENCED, "re": E.SOURCE_RESUMED, "ti": E.TIDIED, "po": E.POSTCOPY_ORDERED,
     "bk": E.STREAM_BROKE, "rc": E.STREAM_RECOVERED, "pa": E.PAGES_ARRIVED,
-    "ad": E.DESTINATION_AWAITS_DISKS, "dm": E.DISKS_MIRRORED,
+    "ad": E.DESTINATION_AWAITS_DISKS, "dm": E.DISKS_MIRRORED, "il": E.IMAGE_LOCKED,
 }  # fmt: skip
 DESTINATION_STATES: dict[str, AnyState] = {
     "PR": T.PREPARING, "RC": T.RECEIVING, "LO": T.LOADED, "AC": T.ACQUIRED, "ST": T.STARTING, "RU": T.RUNNING,
@@ -51,32 +51,32 @@ DESTINATION_EVENTS: dict[str, AnyEvent] = {
 
 #: state rows, event columns: where it leads, `.` = ignored, `!` = our bug
 SOURCE_GRID = """
-   cp cf rs ad dm rf pb po sp sb sc dl sf df qd ge cr dp ar or dr bk rc pa dt dk fe re ti
-CH RG AD  !  !  !  !  !  !  !  !  !  !  !  ! CR AD AD AD AD  !  !  !  !  !  !  !  .  !  !
-RG  .  . RD CD  ! AB  !  !  !  !  !  ! AB AB CR AB AB AB AB  !  !  !  !  !  !  !  .  !  !
-CD  .  .  .  . RD  .  !  !  !  !  !  ! AB AB CR AB AB  . AB  !  !  !  !  !  !  !  .  !  !
-RD  .  .  .  .  .  . PC  !  !  !  !  ! AB AB CR AB AB AB AB  !  !  !  !  !  !  !  .  !  !
-PC  .  .  .  .  .  .  . PO PS  ! AB  . AB AB CR AB AB  . PC  !  !  !  !  !  !  !  .  !  !
-PS  .  .  .  .  .  .  .  .  . SW SC DL AB AB OR AB AB AB AB  !  !  !  !  !  !  !  .  !  !
-SW  .  .  .  .  .  .  .  .  .  . SC DL AB AB OR AB AB AB AB  !  !  !  !  !  !  !  .  !  !
-SC  .  .  .  .  .  .  .  .  .  .  . LO AB AB OR AB AB AB SC  !  !  !  !  !  !  !  .  !  !
-DL  .  .  .  .  .  .  .  .  .  . LO  . AB AB OR AB AB AB AB  !  !  !  !  !  !  !  .  !  !
-LO  .  .  .  .  .  .  .  .  .  .  .  .  . AB OR  . AB AB SC CO  !  !  !  !  !  !  .  !  !
-OR  .  .  .  .  .  .  .  .  .  .  . OR CR CR  . CR  .  . OR CO  !  !  !  !  !  ! CR  !  !
-PO  .  .  .  .  .  .  .  . PX  !  .  . AB AB CR AB AB  . PO  !  !  !  !  !  !  !  .  !  !
-PX  .  .  .  .  .  .  .  .  .  . SC  . AB CR CR  .  .  . PX PM  !  .  !  !  !  ! CR  !  !
-PM  .  .  .  .  .  .  .  .  .  . CO  .  .  . PM  .  .  . PM  . PR  .  . CO RT LT CR  !  !
-PR  .  .  .  .  .  .  .  .  .  . RU  .  .  . PP  .  .  . PR  .  . PP  . RU  . LT CR  !  !
-PP  .  .  .  .  .  .  .  .  .  . RU  .  .  . PP  .  .  . PP  .  .  . PR RU  . LT CR  !  !
-CO  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . CO  . RU  .  .  . RT LT CR  !  !
-RU  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . RU  .  .  .  .  .  .  .  .  ! DO
-DO  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . DO  .  .  .  .  .  .  .  .  .  .
-AB  .  .  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  . AB  .  !  !  !  !  !  !  . AD  !
-AD  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . AD  .  .  .  .  .  .  .  .  .  .
-RT  .  .  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  . RT  .  !  .  .  .  .  .  . RE  !
-RE  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . RE  .  .  .  .  .  .  .  .  .  .
-CR  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  .  .  .  .  .  .  .  .
-LT  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . LT  .  .  .  .  .  .  .  .  .  .
+   cp cf rs ad dm rf pb po sp sb sc dl sf df qd ge cr dp ar il or dr bk rc pa dt dk fe re ti
+CH RG AD  !  !  !  !  !  !  !  !  !  !  !  ! CR AD AD AD AD  !  !  !  !  !  !  !  !  .  !  !
+RG  .  . RD CD  ! AB  !  !  !  !  !  ! AB AB CR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
+CD  .  .  .  . RD  .  !  !  !  !  !  ! AB AB CR AB AB  . AB  !  !  !  !  !  !  !  !  .  !  !
+RD  .  .  .  .  .  . PC  !  !  !  !  ! AB AB CR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
+PC  .  .  .  .  .  .  . PO PS  ! AB  . AB AB CR AB AB  . PC  !  !  !  !  !  !  !  !  .  !  !
+PS  .  .  .  .  .  .  .  .  . SW SC DL AB AB OR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
+SW  .  .  .  .  .  .  .  .  .  . SC DL AB AB OR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
+SC  .  .  .  .  .  .  .  .  .  .  . LO AB AB OR AB AB AB SC  !  !  !  !  !  !  !  !  .  !  !
+DL  .  .  .  .  .  .  .  .  .  . LO  . AB AB OR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
+LO  .  .  .  .  .  .  .  .  .  .  .  .  . AB OR  . AB AB SC AB CO  !  !  !  !  !  !  .  !  !
+OR  .  .  .  .  .  .  .  .  .  .  . OR CR CR  . CR  .  . OR  . CO  !  !  !  !  !  ! CR  !  !
+PO  .  .  .  .  .  .  .  . PX  !  .  . AB AB CR AB AB  . PO  !  !  !  !  !  !  !  !  .  !  !
+PX  .  .  .  .  .  .  .  .  .  . SC  . AB CR CR  .  .  . PX  . PM  !  .  !  !  !  ! CR  !  !
+PM  .  .  .  .  .  .  .  .  .  . CO  .  .  . PM  .  .  . PM  .  . PR  .  . CO RT LT CR  !  !
+PR  .  .  .  .  .  .  .  .  .  . RU  .  .  . PP  .  .  . PR  .  .  . PP  . RU  . LT CR  !  !
+PP  .  .  .  .  .  .  .  .  .  . RU  .  .  . PP  .  .  . PP  .  .  .  . PR RU  . LT CR  !  !
+CO  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . CO  .  . RU  .  .  . RT LT CR  !  !
+RU  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . RU  .  .  .  .  .  .  .  .  .  ! DO
+DO  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . DO  .  .  .  .  .  .  .  .  .  .  .
+AB  .  .  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  . AB  .  .  !  !  !  !  !  !  . AD  !
+AD  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . AD  .  .  .  .  .  .  .  .  .  .  .
+RT  .  .  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  . RT  .  .  !  .  .  .  .  .  . RE  !
+RE  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . RE  .  .  .  .  .  .  .  .  .  .  .
+CR  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  .  .  .  .  .  .  .  .  .
+LT  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . LT  .  .  .  .  .  .  .  .  .  .  .
 """
 DESTINATION_GRID = """
    ql pf sl sf pl pc sg qd cr dr fe ir gs sr cu ar

@@ -16,7 +16,7 @@ from vmferry.core.handover.events import SourceEvent
 from vmferry.core.handover.states import SourceState
 from vmferry.core.progress import DisksCopied
 from vmferry.core.units import Bytes, BytesPerSecond, format_ms
-from vmferry.ports.disks import MirrorState
+from vmferry.ports.disks import DiskFiles, MirrorState
 from vmferry.ports.hypervisor import GuestProcess
 from vmferry.ports.peer import ReserveReply
 
@@ -63,6 +63,11 @@ class DiskCopying:
     def paths(self) -> tuple[str, ...]:
         """Return the images of which the destination gets a copy."""
         return tuple(image.path for image in self._written if image.node in self._nodes())
+
+    async def why_locked(self, files: DiskFiles) -> str | None:
+        """Return why the destination could not take the images that both hosts share; nobody holds them now."""
+        shared = [image.path for image in self._written if image.node not in self._nodes()]
+        return await asyncio.to_thread(files.why_locked, shared) if shared else None
 
     async def copies(self) -> tuple[ImageCopy, ...]:
         """Return what the destination must make room for.

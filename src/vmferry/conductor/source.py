@@ -58,8 +58,6 @@ _QUICK_S = 0.02
 _LONGEST_PAUSE_S = 2.0
 _WAIT_LOADED_MS = Milliseconds(10_000)
 _DISCARD_LIMIT_S = 3.0
-#: How long the last reading of a QEMU that is ended anyway may take.
-_LAST_READING_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -479,6 +477,9 @@ class Source:
                 if not await is_dying(process):
                     self.runner.post(_E.DESTINATION_FAILED, error.what, only_in=_S.LOADED)
                     return
+        if self.state is _S.LOADED and (why := await self.disks.why_locked(self._calls.disk_files)):
+            self.runner.post(_E.IMAGE_LOCKED, why, only_in=_S.LOADED)
+            return
         self.marks.mark("released")
         self.runner.post(_E.OWNERSHIP_RELEASED)
 
@@ -520,20 +521,13 @@ class Source:
     async def _end_source(self) -> None:
         process = self._guests.process(self.name)
         if process is not None:
-            await self._read_last(process)
+            await self.steering.read_last(process)
         self._calls.leaving(self)
         if self.disks.paths:  # while the journal still says which
             await asyncio.to_thread(self._calls.disk_files.put_aside, self.request.handover, self.disks.paths)
         await self._guests.let_go(self.name)
         self.marks.mark("tidied")
         self.runner.post(_E.TIDIED)
-
-    async def _read_last(self, process: GuestProcess) -> None:
-        """Take QEMU's last figures; a QEMU that does not answer is ended without them."""
-        with contextlib.suppress(VmferryError, TimeoutError):
-            async with asyncio.timeout(_LAST_READING_S):
-                await self.steering.read(await process.query_migration())
-        await self.steering.finish()
 
     async def _report(self) -> None:
         """Measure, which takes a second of the guest's life after the move; the hand-over itself is over before."""

@@ -67,6 +67,8 @@ UNDER_WAY = frozenset(
 _ENDED = frozenset({RunState.SHUTDOWN, RunState.PANICKED})
 #: Orders that need a stream under way; all others of a policy's first ones are part of its set-up.
 _LATE = (Pause, Resume, StartPostcopy)
+#: How long the last reading of a QEMU that is ended anyway may take.
+_LAST_READING_S = 1.0
 _READ_EVERY_S = 0.1
 _KEY_BYTES = 32
 
@@ -366,6 +368,13 @@ class Steering:
         """Take QEMU's counters while the guest stands still."""
         with contextlib.suppress(VmferryError):
             self.trail.stopped(await process.query_migration())
+
+    async def read_last(self, process: GuestProcess) -> None:
+        """Take QEMU's last figures; a QEMU that does not answer is ended without them."""
+        with contextlib.suppress(VmferryError, TimeoutError):
+            async with asyncio.timeout(_LAST_READING_S):
+                await self.read(await process.query_migration())
+        await self.finish()
 
     async def finish(self) -> None:
         """Publish the row of the last round."""

@@ -23,6 +23,7 @@ from vmferry.core.disks import ImageCopy
 from vmferry.core.errors import Broken, Refused
 from vmferry.core.guest import DiskFormat
 from vmferry.core.ids import HandoverId
+from vmferry.disks import image_locks
 
 _log = structlog.get_logger(__name__)
 
@@ -85,6 +86,16 @@ class LocalDiskFiles:
                 arriving.unlink(missing_ok=True)
             except OSError as error:  # a file system that went away
                 _log.error("copy of an image is left", path=path, handover=handover, error=str(error))
+
+    def why_locked(self, paths: Sequence[str]) -> str | None:
+        """Return why a guest that nobody runs could not be given these images now; None when it could."""
+        for path in paths:
+            try:
+                if (why := image_locks.why_locked(path)) is not None:
+                    return why
+            except OSError as error:
+                _log.warning("locks of an image cannot be asked about", path=path, error=str(error))
+        return None
 
     def put_aside(self, handover: HandoverId, paths: Sequence[str]) -> None:
         """Rename images whose guest has left."""

@@ -100,6 +100,12 @@ class DiskFiles(Protocol):
     def drop(self, handover: HandoverId, paths: Sequence[str]) -> None:
         """Remove the images that `make` made for this hand-over, and nothing else. Idempotent."""
 
+    def why_locked(self, paths: Sequence[str]) -> str | None:
+        """Return why a guest that nobody runs could not be given these images now; None when it could.
+
+        An image that cannot be asked about counts as free: what uses it will be told.
+        """
+
     def put_aside(self, handover: HandoverId, paths: Sequence[str]) -> None:
         """Rename images whose guest has left, so that no guest is started with them by accident. Idempotent."""
 

@@ -155,6 +155,7 @@ class FakeDiskFiles:
         self.own: set[str] = set()
         self.aside: list[str] = []
         self.dropped: list[str] = []
+        self.locked: set[str] = set()  #: by strangers
 
     def make(self, handover: HandoverId, copies: Sequence[ImageCopy]) -> None:
         """Make images for a hand-over."""
@@ -177,6 +178,10 @@ class FakeDiskFiles:
             if self.arriving.get(path) == handover:
                 del self.arriving[path]
                 self.dropped.append(path)
+
+    def why_locked(self, paths: Sequence[str]) -> str | None:
+        """Return why one of them is locked."""
+        return next((f"image {path} is locked by another" for path in paths if path in self.locked), None)
 
     def put_aside(self, handover: HandoverId, paths: Sequence[str]) -> None:
         """Rename them."""

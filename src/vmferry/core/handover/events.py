@@ -36,6 +36,7 @@ class SourceEvent(Word):
     CANCEL_REQUESTED = "cancel-requested"  #: by the operator
     DEADLINE_PASSED = "deadline-passed"  #: of the state we are in
     AGENT_RESTARTED = "agent-restarted"  #: the machine was replayed from the journal
+    IMAGE_LOCKED = "image-locked"  #: somebody else has locked a disk before the destination could
     OWNERSHIP_RELEASED = "ownership-released"  #: `released(epoch+1, destination)` is durable
     DESTINATION_RUNNING = "destination-running"  #: acquired and started, in its agent's own words
     STREAM_BROKE = "stream-broke"  #: post-copy: own status `postcopy-paused`
