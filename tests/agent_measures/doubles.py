@@ -90,6 +90,10 @@ class FakePeer:
         self._call("beats")
         return self.seen
 
+    async def announce(self, handover: HandoverId) -> None:
+        assert handover == MOVE
+        self._call("announce")
+
     def _call(self, name: str) -> None:
         self.calls.append(name)
         if self.away:

@@ -23,6 +23,7 @@ from vmferry.cli.render.plain import plain_lines
 from vmferry.cli.render.scene import Scene, fold
 from vmferry.core.errors import Blocker, Broken
 from vmferry.core.progress import (
+    DisksCopied,
     Finished,
     Outcome,
     PolicyBegan,
@@ -33,7 +34,7 @@ from vmferry.core.progress import (
     Step,
     Throttled,
 )
-from vmferry.core.units import Milliseconds
+from vmferry.core.units import Bytes, Milliseconds
 
 GOLDEN = Path(__file__).parent / "golden"
 START = Scene("web-7", "host-a", "host-b")
@@ -94,6 +95,20 @@ def test_the_plain_lines_of_a_whole_move() -> None:
         for line in plain_lines(before, now, event)
     ]
     check_golden("plain.txt", "\n".join(lines))
+
+
+def test_disks_that_are_copied_are_told_now_and_then() -> None:
+    """A log has a line for the first reading and one every two seconds; a screen has a bar until memory is sent."""
+    scenes, lines = [START], []
+    for at_ms in (10, 210, 1900, 2100, 2300):
+        event = DisksCopied(Milliseconds(at_ms), Bytes(at_ms * 1000), Bytes(4_000_000), 2)
+        scenes.append(fold(scenes[-1], event))
+        lines += plain_lines(scenes[-2], scenes[-1], event)
+    assert lines == [
+        "[   0.010 s] disks: 9.8 KiB of 3.8 MiB copied (2 images), 0 %",
+        "[   2.100 s] disks: 2.0 MiB of 3.8 MiB copied (2 images), 52 %",
+    ]
+    assert "disks: 2.2 MiB of 3.8 MiB copied (2 images), 57 %" in drawn(scenes[-1])
 
 
 def test_what_the_policy_orders_is_in_the_log_and_in_the_live_view() -> None:

@@ -278,6 +278,9 @@ class DirectPeer:
             self._host, lambda there: there.arrivals.rejoin(handover, source_alive=source_alive)
         )
 
+    async def announce(self, handover: HandoverId) -> None:
+        await self._pair.call(self._host, lambda there: there.arrivals.announce(handover))
+
     async def discard(self, handover: HandoverId) -> None:
         async def discard(there: Handovers) -> None:
             there.arrivals.discard(handover)

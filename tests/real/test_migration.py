@@ -10,12 +10,14 @@ import pytest
 from vmferry.core.progress import Outcome
 from vmferry.lab.guest_plans import DiskPlan, NicPlan, linux_guest, micro_guest
 from vmferry.lab.hosts import Lab
+from vmferry.lab.iproute import batch
 from vmferry.lab.leaks import assert_no_leaks, snapshot_leaks
 from vmferry.lab.scenarios import (
     THERE_AND_BACK,
     Leg,
     Scenario,
     move,
+    remove,
     run_scenario,
     started,
 )
@@ -80,7 +82,27 @@ async def test_a_linux_guest_writing_20_mib_per_second_arrives_whole(lab: Lab) -
 async def test_emulated_and_virtio_nics_move(lab: Lab) -> None:
     """A guest with an e1000 and a virtio NIC moves there and back."""
     nics = (NicPlan(), NicPlan("emulated"), NicPlan("emulated", bridge=False))
-    assert_arrived(await run_scenario(lab, Scenario(replace(LINUX, nics=nics))))
+    legs = await run_scenario(lab, Scenario(replace(LINUX, nics=nics)))
+    assert_arrived(legs)
+    for leg in legs:  # both bridges sent the guest's frames after it at once
+        assert leg.report.network_moved_ms is not None
+        assert leg.report.announced_again == 0
+
+
+async def test_a_network_that_does_not_hear_is_told_again(lab: Lab) -> None:
+    """The destination's cable is out: the guest is announced again, and the report says that nobody heard."""
+    assert lab.network is not None
+    guest = await started(lab, replace(LINUX, nics=(NicPlan(),)))
+    batch(lab.network.namespace("host-b"), ["link set uplink0 down"])
+    try:
+        leg = await move(lab, guest, "host-b")
+    finally:
+        batch(lab.network.namespace("host-b"), ["link set uplink0 up"])
+    assert leg.report.outcome == Outcome.MOVED
+    assert (leg.report.network_moved_ms, leg.report.announced_again) == (None, 2)
+    back = await move(lab, guest, "host-a")
+    assert back.report.network_moved_ms is not None
+    await remove(lab, guest)
 
 
 async def test_a_guest_moves_with_a_shared_disk(lab: Lab) -> None:

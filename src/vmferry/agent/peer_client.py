@@ -108,6 +108,10 @@ class PeerClient:
         """Have a post-copy's destination listen anew."""
         return await self._ask(f"/peer/v1/handovers/{handover}/rejoin", body, _reply(m.RejoinReply), time_limit_s)
 
+    async def announce(self, handover: HandoverId, *, time_limit_s: float = 10.0) -> None:
+        """Have a guest that arrived announced to the network again."""
+        await self._ask(f"/peer/v1/handovers/{handover}/announce", _NOTHING, _NO_REPLY, time_limit_s)
+
     async def discard(self, handover: HandoverId, *, time_limit_s: float = 60.0) -> None:
         """Tell to drop the arrival."""
         await self._ask(f"/peer/v1/handovers/{handover}/discard", _NOTHING, _NO_REPLY, time_limit_s)

@@ -82,6 +82,10 @@ class RemotePeer:
         reply = await self._client.rejoin(handover, m.RejoinRequest(source_alive=source_alive), time_limit_s=10.0)
         return RejoinReply(reply.state, reply.address, reply.port, reply.detail)
 
+    async def announce(self, handover: HandoverId) -> None:
+        """Have a guest that runs there announced again."""
+        await self._client.announce(handover, time_limit_s=3.0)
+
     async def discard(self, handover: HandoverId) -> None:
         """Have the arrival undone."""
         await self._client.discard(handover, time_limit_s=3.0)

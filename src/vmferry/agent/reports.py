@@ -56,6 +56,8 @@ class Observed:
     ran_twice_ms: Milliseconds | None = None
     in_guest_stall_ms: Milliseconds | None = None
     network_outage: Gap | None = None
+    network_moved_ms: Milliseconds | None = None
+    announced: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ def make_report(source: Source, ending: Ending, observed: Observed, here: HostNa
         guest_gap=observed.guest_gap,
         in_guest_stall_ms=observed.in_guest_stall_ms,
         network_outage=observed.network_outage,
+        network_moved_ms=observed.network_moved_ms,
+        announced_again=observed.announced,
         commit_ms=commit_ms,
         commit_parts_ms=parts,
         first_byte_ms=marks.between_ms("opened", "active"),

@@ -342,6 +342,11 @@ class Service:
         reply = await self.handovers.arrivals.rejoin(handover, source_alive=body.source_alive)
         return m.RejoinReply(state=reply.state, address=reply.address, port=reply.port, detail=reply.detail)
 
+    async def announce(self, peer: HostName, handover: HandoverId, body: m.Nothing) -> None:
+        """Announce a guest that arrived to the network again."""
+        if self._of_peer(peer, handover, Side.DESTINATION) is not None:
+            await self.handovers.arrivals.announce(handover)
+
     async def discard(self, peer: HostName, handover: HandoverId, body: m.Nothing) -> None:
         """Drop the arrival; repeating it changes nothing."""
         if self._of_peer(peer, handover, Side.DESTINATION) is not None:

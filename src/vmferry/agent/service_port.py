@@ -127,6 +127,9 @@ class PeerService(Protocol):
     async def rejoin(self, peer: HostName, handover: HandoverId, body: m.RejoinRequest) -> m.RejoinReply:
         """Listen anew for the rest of a guest, or hear that it will not come."""
 
+    async def announce(self, peer: HostName, handover: HandoverId, body: m.Nothing) -> None:
+        """Announce a guest that arrived to the network again."""
+
     async def discard(self, peer: HostName, handover: HandoverId, body: m.Nothing) -> None:
         """Drop the arrival; repeating it changes nothing."""
 

@@ -182,6 +182,7 @@ PEER_ROUTES: tuple[Route, ...] = (
     ),
     Route("POST", f"{_PEER}/commit", _P, "commit", "The guest is yours", m.CommitRequest, m.CommitReply),
     Route("POST", f"{_PEER}/rejoin", _P, "rejoin", "A post-copy's stream broke", m.RejoinRequest, m.RejoinReply),
+    Route("POST", f"{_PEER}/announce", _P, "announce", "Announce the guest again", m.Nothing, status=204),
     Route("POST", f"{_PEER}/discard", _P, "discard", "Drop the arrival", m.Nothing, status=204, time_limit_s=60.0),
     Route("POST", f"{_PEER}/status", _P, "status", "How is your side", m.Nothing, m.PeerStatus),
     Route("POST", f"{_PEER}/verdict", _P, "verdict", "Who owns the guest", m.Nothing, m.VerdictReply),

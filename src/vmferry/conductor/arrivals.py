@@ -176,6 +176,12 @@ class Arrivals:
         known.postcopy.source_is_gone(known.error)
         return RejoinReply(str(known.state))
 
+    async def announce(self, handover: HandoverId) -> None:
+        """Announce a guest that runs here to the network; unknown ones, and those that do not run, are no error."""
+        known = self._destinations.get(handover)
+        if known is not None and known.state is DestinationState.RUNNING:
+            await known.announce_again()
+
     def discard(self, handover: HandoverId) -> None:
         """Have an arrival undone; unknown ones are no error."""
         known = self._destinations.get(handover)

@@ -366,6 +366,12 @@ class Destination:
                 self._calls.arrived()
         await process.cleanup_migration()
 
+    async def announce_again(self) -> None:
+        """Tell the network once more where the guest is, if it runs."""
+        process = self._guests.process(self.name)
+        if process is not None and await process.query_run_state() is RunState.RUNNING:
+            await process.announce()
+
     async def _clean_up(self) -> None:
         self._calls.door.forget(self.arrival.handover)
         self._calls.pipelines.end(self.arrival.handover)

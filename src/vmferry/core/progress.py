@@ -186,6 +186,9 @@ class Report:
     compression: str = "none"
     pipeline: str | None = None  #: through which it went
     compression_why: str | None = None  #: why that one, where it was left to us
+    #: the guest runs there -> the source's bridges know it; None: they did not in time, or have no part in it
+    network_moved_ms: Milliseconds | None = None
+    announced_again: int | None = None  #: times that the guest was announced beside what QEMU does; None: on no bridge
     disks: tuple[str, ...] = ()  #: images of which the destination got a copy; the source's were put aside
     disk_bytes: Bytes | None = None  #: that were copied
     disks_ms: Milliseconds | None = None  #: that it took until the copies were in step

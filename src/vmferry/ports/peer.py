@@ -134,6 +134,9 @@ class Peer(Protocol):
             source_alive: False: the source's QEMU is proven dead, and no page comes any more.
         """
 
+    async def announce(self, handover: HandoverId) -> None:
+        """Have a guest that runs there announced to the network again; nothing happens when it does not. Idempotent."""
+
     async def discard(self, handover: HandoverId) -> None:
         """Have the arrival undone; unknown ones are no error. Idempotent."""
 

@@ -317,6 +317,10 @@ class FakeService:
         self._called("rejoin", peer, handover, body)
         return m.RejoinReply(state="postcopy-running", address="192.0.2.2", port=49152)
 
+    async def announce(self, peer: HostName, handover: HandoverId, body: m.Nothing) -> None:
+        """Announce nothing."""
+        self._called("announce", peer, handover, body)
+
     async def discard(self, peer: HostName, handover: HandoverId, body: m.Nothing) -> None:
         """Do nothing."""
         self._called("discard", peer, handover, body)

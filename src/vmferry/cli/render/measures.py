@@ -53,6 +53,16 @@ def _guest_gap(report: Report) -> str:
     return _gap(report.guest_gap) + twice
 
 
+def _network_moved(report: Report) -> str:
+    """Return when the source's bridge knew where the guest is."""
+    if report.announced_again is None:
+        return NOT_MEASURED
+    again = f" (announced {report.announced_again} times more)" if report.announced_again else ""
+    if report.network_moved_ms is None:
+        return f"the source's bridge had not heard of the guest's new place after two seconds{again}"
+    return f"{format_ms(report.network_moved_ms)} after it runs, at the source's bridge{again}"
+
+
 def _sent(report: Report) -> str:
     if report.transferred_bytes is None:
         return NOT_MEASURED
@@ -123,6 +133,7 @@ ROWS: tuple[tuple[str, Callable[[Report], str]], ...] = (
     ("downtime (QEMU)", _downtime),
     ("guest_gap (beats)", _guest_gap),
     ("network_outage (UDP)", lambda report: _gap(report.network_outage)),
+    ("network knows", _network_moved),
     ("stall in the guest", lambda report: _optional(report.in_guest_stall_ms)),
     ("commit", _commit),
     ("acceleration", lambda report: report.acceleration),
