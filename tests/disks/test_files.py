@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vmferry.agent.files import file_facts
 from vmferry.core.disks import Image, ImageCopy
 from vmferry.core.errors import Refused
 from vmferry.core.guest import DiskFormat
@@ -106,6 +107,16 @@ def test_an_image_outside_of_the_guests_directories_is_refused(tmp_path: Path) -
     with pytest.raises(Refused, match="not below a directory"):
         files.make(MOVE, [copy_of(tmp_path / "a")])
     assert names(tmp_path) == []
+
+
+def test_no_file_is_made_among_devices(files: LocalDiskFiles, tmp_path: Path) -> None:
+    """It would be memory, and gone with the next start; also by way of a link."""
+    (tmp_path / "volumes").symlink_to("/dev")
+    for path in (Path("/dev/vmferry-test"), tmp_path / "volumes" / "vmferry-test"):
+        with pytest.raises(Refused, match="among devices"):
+            files.make(MOVE, [copy_of(path)])
+        assert file_facts(str(path), lambda _: None).room_bytes is None
+        assert not Path("/dev/vmferry-test").exists()
 
 
 def test_a_link_is_not_followed(files: LocalDiskFiles, tmp_path: Path) -> None:

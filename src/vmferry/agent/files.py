@@ -115,11 +115,17 @@ def _room(path: str) -> Bytes | None:
     """Return what is free where a file would be made; None: it cannot be made."""
     directory = Path(path).parent
     try:
-        if Path(path).is_symlink() or not (directory.is_dir() and os.access(directory, os.W_OK | os.X_OK)):
+        may_be_made = directory.is_dir() and os.access(directory, os.W_OK | os.X_OK) and not Path(path).is_symlink()
+        if not may_be_made or _is_of_devices(directory.resolve()):
             return None
         return Bytes(shutil.disk_usage(directory).free)
     except OSError:
         return None
+
+
+def _is_of_devices(directory: Path) -> bool:
+    """Tell whether a directory holds devices: a file in it would be memory, and gone with the next start."""
+    return Path("/dev") in (directory, *directory.parents)
 
 
 def _useless(path: str, why: str, room: Bytes | None = None) -> FileFacts:

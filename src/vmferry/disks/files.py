@@ -50,6 +50,8 @@ class LocalDiskFiles:
         """
         for copy in copies:
             path = copy.image.path
+            if Path("/dev") in Path(path).resolve().parents:
+                raise Refused(f"Image {path} cannot be made here: it would be a file among devices", side="destination")
             if (why := self._why_not(path)) is not None:
                 raise Refused(f"Image {path} cannot be made here: {why}", side="destination")
             try:
