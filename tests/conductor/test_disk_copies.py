@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from tests.conductor.fakes import SPEC, WatchedLink, qemu_of
 from tests.conductor.pair import GUEST, Host, wait_finished, wait_until
 from tests.conductor.test_handovers import state_of
 
+from vmferry.conductor import disk_copying
 from vmferry.core.errors import Broken
 from vmferry.core.handover.states import AnyState, DestinationState, SourceState
 from vmferry.core.migration import RunState
-from vmferry.core.units import MIB, BytesPerSecond, Milliseconds
+from vmferry.core.units import MIB, BytesPerSecond
 from vmferry.testing.fake_hypervisor import FakeHypervisor
 from vmferry.testing.fake_mirrors import FakeMirrors
 
@@ -205,11 +208,13 @@ async def test_a_destination_whose_qemu_dies_removes_its_images(hosts: tuple[Hos
     assert_untouched(hosts, link)
 
 
-@pytest.mark.parametrize("restarted", [False, True])
-async def test_a_destination_that_answers_no_write_is_not_waited_for(
-    hosts: tuple[Host, Host], link: WatchedLink, restarted: bool
+@pytest.mark.parametrize("hangs", [False, True], ids=["it answers", "it hangs"])
+@pytest.mark.parametrize("restarted", [False, True], ids=["watched", "restarted"])
+async def test_a_guest_that_waits_for_its_copy_is_not_left_waiting(
+    hosts: tuple[Host, Host], link: WatchedLink, monkeypatch: pytest.MonkeyPatch, restarted: bool, hangs: bool
 ) -> None:
-    """The guest's writes wait as well: the move is given up, also by an agent that came back."""
+    """The destination answers no write: given up, also by an agent that came back, also when QEMU waits for it too."""
+    monkeypatch.setattr(disk_copying, "_MOST_SILENCE_MS", 50.0)
     here, there = hosts
     link.rounds = 10**9
     source = await here.migrate(there, copy_disks=True)
@@ -218,11 +223,29 @@ async def test_a_destination_that_answers_no_write_is_not_waited_for(
         await here.restart()
     qemu = qemu_of(here, link)
     assert qemu is not None
-    qemu.unanswered_ms = Milliseconds(10_001.0)
+    qemu.disk_answers = False
+    if hangs:
+        await wait_until(lambda: here.handovers.unfinished() != [], "it is taken up")
+        qemu.deaf = qemu.hangs_for_a_mirror = True
     await wait_finished(here, there)
     assert state_of(here, source.request.handover, "source") == "aborted"
     assert there.files.dropped == [DISK]
     assert_untouched(hosts, link)
+
+
+async def test_a_guest_whose_writes_are_answered_is_left_alone(
+    hosts: tuple[Host, Host], link: WatchedLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is always a request on its way, and always another one."""
+    monkeypatch.setattr(disk_copying, "_MOST_SILENCE_MS", 50.0)
+    here, there = hosts
+    link.rounds = 10**9
+    await here.migrate(there, copy_disks=True)
+    await asyncio.sleep(0.3)
+    link.rounds = 2
+    link.nudge()
+    await wait_finished(here, there)
+    assert there.files.own == {DISK}
 
 
 async def test_an_image_that_somebody_has_locked_is_not_handed_over(
@@ -272,6 +295,18 @@ async def test_an_image_with_a_foreign_file_in_its_place_is_refused(
     assert there.files.own == {DISK}
     there.files.own.clear()
     assert_untouched(hosts, link)
+
+
+async def test_a_copy_whose_source_is_off_for_good_is_left(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """A person says so: the arrival is undone, but what came of the disk may be all that is left of it."""
+    here, there = hosts
+    here.hold.ask(SourceState.LOADED)
+    await here.migrate(there, copy_disks=True)
+    await here.hold.wait_reached(SourceState.LOADED)
+    await here.stop()
+    there.handovers.fenced(here.name)
+    await wait_finished(there)
+    assert (there.files.left, there.files.dropped) == ([DISK], [])
 
 
 async def test_a_guest_that_was_given_back_has_its_own_image(hosts: tuple[Host, Host], link: WatchedLink) -> None:

@@ -15,6 +15,7 @@ from vmferry.core.guest import DiskFormat
 from vmferry.core.ids import HandoverId
 from vmferry.core.units import MIB, Bytes
 from vmferry.disks.files import LocalDiskFiles
+from vmferry.qemu.image_dirs import image_dirs
 
 MOVE, OTHER = HandoverId("00000000000000aa"), HandoverId("00000000000000bb")
 
@@ -89,16 +90,45 @@ def test_a_file_that_took_the_images_place_is_not_removed(files: LocalDiskFiles,
     assert names(tmp_path) == ["a"]
 
 
-@pytest.mark.parametrize("crash", ["made", "linked", "dropped half"])
+@pytest.mark.parametrize("crash", ["made", "linked"])
 def test_a_crash_in_between_leaves_nothing(files: LocalDiskFiles, tmp_path: Path, crash: str) -> None:
     """Each half-way is cleaned up by the agent that comes back."""
     path, arriving = tmp_path / "a", tmp_path / f"a.arriving-{MOVE}"
     files.make(MOVE, [copy_of(path)])
-    if crash in ("made", "dropped half"):
+    if crash == "made":  # or half dropped
         path.unlink()
     assert arriving.exists()
     files.drop(MOVE, [str(path)])
     assert names(tmp_path) == []
+
+
+def test_a_copy_whose_source_is_gone_is_left(files: LocalDiskFiles, tmp_path: Path) -> None:
+    """Under the name that no guest has: it may be all that is left of the disk."""
+    path = tmp_path / "a"
+    files.make(MOVE, [copy_of(path)])
+    for _ in range(2):
+        files.leave(MOVE, [str(path)])
+    assert names(tmp_path) == [f"a.arriving-{MOVE}"]
+
+
+def test_a_directory_that_was_swapped_leads_nowhere(tmp_path: Path) -> None:
+    """Its owner put a link in its place while the guest moved: nothing is renamed or removed behind it."""
+    allowed, private = tmp_path / "images", tmp_path / "private"
+    for folder in (allowed / "one", private):
+        folder.mkdir(parents=True)
+    files = LocalDiskFiles(image_dirs([allowed], []).why_not)
+    path = allowed / "one" / "secret"
+    path.write_text("an image")
+    (private / "secret").write_text("not his")
+    (private / f"secret.arriving-{MOVE}").hardlink_to(private / "secret")
+    (allowed / "one").rename(allowed / "moved")
+    (allowed / "one").symlink_to(private)
+    files.put_aside(MOVE, [str(path)])
+    files.drop(MOVE, [str(path)])
+    files.keep(MOVE, [str(path)])
+    assert names(private) == ["secret", f"secret.arriving-{MOVE}"]
+    with pytest.raises(Refused, match="not below a directory"):
+        files.make(OTHER, [copy_of(path)])
 
 
 def test_an_image_outside_of_the_guests_directories_is_refused(tmp_path: Path) -> None:

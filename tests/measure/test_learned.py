@@ -44,7 +44,7 @@ def sysfs() -> Iterator[Path]:
         ):
             run(*inside, "ip", *line.split())
         holder = subprocess.Popen([*inside, "sleep", "600"])
-        devices = Path(f"/proc/{holder.pid}/root/sys/class/net")
+        devices = Path("/proc", str(holder.pid), "root", "sys/class/net")
         deadline = time.monotonic() + 10
         while not (devices / "br0").exists():  # it has not entered yet
             assert time.monotonic() < deadline

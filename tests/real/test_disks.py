@@ -262,7 +262,7 @@ async def test_the_other_qemu_dies(lab: Lab, state: str) -> None:
     if state == "copying-disks":
         await half_copied(lab, disk)
     kill_all([each for each in lab.processes_of("host-b") if is_qemu(each)])
-    await assert_stays(lab, guest, handover, Outcome.ABORTED, "")
+    await assert_stays(lab, guest, handover, Outcome.ABORTED, "image0")
     await moves_afterwards(lab, guest)
 
 
@@ -319,7 +319,7 @@ async def test_a_cancel_while_disks_are_copied(lab: Lab) -> None:
     handover = await migrate(lab, guest, "host-b", COPY | {"max_bandwidth": 4 * MIB})
     await half_copied(lab, disk)
     await lab.hosts["host-a"].api.post(f"/v1/handovers/{handover}/cancel")
-    await assert_stays(lab, guest, handover, Outcome.CANCELLED, "")
+    await assert_stays(lab, guest, handover, Outcome.CANCELLED, "cancelled by an operator")
     await moves_afterwards(lab, guest)
 
 

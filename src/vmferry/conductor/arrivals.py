@@ -214,7 +214,7 @@ class Arrivals:
         """End every wait for a source that is off; return whether the arrival is known here by now."""
         known = self._destinations.get(handover)
         if known is not None:
-            known.error = why
+            known.error, known.source_is_gone = why, True
             known.runner.post(DestinationEvent.SOURCE_FENCED, why)
             known.postcopy.source_is_gone(why)
         return known is not None

@@ -106,6 +106,8 @@ class Destination:
         self.last_run_state: RunState | None = None
         self.last_status: MigrationStatus | None = None
         self._seen: RunState | None = None  #: with the intent; good for one `cont`
+        self.source_is_gone = False  #: for good: what came of its disks may be all that is left of them
+        self._making: asyncio.Future[None] | None = None  #: images; a thread cannot be stopped
         self._ran = False  #: `cont` was answered: nothing that fails after it is a refusal
         self._incoming = incoming
         self._ticket: Ticket | None = None  #: for the source's agent, where it connects instead of its QEMU
@@ -206,7 +208,9 @@ class Destination:
 
     async def _make_images(self, copies: Sequence[ImageCopy]) -> None:
         if copies:
-            await asyncio.to_thread(self._calls.disk_files.make, self.arrival.handover, copies)
+            making = asyncio.to_thread(self._calls.disk_files.make, self.arrival.handover, copies)
+            self._making = asyncio.ensure_future(making)
+            await asyncio.shield(self._making)
 
     async def _serve_images(self, process: GuestProcess, incoming: Incoming) -> None:
         reply, nodes = self.arrival.reply, nodes_of([one.image for one in incoming.copies])
@@ -292,6 +296,7 @@ class Destination:
             except VmferryError:
                 continue  # nobody answers: held until somebody does
             if verdict in (Verdict.ABORTED, Verdict.UNKNOWN):
+                self.source_is_gone = verdict is Verdict.UNKNOWN
                 self.discard(f"the source says that the hand-over is {verdict}")
                 return
 
@@ -351,12 +356,12 @@ class Destination:
 
     async def _announce(self) -> None:
         # first, and without a pause: whoever hears that the guest runs here may move it on at once
-        await self._with_images(self._calls.disk_files.keep)
         self._guests.unclaim(self.name, self.claim)
         self._calls.release()
         row = self._guests.journal.guest(self.name)
         if row is not None and row.note == ARRIVING:
             self._guests.put(row, note=None)
+        await self._with_images(self._calls.disk_files.keep)
         process = self._guests.process(self.name)
         if process is None:
             return
@@ -376,7 +381,10 @@ class Destination:
         self._calls.door.forget(self.arrival.handover)
         self._calls.pipelines.end(self.arrival.handover)
         await self._guests.kill(self.name)
-        await self._with_images(self._calls.disk_files.drop)
+        if self._making is not None:
+            await asyncio.wait({self._making})
+        files = self._calls.disk_files
+        await self._with_images(files.leave if self.source_is_gone else files.drop)
         self._calls.release()
         self.runner.post(_E.CLEANED_UP)
 

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.marks import Marks
 from vmferry.conductor.runner import Runner
 from vmferry.core.disks import ImageCopy, written_images
-from vmferry.core.errors import Broken, VmferryError
+from vmferry.core.errors import Broken, TimedOut, VmferryError
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.events import SourceEvent
 from vmferry.core.handover.states import SourceState
 from vmferry.core.progress import DisksCopied
-from vmferry.core.units import Bytes, BytesPerSecond, format_ms
-from vmferry.ports.disks import DiskFiles, MirrorState
+from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds, format_ms
+from vmferry.ports.disks import DiskFiles, MirrorState, Waiting
 from vmferry.ports.hypervisor import GuestProcess
 from vmferry.ports.peer import ReserveReply
 
 _LOOK_EVERY_S = 0.2
 _LISTEN_EVERY_S = 1.0
+#: A mirror whose reads or writes hang without the guest's.
+_STANDS_STILL_S = 120.0
 #: A write of the guest waits for its copy; one that is not answered for so long is not waited for any more.
 _MOST_SILENCE_MS = 10_000.0
-#: Until the copies are in step no write waits, or a link may heal meanwhile.
-_NOT_THROUGH_YET = frozenset({SourceState.CHECKING, SourceState.RESERVING, SourceState.COPYING_DISKS})
-#: States in which the guest runs, and each of its writes goes to both.
-_THROUGH = (SourceState.RESERVED, SourceState.PRECOPY, SourceState.POSTCOPY_ORDERED)
-#: A mirror ends by itself over a dead link; this one hangs elsewhere (a disk that does not answer).
-_STANDS_STILL_S = 120.0
+_NOTHING_COPIED_YET = frozenset({SourceState.CHECKING, SourceState.RESERVING})
+#: States with mirrors in which the guest runs, or is about to stop.
+_COPYING = (SourceState.COPYING_DISKS, SourceState.RESERVED, SourceState.PRECOPY, SourceState.POSTCOPY_ORDERED)
 
 
 class DiskCopying:
@@ -57,6 +55,7 @@ class DiskCopying:
         self._feed = feed
         self._marks = marks
         self._ended = False
+        self._through = False  #: each write of the guest goes to both, and waits for both
         self.copied_bytes: Bytes | None = None  #: None: nothing was, or an earlier agent knew
 
     @property
@@ -87,23 +86,27 @@ class DiskCopying:
         if way is None or way.disk_port is None:
             raise Broken("The destination serves no images", side="destination")
         nodes, mirrors = self._nodes(), self._process().mirrors
-        await mirrors.begin(nodes, way.address, way.disk_port, encrypted=encrypted, bandwidth=bandwidth)
+        where = (way.address, way.disk_port)
+        self._through = await mirrors.begin(nodes, *where, encrypted=encrypted, bandwidth=bandwidth)
         self._marks.mark("disks_begun")
-        moved, moved_at, first_pass, through = Bytes(-1), _now(), None, False
+        moved, moved_at, first_pass = Bytes(-1), _now(), 0
         while not _in_step(states := await mirrors.look(), nodes):
             done = await self._tell(states)
             first_pass = first_pass or sum(state.total_bytes for state in states)
-            if not through and done >= first_pass:  # all was copied once, and the guest may write as fast as we do
-                await mirrors.write_through()
-                through = True
+            if not self._through and 0 < first_pass <= done:  # all was copied once: it may write as fast as we copy
+                await self._write_through()
             if done != moved:
                 moved, moved_at = done, _now()
             elif _now() - moved_at > _STANDS_STILL_S:
                 raise Broken(f"Nothing of the disks was copied for {_STANDS_STILL_S:g} s", side="source")
             await asyncio.sleep(_LOOK_EVERY_S)
         await self._tell(states)
-        await mirrors.write_through()
+        await self._write_through()
         self._marks.mark("disks_mirrored")
+
+    async def _write_through(self) -> None:
+        await self._process().mirrors.write_through()
+        self._through = True
 
     async def _tell(self, states: Sequence[MirrorState]) -> Bytes:
         done, total = (sum(state.done_bytes for state in states), sum(state.total_bytes for state in states))
@@ -111,25 +114,34 @@ class DiskCopying:
         self.copied_bytes = Bytes(done)
         return self.copied_bytes
 
-    async def watch(self, runner: Runner, copied_to: Callable[[], str | None]) -> None:
-        """Give the move up when the destination does not answer a mirror: a write of the guest may wait for it.
-
-        Args:
-            runner: lives the machine.
-            copied_to: "ADDRESS PORT" where the destination serves the images; None: it serves none.
-        """
-        await runner.wait_left(_NOT_THROUGH_YET)
-        if (where := copied_to()) is None:
-            return
-        address, _, port = where.rpartition(" ")
-        while True:
+    async def watch(self, runner: Runner) -> None:
+        """Give the move up when the guest waits for its disk: its write may wait for a copy that never answers."""
+        await runner.wait_left(_NOTHING_COPIED_YET)
+        self._through = self._through or runner.machine.state is not SourceState.COPYING_DISKS
+        stuck_since: dict[Waiting | None, float] = {}
+        while self._nodes():
             await asyncio.sleep(_LISTEN_EVERY_S)
-            with contextlib.suppress(VmferryError):  # QEMU does not answer, or is gone: others tell
-                silent = await self._process().mirrors.unanswered(address, int(port))
-                if silent > _MOST_SILENCE_MS:
-                    why = f"the destination has not answered a write to a copy for {format_ms(silent)}"
-                    for state in _THROUGH:
-                        runner.post(SourceEvent.STREAM_FAILED, why, only_in=state)
+            now, waits = _now(), await self._waits()
+            stuck_since = {one: stuck_since.get(one, now) for one in waits} if self._through else {}
+            silent_ms = Milliseconds(1000 * max((now - since for since in stuck_since.values()), default=0.0))
+            if silent_ms > _MOST_SILENCE_MS:
+                why = f"a write of the guest has waited for its copy for {format_ms(silent_ms)}"
+                for state in _COPYING:
+                    runner.post(SourceEvent.STREAM_FAILED, why, only_in=state)
+
+    async def _waits(self) -> frozenset[Waiting | None]:
+        """Return for what the guest waits; None in it: QEMU itself does, and answers nothing."""
+        try:
+            return frozenset(await self._process().mirrors.waiting())
+        except TimedOut:
+            return frozenset({None})
+        except VmferryError:  # it is gone: others tell
+            return frozenset()
+
+    async def cut(self) -> None:
+        """Break the mirrors' connections: QEMU may be waiting for them, and answer nothing until then."""
+        if self._nodes() and not self._ended:
+            await self._process().mirrors.cut(self._nodes())
 
     async def end(self) -> None:
         """End the mirrors of a guest that stands still, once.
@@ -141,11 +153,6 @@ class DiskCopying:
             await self._process().mirrors.end(self._nodes())
             self._ended = True
             self._marks.mark("mirrors_ended")
-
-
-def served_at(way: ReserveReply | None) -> str | None:
-    """Return where the destination serves images, as "ADDRESS PORT"; None: it serves none."""
-    return None if way is None or way.disk_port is None else f"{way.address} {way.disk_port}"
 
 
 def _in_step(states: Sequence[MirrorState], nodes: Sequence[str]) -> bool:

@@ -48,7 +48,6 @@ class Request:
     pipeline: str | None = None
     copy_disks: bool = False  #: allowed for images that the hosts do not share
     copies: tuple[str, ...] = ()  #: these, by their nodes, as the checks found
-    copied_to: str | None = None  #: "ADDRESS PORT" of the destination's QEMU that serves the copies
 
     @property
     def stream(self) -> StreamWish:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from vmferry.conductor.brake import Brake
-from vmferry.conductor.disk_copying import DiskCopying, served_at
+from vmferry.conductor.disk_copying import DiskCopying
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.marks import Marks
@@ -293,7 +293,7 @@ class Source:
 
     async def watch_mirrors(self) -> None:
         """Give the move up when writes of the guest wait for copies that do not come."""
-        await self.disks.watch(self.runner, lambda: self.request.copied_to)
+        await self.disks.watch(self.runner)
 
     async def watch_rounds(self) -> None:
         """Order post-copy after the rounds that were asked for."""
@@ -407,7 +407,6 @@ class Source:
             self.runner.post(_E.DESTINATION_AWAITS_DISKS if self.request.copies else _E.DESTINATION_RESERVED)
 
     async def _copy_disks(self) -> None:
-        self._change(dataclasses.replace(self.request, copied_to=served_at(self._way)))
         encrypted = self.setup is not None and self.setup.psk_key is not None
         await self.disks.copy(self._way, encrypted=encrypted, bandwidth=await self._within_share())
         self.runner.post(_E.DISKS_MIRRORED)
@@ -551,6 +550,7 @@ class Source:
                 self.runner.post(_E.SOURCE_QEMU_DIED, f"QEMU of guest {self.name} at the source is gone")
                 return
             try:
+                await self.disks.cut()
                 sample = await process.query_migration()
                 self.steering.trail.remember(sample)
                 if sample.status in POSTCOPY:
@@ -585,7 +585,8 @@ class Source:
 
     async def _note_crash(self) -> None:
         await self._guests.kill(self.name)
-        self._guests.note_crash(self.name, f"lost in hand-over {self.request.handover}")
+        old = f"; its disks here are as they were when it left for {self.destination}" if self.disks.paths else ""
+        self._guests.note_crash(self.name, f"lost in hand-over {self.request.handover}{old}")
 
     def _process(self) -> GuestProcess:
         process = self._guests.process(self.name)

@@ -14,7 +14,7 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -50,44 +50,34 @@ class LocalDiskFiles:
         """
         for copy in copies:
             path = copy.image.path
-            if Path("/dev") in Path(path).resolve().parents:
-                raise Refused(f"Image {path} cannot be made here: it would be a file among devices", side="destination")
-            if (why := self._why_not(path)) is not None:
-                raise Refused(f"Image {path} cannot be made here: {why}", side="destination")
             try:
-                self._make_one(_arriving(path, handover), copy)
-                os.link(_arriving(path, handover), path, follow_symlinks=False)
+                with self._folder(path) as (folder, name):
+                    _make_one(folder, _arriving(name, handover), copy)
+                    os.link(
+                        _arriving(name, handover), name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False
+                    )
             except OSError as error:
                 raise _refused(path, error) from error
-
-    def _make_one(self, arriving: Path, copy: ImageCopy) -> None:
-        descriptor = os.open(arriving, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
-        try:
-            if copy.image.format is DiskFormat.RAW:
-                os.truncate(descriptor, copy.size_bytes)
-                return
-        finally:
-            os.close(descriptor)
-        _format(arriving, copy)
 
     def keep(self, handover: HandoverId, paths: Sequence[str]) -> None:
         """Make images that arrived this host's own."""
         for path in paths:
-            try:
-                _arriving(path, handover).unlink(missing_ok=True)
-            except OSError as error:  # the guest runs, and a second name does no harm
-                _log.error("second name of an image is left", path=path, handover=handover, error=str(error))
+            with self._told_only(path, handover), self._folder(path) as (folder, name):
+                _unlink(folder, _arriving(name, handover))
 
     def drop(self, handover: HandoverId, paths: Sequence[str]) -> None:
         """Remove the images that were made for this hand-over, and nothing else."""
+        self.leave(handover, paths)
         for path in paths:
-            arriving = _arriving(path, handover)
-            try:
-                if _is_same(Path(path), arriving):
-                    Path(path).unlink()
-                arriving.unlink(missing_ok=True)
-            except OSError as error:  # a file system that went away
-                _log.error("copy of an image is left", path=path, handover=handover, error=str(error))
+            with self._told_only(path, handover), self._folder(path) as (folder, name):
+                _unlink(folder, _arriving(name, handover))
+
+    def leave(self, handover: HandoverId, paths: Sequence[str]) -> None:
+        """Give up the names of images that were made for this hand-over; what came of them keeps its second name."""
+        for path in paths:
+            with self._told_only(path, handover), self._folder(path) as (folder, name):
+                if _is_same(folder, name, _arriving(name, handover)):
+                    _unlink(folder, name)
 
     def why_locked(self, paths: Sequence[str]) -> str | None:
         """Return why a guest that nobody runs could not be given these images now; None when it could."""
@@ -102,28 +92,82 @@ class LocalDiskFiles:
     def put_aside(self, handover: HandoverId, paths: Sequence[str]) -> None:
         """Rename images whose guest has left."""
         for path in paths:
-            aside = Path(f"{path}.left-{handover}")
-            try:
-                if not os.path.lexists(aside):
-                    Path(path).rename(aside)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                _log.error("image of a guest that left keeps its name", path=path, error=str(error))
+            with self._told_only(path, handover), self._folder(path) as (folder, name):
+                aside = f"{name}.left-{handover}"
+                if not _exists(folder, aside) and _exists(folder, name):
+                    os.rename(name, aside, src_dir_fd=folder, dst_dir_fd=folder)
+
+    @contextlib.contextmanager
+    def _folder(self, path: str) -> Iterator[tuple[int, str]]:
+        """Yield the directory of an image, opened, and the image's name in it: its path may lead elsewhere soon.
+
+        Raises:
+            Refused: guests may not use files there, or it holds devices.
+            OSError: there is no such directory.
+        """
+        parent = Path(path).parent.resolve(strict=True)
+        folder = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            real = Path(f"/proc/self/fd/{folder}").readlink()
+            why = self._why_not(str(real / Path(path).name))
+            if Path("/dev") in (real, *real.parents):
+                why = "it would be a file among devices"
+            if why is not None:
+                raise Refused(f"Image {path} cannot be made here: {why}", side="destination")
+            yield folder, Path(path).name
+        finally:
+            os.close(folder)
+
+    @contextlib.contextmanager
+    def _told_only(self, path: str, handover: HandoverId) -> Iterator[None]:
+        """Log what goes wrong with one image: the others are seen to all the same."""
+        try:
+            yield
+        except FileNotFoundError:
+            pass
+        except (OSError, Refused) as error:  # a file system that went away, a directory that was swapped
+            _log.error("image is left as it is", path=path, handover=handover, error=str(error))
 
 
-def _arriving(path: str, handover: HandoverId) -> Path:
-    return Path(f"{path}.arriving-{handover}")
+def _make_one(folder: int, name: str, copy: ImageCopy) -> None:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(name, flags, _MODE, dir_fd=folder)
+    try:
+        if copy.image.format is DiskFormat.RAW:
+            os.truncate(descriptor, copy.size_bytes)
+        else:
+            _format(descriptor, copy)
+    finally:
+        os.close(descriptor)
 
 
-def _is_same(path: Path, arriving: Path) -> bool:
+def _arriving(name: str, handover: HandoverId) -> str:
+    return f"{name}.arriving-{handover}"
+
+
+def _exists(folder: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_same(folder: int, name: str, other: str) -> bool:
     with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(path.lstat(), arriving.lstat())
+        return os.path.samestat(
+            os.stat(name, dir_fd=folder, follow_symlinks=False), os.stat(other, dir_fd=folder, follow_symlinks=False)
+        )
     return False
 
 
-def _format(path: Path, copy: ImageCopy) -> None:
-    """Write the header of an image that is no raw one."""
+def _unlink(folder: int, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
+
+
+def _format(descriptor: int, copy: ImageCopy) -> None:
+    """Write the header of an image that is no raw one; by its descriptor, since another may get its name meanwhile."""
     tool = shutil.which("qemu-img")
     if tool is None:
         raise Refused(
@@ -131,11 +175,20 @@ def _format(path: Path, copy: ImageCopy) -> None:
             fix="install qemu-utils (Debian), or convert the image to raw",
             side="destination",
         )
-    argv = [tool, "create", "-q", "-f", str(copy.image.format), str(path), str(copy.size_bytes)]
+    argv = [tool, "create", "-q", "-f", str(copy.image.format), f"/dev/fd/{descriptor}", str(copy.size_bytes)]
     try:
-        made = subprocess.run(argv, capture_output=True, check=False, timeout=_MAKE_LIMIT_S, stdin=subprocess.DEVNULL)
+        made = subprocess.run(
+            argv,
+            capture_output=True,
+            check=False,
+            timeout=_MAKE_LIMIT_S,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(descriptor,),
+        )
     except subprocess.TimeoutExpired as error:
-        raise Broken(f"qemu-img took longer than {_MAKE_LIMIT_S:g} s for {path}", side="destination") from error
+        raise Broken(
+            f"qemu-img took longer than {_MAKE_LIMIT_S:g} s for {copy.image.path}", side="destination"
+        ) from error
     if made.returncode:
         told = made.stderr.decode(errors="replace").strip()
         raise Refused(f"Image {copy.image.path} cannot be made: {told or made.returncode}", side="destination")
@@ -145,7 +198,13 @@ def _refused(path: str, error: OSError) -> Refused:
     if error.errno == errno.EEXIST:
         return Refused(
             f"Image {path} cannot be made: a file is there already",
-            fix="move or remove it if nobody needs it",
+            fix="move it away if nobody needs it",
+            side="destination",
+        )
+    if error.errno in (errno.EPERM, errno.EOPNOTSUPP):
+        return Refused(
+            f"Image {path} cannot be made: {error.strerror} (its file system may have no hard links)",
+            fix="use a file system that has them",
             side="destination",
         )
     return Refused(f"Image {path} cannot be made: {error.strerror}", side="destination")

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from vmferry.core.disks import Image, ImageCopy
 from vmferry.core.ids import HandoverId
-from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
+from vmferry.core.units import Bytes, BytesPerSecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,14 @@ class MirrorState:
     total_bytes: Bytes
     in_step: bool  #: the copy is what the image is, but for what is being written now
     error: str | None = None  #: why it ended
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A queue of a disk with requests that are not answered yet."""
+
+    queue: str
+    answered: int  #: how many were, modulo 2**16
 
 
 class DiskMirrors(Protocol):
@@ -43,8 +51,8 @@ class DiskMirrors(Protocol):
 
     async def begin(
         self, nodes: Sequence[str], address: str, port: int, *, encrypted: bool, bandwidth: BytesPerSecond | None
-    ) -> None:
-        """Begin to mirror these images; on failure none is mirrored.
+    ) -> bool:
+        """Begin to mirror these images; on failure none is mirrored. Returns whether each write goes to both already.
 
         Args:
             nodes: which.
@@ -60,10 +68,10 @@ class DiskMirrors(Protocol):
     async def write_through(self) -> None:
         """Have each write of the guest go to both from now on, so that the rest cannot grow again. Idempotent."""
 
-    async def unanswered(self, address: str, port: int) -> Milliseconds:
-        """Return for how long the destination has not answered what was sent to it; 0: nothing waits.
+    async def waiting(self) -> frozenset[Waiting]:
+        """Return where the guest waits for a disk; what is the same for long is stuck.
 
-        A write of the guest may wait as long.
+        Of virtio disks: others do not say.
         """
 
     async def end(self, nodes: Sequence[str]) -> None:
@@ -71,6 +79,12 @@ class DiskMirrors(Protocol):
 
         Raises:
             Broken: one is missing, not in step, or failed: then the copies must not be used.
+        """
+
+    async def cut(self, nodes: Sequence[str]) -> None:
+        """Break the mirrors' connections at once, although QEMU may be waiting for them and answer no question.
+
+        They fail; `drop` removes them. Nothing happens to one that is not there.
         """
 
     async def drop(self) -> None:
@@ -99,6 +113,9 @@ class DiskFiles(Protocol):
 
     def drop(self, handover: HandoverId, paths: Sequence[str]) -> None:
         """Remove the images that `make` made for this hand-over, and nothing else. Idempotent."""
+
+    def leave(self, handover: HandoverId, paths: Sequence[str]) -> None:
+        """As `drop`, but what came of an image stays under its second name: its source is gone for good. Idempotent."""
 
     def why_locked(self, paths: Sequence[str]) -> str | None:
         """Return why a guest that nobody runs could not be given these images now; None when it could.

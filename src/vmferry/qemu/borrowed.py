@@ -1,7 +1,7 @@
 """Sockets of a running QEMU, borrowed to set what QEMU has no option for.
 
 Source: pidfd_getfd(2), which needs CAP_SYS_PTRACE for a QEMU of another user; tcp(7): TCP_NOTSENT_LOWAT,
-TCP_USER_TIMEOUT, which keep-alive heeds too, TCP_INFO; include/uapi/linux/tcp.h.
+TCP_USER_TIMEOUT, which keep-alive heeds too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import ctypes
 import errno
 import os
 import socket
-import struct
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,8 +22,6 @@ _PIDFD_GETFD = 438
 TCP_NOTSENT_LOWAT = 25
 #: How often a connection on which nothing happens is asked whether it lives, and when that begins, in seconds.
 _KEEPALIVE_S = 2
-#: `struct tcp_info`: milliseconds since data was last sent, an acknowledgement sent, data received.
-_LAST_DATA = struct.Struct("@44xIII")
 
 
 def sockets_of(pid: int, pidfd: int, wanted: Callable[[socket.socket], bool]) -> Iterator[socket.socket]:
@@ -74,21 +71,6 @@ def end_silent(pid: int, pidfd: int, peer: tuple[str, int], silence_ms: int) -> 
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence_ms)
         found += 1
     return found
-
-
-def unanswered_ms(pid: int, pidfd: int, peer: tuple[str, int]) -> int:
-    """Return for how long a peer has sent nothing although something was sent to it since; 0: it has answered.
-
-    Raises:
-        OSError: the process is gone, or this one may not look into it.
-    """
-    longest = 0
-    for connection in sockets_of(pid, pidfd, lambda each: _is_connected(each, peer)):
-        told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA.size)
-        sent_ms, _, received_ms = _LAST_DATA.unpack(told)
-        if sent_ms < received_ms:
-            longest = max(longest, received_ms)
-    return longest
 
 
 def _get(pidfd: int, number: int) -> int:

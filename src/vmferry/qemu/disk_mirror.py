@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
 
 from vmferry.core.errors import Broken, Refused, VmferryError
 from vmferry.core.ids import GuestName
-from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
-from vmferry.ports.disks import MirrorState
+from vmferry.core.units import Bytes, BytesPerSecond
+from vmferry.ports.disks import MirrorState, Waiting
 from vmferry.qemu.events import MIRROR_PREFIX as PREFIX
 from vmferry.qemu.migration import TLS_OBJECT, Version
 from vmferry.qemu.process import Process
@@ -42,6 +42,7 @@ class QemuDiskMirrors:
         session: to its QEMU.
         version: asks for that one's version.
         process: that one.
+        out_of_band: has QEMU do something although its main loop may be waiting.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class QemuDiskMirrors:
         session: QmpSession,
         version: Callable[[], Awaitable[Version]],
         process: Process,
+        out_of_band: Callable[[str, Mapping[str, object]], Awaitable[None]],
     ) -> None:
         self._guest = guest
         self._session = session
         self._version = version
         self._process = process
+        self._out_of_band = out_of_band
         self._peer: tuple[str, int] | None = None
 
     async def size_of(self, node: str) -> Bytes:
@@ -103,18 +106,22 @@ class QemuDiskMirrors:
 
     async def begin(
         self, nodes: Sequence[str], address: str, port: int, *, encrypted: bool, bandwidth: BytesPerSecond | None
-    ) -> None:
-        """Begin to mirror these images; on failure none is mirrored."""
+    ) -> bool:
+        """Begin to mirror these images; on failure none is mirrored. Returns whether writes go to both already."""
         changes_mode = await self._version() >= CHANGES_MODE
         self._peer = (address, port)
         server = {"type": "inet", "host": address, "port": str(port)}
         try:
             for node in nodes:
-                target = {"driver": "nbd", "node-name": PREFIX + node, "server": server, "export": node}
-                await self._session.execute(
-                    "blockdev-add",
-                    {**target, "cache": {"direct": True, "no-flush": False}, **_tls(encrypted=encrypted)},
-                )
+                target: dict[str, object] = {
+                    "driver": "nbd",
+                    "node-name": PREFIX + node,
+                    "server": server,
+                    "export": node,
+                    "discard": "unmap",  # what is empty stays empty
+                    "cache": {"direct": True, "no-flush": False},
+                }
+                await self._session.execute("blockdev-add", target | _tls(encrypted=encrypted))
             self._end_silent(self._peer, _SILENCE_MS if changes_mode else _SILENCE_OF_A_WRITE_MS)
             for node in nodes:
                 mirror: dict[str, object] = {
@@ -131,6 +138,7 @@ class QemuDiskMirrors:
             with contextlib.suppress(VmferryError):
                 await asyncio.shield(self.drop())
             raise
+        return not changes_mode
 
     async def look(self) -> tuple[MirrorState, ...]:
         """Ask how far they are."""
@@ -155,13 +163,20 @@ class QemuDiskMirrors:
         if self._peer is not None:
             self._end_silent(self._peer, _SILENCE_OF_A_WRITE_MS)
 
-    async def unanswered(self, address: str, port: int) -> Milliseconds:
-        """Return for how long the destination has not answered what was sent to it."""
-        try:
-            found = await asyncio.to_thread(self._process.unanswered_ms, (address, port))
-        except OSError as error:
-            raise Broken(f"connections of guest {self._guest} cannot be borrowed: {error.strerror}") from error
-        return Milliseconds(found)
+    async def waiting(self) -> frozenset[Waiting]:
+        """Return which queues of the guest's virtio disks have requests that are not answered yet."""
+        found = []
+        for device in await self._session.execute("x-query-virtio"):
+            if device["name"] == "virtio-blk":
+                path = device["path"]
+                count = (await self._session.execute("x-query-virtio-status", {"path": path}))["num-vqs"]
+                found += [await self._queue(path, index) for index in range(count)]
+        return frozenset(one for one in found if one is not None)
+
+    async def _queue(self, path: str, index: int) -> Waiting | None:
+        asked = {"path": path, "queue": index}
+        queue = await self._session.execute("x-query-virtio-queue-status", asked)
+        return Waiting(f"{path}:{index}", queue["used-idx"]) if queue["inuse"] else None
 
     def _end_silent(self, peer: tuple[str, int], silence_ms: int) -> None:
         """Have connections end that stay silent, also when no agent looks; best effort."""
@@ -191,15 +206,20 @@ class QemuDiskMirrors:
                 raise Broken(f"Copy of image {job['id'].removeprefix(PREFIX)} of guest {self._guest} failed: {error}")
         await self._remove()
 
+    async def cut(self, nodes: Sequence[str]) -> None:
+        """Break the connections of mirrors; out of band, since QEMU waits for them with its main loop when it stops."""
+        for node in nodes:
+            where = {"type": "block-node", "node-name": PREFIX + node}
+            with contextlib.suppress(VmferryError):  # there is none (any more)
+                await self._out_of_band("yank", {"instances": [where]})
+
     async def drop(self) -> None:
         """Give all mirrors up at once, also over a link that is dead.
 
         Raises:
             Broken: QEMU still has one.
         """
-        for node in await self._targets():  # a job may wait for a peer that never answers
-            with contextlib.suppress(VmferryError):
-                await self._session.execute("yank", {"instances": [{"type": "block-node", "node-name": node}]})
+        await self.cut([node.removeprefix(PREFIX) for node in await self._targets()])
         for job in await self._jobs():
             if job["status"] != "concluded":
                 with contextlib.suppress(VmferryError):  # it has ended by itself meanwhile

@@ -98,7 +98,7 @@ class QemuGuestProcess:
         self._reconnection = Reconnection(spec.name, run_dir.log)
         self._sends_to: tuple[str, int] | None = None  #: the destination, once `migrate` was said by this object
         self._has_state_file = False  #: it was, or may have been, given a file
-        self.mirrors = QemuDiskMirrors(spec.name, self._session, self._version, process)
+        self.mirrors = QemuDiskMirrors(spec.name, self._session, self._version, process, self._out_of_band)
         self._resumed_ns = 0  #: when the vCPUs were last started, by QEMU's stamp
         self._watcher: asyncio.Task[None] | None = None
         self._forwarder: asyncio.Task[None] | None = None

@@ -206,14 +206,6 @@ class Process:
         """
         return borrowed.end_silent(self.record.pid, self._pidfd, peer, silence_ms)
 
-    def unanswered_ms(self, peer: tuple[str, int]) -> int:
-        """Return for how long a peer has sent nothing although it was sent something since; 0: it has answered.
-
-        Raises:
-            OSError: it is gone, or this process may not look into it.
-        """
-        return borrowed.unanswered_ms(self.record.pid, self._pidfd, peer)
-
     def borrow_socket(self, wanted: Callable[[socket.socket], bool]) -> socket.socket | None:
         """Return one of its sockets, for the caller to close; None when it has none that is wanted.
 

@@ -76,7 +76,7 @@ FAKE_FACTS = QemuFacts(
 )
 
 #: What a QEMU takes that answers no question.
-_OUT_OF_BAND = frozenset({"pause_postcopy", "recover_listen"})
+_OUT_OF_BAND = frozenset({"pause_postcopy", "recover_listen", "cut_mirrors"})
 
 #: shared by all guests, so that MACs and uuids never repeat within a test run
 _SERIALS = itertools.count(1)

@@ -12,8 +12,8 @@ from vmferry.core.disks import ImageCopy, written_images
 from vmferry.core.errors import Broken, Refused
 from vmferry.core.ids import HandoverId
 from vmferry.core.migration import RunState
-from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds
-from vmferry.ports.disks import MirrorState, nodes_of
+from vmferry.core.units import MIB, Bytes, BytesPerSecond
+from vmferry.ports.disks import MirrorState, Waiting, nodes_of
 from vmferry.ports.hypervisor import GuestEventKind
 from vmferry.testing.fake_qemu import FakeLink, FakeQemu
 
@@ -78,7 +78,7 @@ class FakeMirrors:
 
     async def begin(
         self, nodes: Sequence[str], address: str, port: int, *, encrypted: bool, bandwidth: BytesPerSecond | None
-    ) -> None:
+    ) -> bool:
         """Begin mirrors to a process that serves all of these images."""
         self._call("begin_mirrors")
         self._require(not self._qemu.mirrors, "begin_mirrors", "there are mirrors already")
@@ -88,6 +88,7 @@ class FakeMirrors:
         self._require(found[0].exports_encrypted is encrypted, "begin_mirrors", "TLS negotiation failed")
         self._qemu.mirror_bandwidth = bandwidth
         self._qemu.mirrors = [FakeMirror(node, found[0]) for node in nodes]
+        return False
 
     async def look(self) -> tuple[MirrorState, ...]:
         """Move every mirror on, and tell how far it is."""
@@ -110,11 +111,12 @@ class FakeMirrors:
         for mirror in self._qemu.mirrors:
             mirror.through = True
 
-    async def unanswered(self, address: str, port: int) -> Milliseconds:
-        """Return what the test said; mirrors must run to that address."""
-        self._call("unanswered")
-        self._require(self._qemu.mirrors, "unanswered", f"nothing is mirrored to {address} port {port}")
-        return Milliseconds(self._qemu.unanswered_ms)
+    async def waiting(self) -> frozenset[Waiting]:
+        """Return what the test said; the same again when it is stuck."""
+        self._call("waiting")
+        if self._qemu.disk_answers:
+            self._qemu.disk_answered += 1
+        return frozenset({Waiting("disk0:0", self._qemu.disk_answered)})
 
     async def end(self, nodes: Sequence[str]) -> None:
         """End the mirrors of a guest that stands still."""
@@ -130,6 +132,15 @@ class FakeMirrors:
         for mirror in self._qemu.mirrors:
             mirror.destination.empty.discard(mirror.node)
         self._qemu.mirrors = []
+
+    async def cut(self, nodes: Sequence[str]) -> None:
+        """Break the mirrors of these images; QEMU goes on answering when it hung for one."""
+        self._call("cut_mirrors")
+        for mirror in self._qemu.mirrors:
+            if mirror.node in nodes:
+                self.fail(mirror, "Input/output error")
+        if self._qemu.hangs_for_a_mirror:
+            self._qemu.deaf = self._qemu.hangs_for_a_mirror = False
 
     async def drop(self) -> None:
         """Give all of them up."""
@@ -155,6 +166,7 @@ class FakeDiskFiles:
         self.own: set[str] = set()
         self.aside: list[str] = []
         self.dropped: list[str] = []
+        self.left: list[str] = []
         self.locked: set[str] = set()  #: by strangers
 
     def make(self, handover: HandoverId, copies: Sequence[ImageCopy]) -> None:
@@ -168,9 +180,16 @@ class FakeDiskFiles:
     def keep(self, handover: HandoverId, paths: Sequence[str]) -> None:
         """Make them this host's own."""
         for path in paths:
-            if self.arriving.pop(path, handover) != handover:
+            if path not in self.own and self.arriving.pop(path, None) != handover:
                 raise AssertionError(f"{path} is kept by another hand-over than it was made for")
             self.own.add(path)
+
+    def leave(self, handover: HandoverId, paths: Sequence[str]) -> None:
+        """Keep what came of them under the second name only."""
+        for path in paths:
+            if self.arriving.get(path) == handover:
+                del self.arriving[path]
+                self.left.append(path)
 
     def drop(self, handover: HandoverId, paths: Sequence[str]) -> None:
         """Remove those of this hand-over."""

@@ -92,7 +92,9 @@ class FakeQemu:
     exports_at: tuple[str, int] | None = None
     exports_encrypted: bool = False
     writes_much: bool = False  #: to its images, as fast as they are copied
-    unanswered_ms: float = 0.0  #: by who serves its mirrors
+    disk_answers: bool = True  #: requests of the guest to its disk are answered
+    disk_answered: int = 0
+    hangs_for_a_mirror: bool = False  #: deaf until its mirrors are cut
     mirror_bandwidth: BytesPerSecond | None = None
     empty: set[str] = field(default_factory=set)  #: images that it does not have, or not all of
 

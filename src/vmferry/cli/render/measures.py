@@ -108,10 +108,11 @@ def _stream(report: Report) -> str:
 def _disks(report: Report) -> str:
     copied = NOT_MEASURED if report.disk_bytes is None else format_bytes(report.disk_bytes)
     text = f"{copied} in {_optional(report.disks_ms)}, before the memory"
-    if report.outcome is not Outcome.MOVED:
+    if report.outcome not in (Outcome.MOVED, Outcome.LOST):
         return f"{text}; the copies were removed, another attempt copies all of it again"
     aside = ", ".join(f"{path}.left-{report.handover}" for path in report.disks)
-    return f"{text}; {report.source} keeps {aside}"
+    newest = f"; the guest's disks are the copies on {report.destination}" if report.outcome is Outcome.LOST else ""
+    return f"{text}{newest}; {report.source} keeps {aside}"
 
 
 def _commit(report: Report) -> str:

@@ -80,15 +80,26 @@ def check_copy(case: Case, path: str, *, label: str) -> Iterator[Blocker]:
     elif there.exists:
         yield Blocker(
             f"{label}.copy-exists",
-            f"{name} cannot be copied to {host}: another file is there at that path ({format_bytes(there.size_bytes)})",
-            f"move or remove {path} on {host} if nobody needs it",
+            f"{name} cannot be copied to {host}: a file is there at that path ({format_bytes(there.size_bytes)}), and"
+            f" it is not certain that it is another one: {case.source.name} says {here.identity!r}, {host} says"
+            f" {there.identity!r}",
+            f"look at it: if it is this very image, mount its storage alike on both hosts; else move {path} on {host}"
+            " away",
         )
-    elif there.room_bytes is not None and there.room_bytes < here.size_bytes:
+    elif there.room_bytes is not None and there.room_bytes < (needed := _needed_beside(case, path)):
         yield Blocker(
             f"{label}.copy-no-room",
-            f"{name} has {format_bytes(here.size_bytes)}, {format_bytes(there.room_bytes)} is free on {host}",
+            f"{name} and what is copied beside it have {format_bytes(needed)}, {format_bytes(there.room_bytes)} is free"
+            f" on {host}",
             f"make room on the file system of {path} on {host}",
         )
+
+
+def _needed_beside(case: Case, path: str) -> int:
+    """Return the size of all that is copied into the directory of an image, itself included."""
+    folder = path.rpartition("/")[0]
+    beside = [image.path for image in images_to_copy(case) if image.path.rpartition("/")[0] == folder]
+    return sum(here.size_bytes for each in beside if (here := case.at_source(each)) is not None)
 
 
 def check_shared_file(case: Case, path: str, *, label: str, writable: bool) -> Iterator[Blocker]:

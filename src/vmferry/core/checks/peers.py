@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vmferry.core.checks.case import Case
+from vmferry.core.checks.disk import images_to_copy
 from vmferry.core.errors import Blocker
 
 
@@ -34,11 +35,14 @@ def check_protocol(case: Case) -> Iterator[Blocker]:
 
 
 def check_ports(case: Case) -> Iterator[Blocker]:
-    """The stream needs a port on which the destination can listen."""
-    if case.destination.migration_ports_free > 0:
+    """The stream needs a port on which the destination can listen, and disks that are copied another one."""
+    needed, free = 2 if images_to_copy(case) else 1, case.destination.migration_ports_free
+    if free >= needed:
         return
     yield Blocker(
         "port.none-free",
-        f"no migration port is free on {case.destination.name} (0 of its range), 1 is needed",
+        f"no migration port is free on {case.destination.name} ({free} of its range), {needed} is needed"
+        if needed == 1
+        else f"{free} migration ports are free on {case.destination.name}, {needed} are needed: disks are copied",
         "wait until an arrival there has ended, or widen the range of migration ports in its agent's configuration",
     )
