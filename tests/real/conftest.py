@@ -28,3 +28,10 @@ async def mixed_lab() -> AsyncIterator[Lab]:
         pytest.skip(str(error))
     async with Lab(qemus=qemus) as made:
         yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def local_lab() -> AsyncIterator[Lab]:
+    """Two hosts, each with a directory of its own at the same path."""
+    async with Lab(local_dirs=True) as made:
+        yield made

@@ -35,13 +35,6 @@ SIZE_MIB = 48
 ON_ITS_DISK = b"the books of web-7 "
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def local_lab() -> AsyncIterator[Lab]:
-    """Two hosts, each with a directory of its own at the same path."""
-    async with Lab(local_dirs=True) as made:
-        yield made
-
-
 @pytest_asyncio.fixture(loop_scope="module")
 async def lab(local_lab: Lab) -> AsyncIterator[Lab]:
     """The same, without guests; healed and empty again afterwards, also after a failure."""

@@ -26,13 +26,6 @@ pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.asyncio(loop_scope
 STREAM_PORT, DISK_PORT = 49152, 49153
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def local_lab() -> AsyncIterator[Lab]:
-    """Two hosts, each with a directory of its own at the same path."""
-    async with Lab(local_dirs=True) as made:
-        yield made
-
-
 @pytest_asyncio.fixture(loop_scope="module")
 async def lab(local_lab: Lab) -> AsyncIterator[Lab]:
     """The same, empty again afterwards, also after a failure."""
