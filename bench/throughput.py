@@ -1,6 +1,6 @@
 """How fast a stream is that agents set up, beside plain QEMU that is told the same over QMP; nothing limits the link.
 
-    ./run bench throughput [--rounds 3] [--memory-mib 4096]
+    ./run bench throughput [--rounds 3] [--memory-mib 4096] [--ways 'fd;fd, TLS'] [--name throughput]
 
 The guest's memory is full of random data and nobody writes. Ours and the plain QEMU of a pair take turns. What the
 agents themselves take of the CPU meanwhile is measured too: a guest's memory never passes through them.
@@ -128,14 +128,14 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-async def measure(rounds: int, memory_mib: int) -> list[Figures]:
+async def measure(rounds: int, memory_mib: int, pairs: Sequence[Pair]) -> list[Figures]:
     """Make the moves; each pair takes turns, the other one first each time."""
     cell = Cell("random data", LINKS["unlimited"], memory_mib + 512, memory_mib, 0)
     qemu, moves = find_qemu(10, 0), []
     async with Lab(qemus={"host-a": qemu, "host-b": qemu}) as lab:
         observers = Observers(lab)
         for number in range(1, rounds + 1):
-            for pair in PAIRS:
+            for pair in pairs:
                 movers = [OurStream(lab, pair), PlainStream(lab, pair)]
                 for mover in movers if number % 2 else reversed(movers):
                     moves.append(await mover.move(cell, observers, number, LIMIT_S))
@@ -172,10 +172,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-mib", type=int, default=4096)
+    parser.add_argument("--ways", type=lambda text: text.split(";"), help="which, with semicolons between them")
+    parser.add_argument("--name", default="throughput", help="of the result and its page")
     asked = parser.parse_args()
     began = time.monotonic()
-    moves = asyncio.run(measure(asked.rounds, asked.memory_mib))
+    pairs = [pair for pair in PAIRS if asked.ways is None or pair.name in asked.ways]
+    moves = asyncio.run(measure(asked.rounds, asked.memory_mib, pairs))
     command = f"./run bench throughput --rounds {asked.rounds} --memory-mib {asked.memory_mib}"
+    if asked.ways is not None:
+        command += f" --ways '{';'.join(asked.ways)}' --name {asked.name}"
     found = conditions(command, "TCG", "10.0", time.monotonic() - began)
     header = (
         "way",
@@ -187,7 +192,7 @@ def main() -> None:
         "agent, % of a core",
         "<= 5",
     )
-    rows = [row(pair, moves) for pair in PAIRS]
+    rows = [row(pair, moves) for pair in pairs]
     page = (
         "# How fast streams are\n\n"
         + conditions_text(found)
@@ -199,7 +204,7 @@ def main() -> None:
         " Medians; in brackets the least and the most. *Agent* is the busier of the two agents' CPU time over the whole"
         " move, from the order to the report.\n\n" + table(header, rows)
     )
-    write("throughput", {"conditions": found, "moves": [move.as_json() for move in moves]}, page)
+    write(asked.name, {"conditions": found, "moves": [move.as_json() for move in moves]}, page)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ async def dial(address: str, ticket: Ticket, handover: HandoverId) -> socket.soc
                 await asyncio.get_running_loop().sock_connect(connection, (address, ticket.port))
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 await _introduce(connection, ticket, handover)
+                # QEMU's own connections have it not: it sends a page's header and the page in pieces
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
         except (OSError, Refused) as error:
             raise _fault(where, error) from error
         failed.pop_all()

@@ -142,6 +142,7 @@ class StreamDoor:
             if (task := asyncio.current_task()) is not None and self._unproven.pop(task, None) is not None:
                 self._handed.add(task)
             try:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)  # as on QEMU's own connections
                 await expected.receive(connection)
                 await write(connection, preamble.ACCEPTED)
             except (OSError, VmferryError) as error:
