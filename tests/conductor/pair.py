@@ -13,6 +13,7 @@ from vmferry.conductor.around import Checked, Surroundings
 from vmferry.conductor.guests import Guests, HostSettings
 from vmferry.conductor.handovers import DEFAULT_CHOICE, Handovers, Postcopy
 from vmferry.conductor.plan import Choice
+from vmferry.conductor.rows import Request
 from vmferry.conductor.source import Source
 from vmferry.core.capabilities import DEFAULT_STREAM, StreamWish
 from vmferry.core.convergence.facts import Throttle
@@ -190,17 +191,8 @@ class Host:
         assert source is not None
         return source
 
-    async def _check(
-        self,
-        guest: GuestName,
-        destination: HostName,
-        handover: HandoverId,
-        *,
-        postcopy: bool,
-        stream: StreamWish,
-        copy_disks: bool,
-    ) -> Checked:
-        images = written_images(self.guests.row(guest).guest.spec) if copy_disks else ()
+    async def _check(self, request: Request) -> Checked:
+        images = written_images(self.guests.row(request.guest).guest.spec) if request.copy_disks else ()
         return Checked(self.blockers, GUARANTEE, self.qemus, nodes_of(images))
 
     async def _report(self, source: Source) -> None:

@@ -24,17 +24,17 @@ from vmferry.agent.stalls import Stalls
 from vmferry.agent.traces import TraceStore
 from vmferry.agent.write_throttle import GuestThrottle
 from vmferry.api.models import PROTOCOL
-from vmferry.conductor.around import Check, Checked, Surroundings
+from vmferry.conductor.around import Checked, Surroundings
 from vmferry.conductor.guests import Guests, HostSettings
 from vmferry.conductor.handovers import Handovers
 from vmferry.conductor.hold import holder
 from vmferry.conductor.link import link_bandwidth
+from vmferry.conductor.rows import Request
 from vmferry.conductor.runner import no_hold
 from vmferry.conductor.saving import GuestSaving, SavingCalls
-from vmferry.core.capabilities import StreamWish
 from vmferry.core.handover.states import AnyState
 from vmferry.core.host import QemuFacts
-from vmferry.core.ids import GuestName, HandoverId, HostName
+from vmferry.core.ids import HostName
 from vmferry.core.units import BytesPerSecond
 from vmferry.disks.files import LocalDiskFiles
 from vmferry.links.door import StreamDoor
@@ -181,19 +181,15 @@ async def _ip_of(address: str) -> str:
     return str(found[0][4][0])
 
 
-def _check(checking: Checking) -> Check:
-    async def check(
-        guest: GuestName,
-        destination: HostName,
-        handover: HandoverId,
-        *,
-        postcopy: bool,
-        stream: StreamWish,
-        copy_disks: bool,
-    ) -> Checked:
-        operation = f"hand-over {handover}"
+def _check(checking: Checking) -> Callable[[Request], Awaitable[Checked]]:
+    async def check(request: Request) -> Checked:
         found = await checking.check(
-            guest, destination, operation, postcopy=postcopy, stream=stream, copy_disks=copy_disks
+            request.guest,
+            request.destination,
+            f"hand-over {request.handover}",
+            postcopy=request.postcopy,
+            stream=request.stream,
+            copy_disks=request.copy_disks,
         )
         return Checked(found.blockers, found.guarantee, found.qemus, nodes_of(found.copies))
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from vmferry.conductor.plan import Qemus
+from vmferry.conductor.rows import Request
 from vmferry.conductor.runner import no_hold
 from vmferry.conductor.source import Source
-from vmferry.core.capabilities import StreamWish
 from vmferry.core.convergence.trace import Trace
 from vmferry.core.errors import Blocker
 from vmferry.core.handover.states import AnyState
-from vmferry.core.ids import GuestName, HandoverId, HostName
+from vmferry.core.ids import HandoverId, HostName
 from vmferry.core.progress import Guarantee
 from vmferry.core.units import Bytes, BytesPerSecond
 from vmferry.ports.compression import Compressing
@@ -41,29 +40,13 @@ class Checked:
     copies: tuple[str, ...] = ()  #: nodes of the images that are to be copied
 
 
-class Check(Protocol):
-    """Asks both hosts about a guest's move."""
-
-    def __call__(
-        self,
-        guest: GuestName,
-        destination: HostName,
-        handover: HandoverId,
-        *,
-        postcopy: bool,
-        stream: StreamWish,
-        copy_disks: bool,
-    ) -> Awaitable[Checked]:
-        """Return every blocker, what is promised, and what both QEMUs can do."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Surroundings:
     """What hand-overs need of the agent around them.
 
     Args:
         peer: another host's agent, by name.
-        check: every blocker for a guest and a destination, what is promised, and what both QEMUs can do.
+        check: asks both hosts: every blocker, what is promised, what both QEMUs can do, what is to be copied.
         leaving: takes what is measured at the source before the guest is forgotten there.
         report: measures a source's hand-over, journals the report and publishes the end.
         link_bandwidth: what the link to an address gives; None when it does not say.
@@ -84,7 +67,7 @@ class Surroundings:
     """
 
     peer: Callable[[HostName], Peer]
-    check: Check
+    check: Callable[[Request], Awaitable[Checked]]
     leaving: Callable[[Source], None]
     report: Callable[[Source], Awaitable[None]]
     link_bandwidth: Callable[[HostName], BytesPerSecond | None]

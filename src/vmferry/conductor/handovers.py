@@ -214,14 +214,7 @@ class Handovers:
 
     async def _check(self, request: Request, steering: Steering) -> tuple[tuple[Blocker, ...], Guarantee | None]:
         """Collect what blocks: the facts of guest and hosts, then what the policy makes of them."""
-        checked = await self._around.check(
-            request.guest,
-            request.destination,
-            request.handover,
-            postcopy=request.postcopy,
-            stream=request.stream,
-            copy_disks=request.copy_disks,
-        )
+        checked = await self._around.check(request)
         blockers = checked.blockers
         blockers += await self.brake_blockers(request.guest, request.throttle)
         if not blockers:
