@@ -23,7 +23,7 @@ from vmferry.agent.network_place import Moved, wait_moved
 from vmferry.agent.reports import Ending, Observed, ending_of, make_report
 from vmferry.conductor.source import Source
 from vmferry.core.errors import VmferryError
-from vmferry.core.guest import FrozenGuest, GuestSpec, echo_address
+from vmferry.core.guest import GuestSpec, echo_address
 from vmferry.core.handover.states import FACTS, Owner, Side
 from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.progress import Finished, Gap, Outcome, Report
@@ -69,7 +69,7 @@ class _Watch:
     lost_before: int  #: beats that this host had failed to take already
     probe: Probe | None = None
     reset: asyncio.Task[bool] | None = None
-    place: asyncio.Task[tuple[Moved | None, int]] | None = None
+    place: asyncio.Task[Moved | None] | None = None
 
     async def close(self) -> None:
         """End everything that runs."""
@@ -152,19 +152,14 @@ class Measuring:
         if opened is None or watch is None:
             return
         if source.guest is not None:
-            watch.place = asyncio.create_task(self._place(source, source.guest), name=f"place:{source.name}")
+            waiting = wait_moved(source.guest, lambda: source.peer.announce(source.request.handover))
+            watch.place = asyncio.create_task(waiting, name=f"place:{source.name}")
         since = opened - _BEFORE_NS  # what a guest did earlier, paused perhaps, is no measure of its move
         source.beats_before = _not_before(since, self._beats.stamps(source.name, since, opened))
         source.beats_here = _not_before(since, self._beats.stamps(source.name, opened, time.monotonic_ns()))
         if self._beats.lost(source.name) > watch.lost_before:
             _log.warning("beats were lost on this host: guest_gap is not measured", guest=source.name)
             source.beats_here = ()
-
-    @staticmethod
-    async def _place(source: Source, guest: FrozenGuest) -> tuple[Moved | None, int]:
-        """Return whether the network heard of the guest's new place, and when that was known."""
-        moved = await wait_moved(guest, lambda: source.peer.announce(source.request.handover))
-        return moved, time.monotonic_ns()
 
     async def close(self) -> None:
         """End all that runs beside hand-overs; they go on with the next agent, not measured any more."""
@@ -212,7 +207,7 @@ class Measuring:
         watch = self._watches.pop(source.request.handover, None)
         try:
             if ending.outcome is Outcome.MOVED:
-                return self._with_place(source, await self._observe(source, watch), await _place_of(watch))
+                return await self._with_place(source, watch, await self._observe(source, watch))
         except Exception:  # noqa: BLE001 - our bug; whoever watches waits for the end of the hand-over
             _log.exception("hand-over is not measured", handover=source.request.handover)
         finally:
@@ -221,12 +216,13 @@ class Measuring:
         return Observed()
 
     @staticmethod
-    def _with_place(source: Source, observed: Observed, place: tuple[Moved | None, int] | None) -> Observed:
+    async def _with_place(source: Source, watch: _Watch | None, observed: Observed) -> Observed:
         """Add what the network knows of the guest's new place."""
-        if place is None or (moved := place[0]) is None:
+        moved = None if watch is None or watch.place is None else await watch.place
+        if moved is None:
             return observed
         running = source.marks.at("commit_answered")
-        after = None if running is None or not moved.seen else _ms(max(0, place[1] - running))
+        after = None if running is None or moved.seen_ns is None else _ms(max(0, moved.seen_ns - running))
         return dataclasses.replace(observed, network_moved_ms=after, announced=moved.announced)
 
     async def _observe(self, source: Source, watch: _Watch | None) -> Observed:
@@ -305,10 +301,6 @@ class Measuring:
             _length(source.beats_before),
             window_ms=_ms(seen.stamps_ns[-1] - ahead - source.beats_here[0]),
         )
-
-
-async def _place_of(watch: _Watch | None) -> tuple[Moved | None, int] | None:
-    return None if watch is None or watch.place is None else await watch.place
 
 
 def _largest(stamps: Sequence[int]) -> Milliseconds | None:

@@ -8,6 +8,7 @@ is behind another port than a tap of ours.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -16,11 +17,11 @@ import structlog
 from vmferry.core.errors import VmferryError
 from vmferry.core.guest import FrozenGuest, NetworkKind
 from vmferry.measure.learned import learned_port
+from vmferry.qemu.tap import NAME_PATTERN
 
 _log = structlog.get_logger(__name__)
 
-#: How the taps are called that QEMU is given (qemu/tap.py).
-_TAP = "vftap"
+_TAP = NAME_PATTERN.decode("ascii").removesuffix("%d")
 _LOOK_S = 0.01
 #: After so many seconds without a sign the destination is asked to announce the guest again; not after the last.
 PATIENCE_S = (0.3, 0.5, 1.0)
@@ -30,7 +31,7 @@ PATIENCE_S = (0.3, 0.5, 1.0)
 class Moved:
     """What became of a guest's addresses at a bridge."""
 
-    seen: bool  #: all of them are behind another port
+    seen_ns: int | None  #: CLOCK_MONOTONIC when all of them were seen behind another port; None: they were not
     announced: int  #: so many times more than QEMU does by itself
 
 
@@ -56,14 +57,14 @@ async def wait_moved(
         return None
     for announced, patience in enumerate(PATIENCE_S):
         if await _seen_within(patience, lambda: all(_has_left(learned, *place) for place in places)):
-            return Moved(seen=True, announced=announced)
+            return Moved(time.monotonic_ns(), announced)
         if announced + 1 < len(PATIENCE_S):
             _log.info("network has not heard of the guest's new place; announced again", guest=guest.spec.name)
             try:
                 await announce()
             except VmferryError as error:
                 _log.warning("guest cannot be announced again", guest=guest.spec.name, error=str(error))
-    return Moved(seen=False, announced=len(PATIENCE_S) - 1)
+    return Moved(None, len(PATIENCE_S) - 1)
 
 
 def _has_left(learned: Callable[[str, str], str | None], bridge: str, mac: str) -> bool:
