@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vmferry.core.disks import NVRAM_NODE, disk_node
 from vmferry.core.guest import DIRECT_CACHES, Acceleration, Disk, FrozenDevice, FrozenGuest, KernelBoot, Nic, UefiBoot
 from vmferry.core.guest import NetworkKind as Network
 from vmferry.core.ids import GuestName
@@ -104,7 +105,7 @@ def _machine(guest: FrozenGuest) -> list[str]:
     spec = guest.spec
     machine = f"{guest.machine},usb=off,dump-guest-core=off,memory-backend=pc.ram"
     if isinstance(spec.boot, UefiBoot):
-        machine += ",pflash0=uefi-code,pflash1=uefi-nvram"
+        machine += f",pflash0=uefi-code,pflash1={NVRAM_NODE}"
     accel = "kvm" if guest.acceleration is Acceleration.KVM else "tcg,thread=multi"
     memory = {"qom-type": "memory-backend-ram", "id": "pc.ram", "size": spec.memory_bytes}
     return [
@@ -141,7 +142,7 @@ def _boot(guest: FrozenGuest, descriptors: Descriptors) -> list[str]:
     if isinstance(boot, UefiBoot):
         return [
             *_file_node("uefi-code", descriptors.uefi_code, CODE_SET, read_only=True),
-            *_file_node("uefi-nvram", descriptors.uefi_nvram, NVRAM_SET, read_only=False),
+            *_file_node(NVRAM_NODE, descriptors.uefi_nvram, NVRAM_SET, read_only=False),
         ]
     return []
 
@@ -186,7 +187,7 @@ def _disks(disks: tuple[Disk, ...], descriptors: tuple[int, ...]) -> list[str]:
             "discard": "unmap",
         }
         image = {
-            "node-name": f"image{index}",
+            "node-name": disk_node(index),
             "driver": disk.format.value,
             "read-only": disk.read_only,
             "cache": cache,

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vmferry.core.disks import disk_node
 from vmferry.core.errors import BadInput
 from vmferry.core.guest import (
     DIRECT_CACHES,
@@ -202,12 +203,12 @@ def _disk_devices(spec: GuestSpec, bus: str, *, q35: bool) -> list[FrozenDevice]
             common = (*common, ("write-cache", "off"))
         if disk.io_path is IoPath.VIRTIO:
             place = f"{FIRST_DISK_SLOT + index:#x}"
-            devices.append(FrozenDevice(f"disk{index}", "virtio-blk-pci", bus, place, common, f"image{index}"))
+            devices.append(FrozenDevice(f"disk{index}", "virtio-blk-pci", bus, place, common, disk_node(index)))
             continue
         # q35 has six AHCI ports of one unit, i440fx two IDE buses of two.
         ide_bus, unit = (ide, 0) if q35 else divmod(ide, 2)
         common = (*common, ("unit", unit))
-        devices.append(FrozenDevice(f"disk{index}", "ide-hd", f"ide.{ide_bus}", "", common, f"image{index}"))
+        devices.append(FrozenDevice(f"disk{index}", "ide-hd", f"ide.{ide_bus}", "", common, disk_node(index)))
         ide += 1
     return devices
 
