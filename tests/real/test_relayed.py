@@ -131,7 +131,7 @@ async def test_a_mirror_that_is_spoilt_ends_the_move(lab: Lab, relay: Relay, har
     await wait_state(lab, "host-a", handover, "precopy")
     relay.harm(harm, after_bytes=MIB, ports=PORTS[1:])
     why = await assert_stays(lab, guest, handover)
-    assert ("has waited for its copy" if harm is Harm.STALL else "copy of image image0 failed") in why
+    assert ("has waited for a disk" if harm is Harm.STALL else "copy of image image0 failed") in why
     relay.let_go()
     assert (await guest.disk()).startswith("disk clean")
     leg = await move(lab, guest, "host-b", {"copy_disks": True})

@@ -384,6 +384,8 @@ class Destination:
         if self._making is not None:
             await asyncio.wait({self._making})
         files = self._calls.disk_files
+        if self.source_is_gone and self.arrival.copies:
+            _log.warning("copies of a source that is gone are kept", guest=self.name, of=self.arrival.copies)
         await self._with_images(files.leave if self.source_is_gone else files.drop)
         self._calls.release()
         self.runner.post(_E.CLEANED_UP)

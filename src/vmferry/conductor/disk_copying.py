@@ -119,13 +119,13 @@ class DiskCopying:
         await runner.wait_left(_NOTHING_COPIED_YET)
         self._through = self._through or runner.machine.state is not SourceState.COPYING_DISKS
         stuck_since: dict[Waiting | None, float] = {}
-        while self._nodes():
+        while self._nodes() and runner.machine.state in _COPYING:
             await asyncio.sleep(_LISTEN_EVERY_S)
             now, waits = _now(), await self._waits()
             stuck_since = {one: stuck_since.get(one, now) for one in waits} if self._through else {}
             silent_ms = Milliseconds(1000 * max((now - since for since in stuck_since.values()), default=0.0))
             if silent_ms > _MOST_SILENCE_MS:
-                why = f"a write of the guest has waited for its copy for {format_ms(silent_ms)}"
+                why = f"the guest has waited for a disk for {format_ms(silent_ms)}: a copy may not answer"
                 for state in _COPYING:
                     runner.post(SourceEvent.STREAM_FAILED, why, only_in=state)
 
@@ -142,6 +142,15 @@ class DiskCopying:
         """Break the mirrors' connections: QEMU may be waiting for them, and answer nothing until then."""
         if self._nodes() and not self._ended:
             await self._process().mirrors.cut(self._nodes())
+
+    async def drop(self) -> None:
+        """Give the mirrors up; the guest's images stay as they are. Idempotent.
+
+        Raises:
+            Broken, TimedOut: QEMU still has one.
+        """
+        if self._nodes():
+            await self._process().mirrors.drop()
 
     async def end(self) -> None:
         """End the mirrors of a guest that stands still, once.

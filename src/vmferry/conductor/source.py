@@ -556,7 +556,7 @@ class Source:
                 if sample.status in POSTCOPY:
                     await self._guests.kill(self.name)  # it can never run the guest again
                     continue
-                await process.mirrors.drop()  # first: a write of the guest may wait for a copy behind a dead link
+                await self.disks.drop()  # first: a write of the guest may wait for a copy behind a dead link
                 await undo_migration(process, sample, self._shall_run, resumes=not self._postcopy.has_stopped_guest)
             except VmferryError as error:
                 _log.warning("source not restored yet", guest=self.name, error=str(error))

@@ -22,7 +22,7 @@ def measures(report: Report) -> list[tuple[str, str]]:
 
 def has_measures(report: Report) -> bool:
     """Tell whether anything was sent at all; before that there is nothing to measure."""
-    return bool(report.transferred_bytes) or report.outcome is Outcome.MOVED
+    return bool(report.transferred_bytes or report.disk_bytes) or report.outcome is Outcome.MOVED
 
 
 def measures_text(report: Report) -> str:
@@ -107,7 +107,7 @@ def _stream(report: Report) -> str:
 
 def _disks(report: Report) -> str:
     copied = NOT_MEASURED if report.disk_bytes is None else format_bytes(report.disk_bytes)
-    text = f"{copied} in {_optional(report.disks_ms)}, before the memory"
+    text = f"{copied}, not all" if report.disks_ms is None else f"{copied} in {format_ms(report.disks_ms)}"
     if report.outcome not in (Outcome.MOVED, Outcome.LOST):
         return f"{text}; the copies were removed, another attempt copies all of it again"
     aside = ", ".join(f"{path}.left-{report.handover}" for path in report.disks)
