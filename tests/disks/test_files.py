@@ -16,6 +16,7 @@ from vmferry.core.ids import HandoverId
 from vmferry.core.units import MIB, Bytes
 from vmferry.disks.files import LocalDiskFiles
 from vmferry.qemu.image_dirs import image_dirs
+from vmferry.qemu.image_locks import why_locked
 
 MOVE, OTHER = HandoverId("00000000000000aa"), HandoverId("00000000000000bb")
 
@@ -28,7 +29,7 @@ def copy_of(path: Path, kind: DiskFormat = DiskFormat.RAW, size: int = 4 * MIB) 
 @pytest.fixture
 def files() -> LocalDiskFiles:
     """Files anywhere."""
-    return LocalDiskFiles(lambda _: None)
+    return LocalDiskFiles(lambda _: None, why_locked)
 
 
 def names(folder: Path) -> list[str]:
@@ -116,7 +117,7 @@ def test_a_directory_that_was_swapped_leads_nowhere(tmp_path: Path) -> None:
     allowed, private = tmp_path / "images", tmp_path / "private"
     for folder in (allowed / "one", private):
         folder.mkdir(parents=True)
-    files = LocalDiskFiles(image_dirs([allowed], []).why_not)
+    files = LocalDiskFiles(image_dirs([allowed], []).why_not, why_locked)
     path = allowed / "one" / "secret"
     path.write_text("an image")
     (private / "secret").write_text("not his")
@@ -133,7 +134,7 @@ def test_a_directory_that_was_swapped_leads_nowhere(tmp_path: Path) -> None:
 
 def test_an_image_outside_of_the_guests_directories_is_refused(tmp_path: Path) -> None:
     """Whatever a source asks for."""
-    files = LocalDiskFiles(lambda path: "it is not below a directory that guests may use")
+    files = LocalDiskFiles(lambda path: "it is not below a directory that guests may use", why_locked)
     with pytest.raises(Refused, match="not below a directory"):
         files.make(MOVE, [copy_of(tmp_path / "a")])
     assert names(tmp_path) == []

@@ -16,7 +16,6 @@ from tests.real.test_streams import capture, seen
 from vmferry.core.errors import NotFound
 from vmferry.core.progress import Outcome
 from vmferry.core.units import MIB
-from vmferry.disks.image_locks import why_locked
 from vmferry.lab.guest_plans import DiskPlan, GuestPlan, debian_guest
 from vmferry.lab.guest_runs import GuestRun
 from vmferry.lab.hosts import Lab
@@ -27,6 +26,7 @@ from vmferry.lab.scenarios import Leg, empty, migrate, move, remove, started, wa
 from vmferry.lab.toolchain import find_qemu
 from vmferry.ports.hypervisor import RunState
 from vmferry.qemu import userfault
+from vmferry.qemu.image_locks import why_locked
 
 pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
 

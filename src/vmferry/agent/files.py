@@ -14,6 +14,7 @@ from pathlib import Path
 from vmferry.core.guest import FrozenGuest, GuestSpec, KernelBoot, UefiBoot
 from vmferry.core.host import FileFacts
 from vmferry.core.units import Bytes
+from vmferry.disks.files import is_of_devices
 
 #: Shared between kernels: the server's own numbers identify a file. Others belong to one kernel: its boot id says so.
 _NETWORK = frozenset({"nfs", "nfs4", "ceph", "cifs", "smb3", "gfs2", "ocfs2", "fuse.glusterfs"})
@@ -116,16 +117,11 @@ def _room(path: str) -> Bytes | None:
     directory = Path(path).parent
     try:
         may_be_made = directory.is_dir() and os.access(directory, os.W_OK | os.X_OK) and not Path(path).is_symlink()
-        if not may_be_made or _is_of_devices(directory.resolve()):
+        if not may_be_made or is_of_devices(directory.resolve()):
             return None
         return Bytes(shutil.disk_usage(directory).free)
     except OSError:
         return None
-
-
-def _is_of_devices(directory: Path) -> bool:
-    """Tell whether a directory holds devices: a file in it would be memory, and gone with the next start."""
-    return Path("/dev") in (directory, *directory.parents)
 
 
 def _useless(path: str, why: str, room: Bytes | None = None) -> FileFacts:

@@ -47,6 +47,7 @@ from vmferry.qemu.acceleration import decide
 from vmferry.qemu.binary import QemuBinaryConfig
 from vmferry.qemu.hypervisor import QemuHypervisor
 from vmferry.qemu.image_dirs import image_dirs
+from vmferry.qemu.image_locks import why_locked
 from vmferry.store.sqlite import SqliteJournal
 
 _log = structlog.get_logger("vmferry.agent")
@@ -134,7 +135,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         door=door,
         pipelines=pipelines,
         compressing=PageCompressing(),
-        disk_files=LocalDiskFiles(images.why_not),
+        disk_files=LocalDiskFiles(images.why_not, why_locked),
         keep_trace=traces.keep,
     )
     handovers = Handovers(guests, around)

@@ -23,7 +23,6 @@ from vmferry.core.disks import ImageCopy
 from vmferry.core.errors import Broken, Refused
 from vmferry.core.guest import DiskFormat
 from vmferry.core.ids import HandoverId
-from vmferry.disks import image_locks
 
 _log = structlog.get_logger(__name__)
 
@@ -37,10 +36,12 @@ class LocalDiskFiles:
 
     Args:
         why_not: tells of a path why guests may not be given that file; None when they may.
+        why_locked: tells of a path why nobody could write to that image now; None when one could; may raise OSError.
     """
 
-    def __init__(self, why_not: Callable[[str], str | None]) -> None:
+    def __init__(self, why_not: Callable[[str], str | None], why_locked: Callable[[str], str | None]) -> None:
         self._why_not = why_not
+        self._why_locked = why_locked
 
     def make(self, handover: HandoverId, copies: Sequence[ImageCopy]) -> None:
         """Make empty images, all of the guest's size and none of its content.
@@ -83,7 +84,7 @@ class LocalDiskFiles:
         """Return why a guest that nobody runs could not be given these images now; None when it could."""
         for path in paths:
             try:
-                if (why := image_locks.why_locked(path)) is not None:
+                if (why := self._why_locked(path)) is not None:
                     return why
             except OSError as error:
                 _log.warning("locks of an image cannot be asked about", path=path, error=str(error))
@@ -110,7 +111,7 @@ class LocalDiskFiles:
         try:
             real = Path(f"/proc/self/fd/{folder}").readlink()
             why = self._why_not(str(real / Path(path).name))
-            if Path("/dev") in (real, *real.parents):
+            if is_of_devices(real):
                 why = "it would be a file among devices"
             if why is not None:
                 raise Refused(f"Image {path} cannot be made here: {why}", side="destination")
@@ -127,6 +128,11 @@ class LocalDiskFiles:
             pass
         except (OSError, Refused) as error:  # a file system that went away, a directory that was swapped
             _log.error("image is left as it is", path=path, handover=handover, error=str(error))
+
+
+def is_of_devices(directory: Path) -> bool:
+    """Tell whether a directory holds devices: a file in it would be memory, and gone with the next start."""
+    return Path("/dev") in (directory, *directory.parents)
 
 
 def _make_one(folder: int, name: str, copy: ImageCopy) -> None:

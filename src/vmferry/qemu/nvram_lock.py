@@ -11,19 +11,15 @@ Source: fcntl(2), "Open file description locks"; the same idea as QEMU's block/f
 
 from __future__ import annotations
 
-import fcntl
-import os
-import struct
 import uuid
 
 from vmferry.core.errors import Broken
 from vmferry.core.ids import GuestUuid
+from vmferry.qemu.file_locks import is_locked, share
 
 _FIRST = 1 << 61
 _BITS = 60
 _LAST = _FIRST + (1 << _BITS) - 1
-#: struct flock: type, whence, start, length, pid (0: the lock is the open file's)
-_FLOCK = struct.Struct("hhqqi4x")
 
 
 def lock(fd: int, owner: GuestUuid, path: str) -> None:
@@ -41,8 +37,8 @@ def lock(fd: int, owner: GuestUuid, path: str) -> None:
     """
     own = _FIRST + (uuid.UUID(owner).int & ((1 << _BITS) - 1))
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, own, 1, 0))
-        taken = _is_locked(fd, _FIRST, own - _FIRST) or _is_locked(fd, own + 1, _LAST - own)
+        share(fd, own, 1)
+        taken = is_locked(fd, _FIRST, own - _FIRST) or is_locked(fd, own + 1, _LAST - own)
     except BlockingIOError:
         taken = True
     except OSError as error:
@@ -55,12 +51,3 @@ def lock(fd: int, owner: GuestUuid, path: str) -> None:
             f"firmware variables {path} are in use by another guest, here or on another host",
             fix="give each guest a copy of its own, made from the firmware's template",
         )
-
-
-def _is_locked(fd: int, start: int, length: int) -> bool:
-    """Tell whether another open file has a lock in the range."""
-    if length == 0:  # to fcntl: up to the end
-        return False
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
-    kind: int = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0]
-    return kind != fcntl.F_UNLCK

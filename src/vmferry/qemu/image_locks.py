@@ -5,19 +5,17 @@ of somebody who lets nobody write. Between the source's letting go and the desti
 so that whatever is found is another's.
 
 Source: QEMU block/file-posix.c (RAW_LOCK_PERM_BASE, RAW_LOCK_SHARED_BASE), include/block/block-common.h
-(BLK_PERM_WRITE); fcntl(2), F_OFD_GETLK. On NFSv4 the server is asked.
+(BLK_PERM_WRITE). On NFSv4 the server is asked.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
+
+from vmferry.qemu.file_locks import is_locked
 
 _WRITES = 100 + 1
 _LETS_NOBODY_WRITE = 200 + 1
-#: struct flock: type, whence, start, length, pid (0: asked for the open file)
-_FLOCK = struct.Struct("hhqqi4x")
 
 
 def why_locked(path: str) -> str | None:
@@ -28,16 +26,10 @@ def why_locked(path: str) -> str | None:
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
-        if _is_locked(fd, _WRITES):
+        if is_locked(fd, _WRITES, 1):
             return f"image {path} is locked by another who writes to it"
-        if _is_locked(fd, _LETS_NOBODY_WRITE):
+        if is_locked(fd, _LETS_NOBODY_WRITE, 1):
             return f"image {path} is locked by another who lets nobody write to it"
         return None
     finally:
         os.close(fd)
-
-
-def _is_locked(fd: int, byte: int) -> bool:
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
-    kind: int = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0]
-    return kind != fcntl.F_UNLCK

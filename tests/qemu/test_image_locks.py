@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vmferry.disks.files import LocalDiskFiles
-from vmferry.disks.image_locks import why_locked
+from vmferry.qemu.image_locks import why_locked
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_who_holds_an_image(
     for _ in range(2):
         told = why_locked(str(image))
         assert told is None if expected is None else expected in str(told)
-    assert LocalDiskFiles(lambda _: None).why_locked([str(image)]) == told
+    assert LocalDiskFiles(lambda _: None, why_locked).why_locked([str(image)]) == told
 
 
 def test_nobody_holds_it(image: Path) -> None:
@@ -65,4 +65,4 @@ def test_nobody_holds_it(image: Path) -> None:
 
 def test_an_image_that_is_gone_is_not_locked(tmp_path: Path) -> None:
     """Who uses it is told."""
-    assert LocalDiskFiles(lambda _: None).why_locked([str(tmp_path / "gone")]) is None
+    assert LocalDiskFiles(lambda _: None, why_locked).why_locked([str(tmp_path / "gone")]) is None
