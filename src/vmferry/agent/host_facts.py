@@ -13,6 +13,7 @@ from vmferry.core.guest import Acceleration
 from vmferry.core.host import HostFacts
 from vmferry.core.ids import HostName
 from vmferry.core.units import Bytes
+from vmferry.disks.files import image_tool
 from vmferry.ports.hypervisor import Hypervisor
 from vmferry.ports.store import GuestRow, Journal
 from vmferry.qemu.userfault import why_no_userfault
@@ -69,6 +70,7 @@ class HostView:
             migration_ports_free=self._ports_free(),
             why_no_postcopy=why_no_userfault(offer.qemu_uid, qemu.version),
             pipelines=offer.pipelines,
+            makes_images=image_tool() is not None,
         )
 
     def bridges(self) -> list[str]:
