@@ -35,7 +35,7 @@ from vmferry.lab.scenarios import move, remove, started
 from vmferry.lab.toolchain import find_qemu
 from vmferry.ports.hypervisor import RunState
 
-LINKS = ("tcp", "fd", "pipeline zstd")
+LINKS = ("tcp", "fd", "unix", "pipeline zstd")
 #: The hosts' only pipeline.
 _ZSTD = {"send": ["zstd", "-1", "-c"], "receive": ["zstd", "-d", "-c"]}
 SETTINGS = {"migration": {"pipelines": {"zstd": _ZSTD}}}
