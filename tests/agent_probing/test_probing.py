@@ -293,8 +293,9 @@ async def test_an_older_agent(pair: Pair) -> None:
 async def test_a_door_that_is_shut(pair: Pair) -> None:
     """Nobody listens on the stream port: unreachable, with what to open."""
     await pair.b.door.close()
-    with pytest.raises(Unreachable, match="cannot be reached"):
+    with pytest.raises(Unreachable, match="cannot be reached") as told:
         await pair.a.probing.measure(B)
+    assert told.value.fix == "let the agents reach each other on migration.stream_port"
 
 
 GIVEN = BytesPerSecond(5 * MIB)

@@ -205,7 +205,8 @@ class Service:
         left_out = tuple(left_out_text(left) for left in chosen.left_out)
         blockers = found.blockers + await self.handovers.brake_blockers(name, options.throttle) or chosen.blockers
         promised = None if blockers else found.guarantee
-        link = await self.links.view(destination, options.max_bandwidth)
+        itself = destination == self.links.name
+        link = None if itself else await self.links.view(destination, options.max_bandwidth)
         return m.CheckReply(blockers=blockers, guarantee=promised, left_out=left_out, link=link)
 
     async def migrate(self, name: GuestName, body: m.MigrateRequest) -> m.MigrateReply:

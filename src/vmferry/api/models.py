@@ -239,7 +239,7 @@ class CheckReply(Reply):
     blockers: tuple[Blocker, ...]
     guarantee: Guarantee | None  #: None when the blockers leave nothing to promise
     left_out: tuple[str, ...] = ()  #: what the policy wishes of the stream and cannot have, each with the reason
-    link: LinkView | None = None  #: None: an agent that does not tell
+    link: LinkView | None = None  #: None: there is none, or an agent that does not tell
 
 
 class MigrateRequest(Request):
