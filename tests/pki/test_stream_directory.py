@@ -8,11 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from vmferry.core.errors import Broken, Refused
 from vmferry.lab.certificates import StreamCa
 from vmferry.pki.stream_directory import StreamDirectory
+from vmferry.pki.stream_files import dump
 from vmferry.pki.stream_rules import Use
 from vmferry.ports.hypervisor import Certificates
 
@@ -168,6 +172,40 @@ def test_nonsense_is_not_believed(world: World, pem: str) -> None:
     assert "cannot be read" in problem.what
     with pytest.raises(Refused):
         world.destination.check_arrival(replace(world.told, client=pem), "host-a")
+
+
+def test_half_a_list_is_no_list(world: World) -> None:
+    """Of two lists of which one is cut off neither counts: what it held is not known."""
+    world.ca.write_crl(world.a)
+    path = world.a / "ca-crl.pem"
+    path.write_bytes(2 * path.read_bytes())
+    assert world.source.look().problems == ()
+    path.write_bytes(path.read_bytes()[:-40])
+    (problem,) = world.source.look().problems
+    assert "ca-crl.pem holds nothing that belongs there" in problem.what
+
+
+def test_a_file_without_an_end(world: World) -> None:
+    """What is too large to be one of these is not read to a place in its middle."""
+    with (world.a / "ca-crl.pem").open("wb") as file:
+        file.truncate(9 << 20)
+    (problem,) = world.source.look().problems
+    assert "ca-crl.pem is larger than 8 MiB" in problem.what
+
+
+def test_an_extension_that_is_none(world: World) -> None:
+    """A certificate that can be read only in part is not used, whoever shows it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "host-b")])
+    now = dt.datetime.now(dt.UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(7).not_valid_before(now).not_valid_after(now + DAY)
+    junk = x509.UnrecognizedExtension(x509.ExtendedKeyUsage.oid, b"junk")
+    pem = dump(builder.add_extension(junk, critical=False).sign(key, hashes.SHA256()))
+    (problem,) = world.source.distrust(pem, "host-b", Use.SERVER)
+    assert "cannot be read" in problem.what
+    (world.a / "server-cert.pem").write_text(pem, "ascii")
+    assert "server-cert.pem holds nothing that belongs there" in world.source.look().problems[0].what
 
 
 def test_another_name_than_the_certificates_is_refused(world: World) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from vmferry.core.errors import BadInput
@@ -37,6 +39,12 @@ def test_certificates_are_encryption_too() -> None:
     check_setup(PLAIN, known, (10, 0, 2))
     with pytest.raises(BadInput, match="zero-copy-send and tls exclude"):
         check_setup(BY_X509, known, (10, 0, 2))
+
+
+def test_two_ways_to_encrypt_are_refused() -> None:
+    """A peer that names both is told so, before QEMU is given either."""
+    with pytest.raises(BadInput, match="by a key and by certificates"):
+        check_setup(replace(BY_X509, capabilities={}, psk_key="00"), frozenset(), (10, 0, 2))
 
 
 def test_a_host_without_certificates_says_so() -> None:

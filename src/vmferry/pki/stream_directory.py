@@ -9,24 +9,31 @@ Source: QEMU docs/system/tls ("File permissions", names of the files).
 from __future__ import annotations
 
 import datetime as dt
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from vmferry.core.errors import BadInput, Blocker, Broken, Refused
 from vmferry.core.host import StreamCertificates
 from vmferry.pki.distinguished import subject_text
+from vmferry.pki.stream_files import (
+    Load,
+    Unfit,
+    dump,
+    dump_key,
+    load_authorities,
+    load_certificate,
+    load_key,
+    load_revocations,
+)
 from vmferry.pki.stream_rules import Complaint, Trust, Use, host_name
 from vmferry.ports.hypervisor import Certificates
 
 CA_FILE, CRL_FILE = "ca-cert.pem", "ca-crl.pem"
-_CRL = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 _MOST_BYTES = 8 << 20
 _WHERE = "docs/streams.md says what belongs there"
 
@@ -39,14 +46,6 @@ class _Pair:
 
     certificate: x509.Certificate | None
     key: PrivateKeyTypes | None
-
-
-class _Unfit(Exception):
-    """A file that cannot be used: what is wrong, and what to do."""
-
-    def __init__(self, what: str, fix: str) -> None:
-        super().__init__(what)
-        self.complaint: Complaint = (what, fix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +72,15 @@ class StreamDirectory:
         blockers = tuple(
             Blocker("stream.certificates-unusable", f"On {self.host} {what}", fix) for what, fix in problems
         )
-        return StreamCertificates(_pem(server), _pem(client), server_name, client_name, blockers)
+        return StreamCertificates(dump(server), dump(client), server_name, client_name, blockers)
 
     def distrust(self, pem: str, host: str, use: Use) -> tuple[Blocker, ...]:
         """Return why this host does not believe another one's certificate; empty: it does."""
         try:
-            certificate = x509.load_pem_x509_certificate(pem.encode())
-        except ValueError:
-            found: Iterable[Complaint] = [("it cannot be read", "look what its agent's tls_dir holds")]
-        else:
-            found = self._trust([]).complaints(certificate, use, self.now())
+            certificate = load_certificate(pem.encode())
+            found = list(self._trust([]).complaints(certificate, use, self.now()))
+        except Unfit:
+            found = [("it cannot be read", "look what its agent's tls_dir holds")]
         return tuple(
             Blocker(
                 "stream.certificate-distrusted",
@@ -106,7 +104,8 @@ class StreamDirectory:
             raise Refused(
                 f"The server certificate of {self.host} was replaced meanwhile", side="destination", retry=True
             )
-        if told.client_name != subject_text(x509.load_pem_x509_certificate(told.client.encode())):
+        problems: list[Complaint] = []
+        if told.client_name != self._named(Use.CLIENT, load_certificate(told.client.encode()), subject_text, problems):
             raise Refused(f"The client certificate of {source} is not named {told.client_name}", side="destination")
 
     def files(self, told: Certificates, *, incoming: bool) -> Mapping[str, str]:
@@ -123,21 +122,20 @@ class StreamDirectory:
         trust, pair = self._trust(problems), self._pair(use, problems)
         if problems or pair.certificate is None or pair.key is None:
             raise Broken(f"On {self.host} {'; '.join(what for what, _ in problems)}", fix=problems[0][1])
-        if _pem(pair.certificate) != expected:
+        if dump(pair.certificate) != expected:
             raise Broken(f"The {use} certificate of {self.host} was replaced meanwhile", fix="try again", retry=True)
-        own = {f"{use}-cert.pem": expected, f"{use}-key.pem": _key_pem(pair.key)}
+        own = {f"{use}-cert.pem": expected, f"{use}-key.pem": dump_key(pair.key)}
         if not incoming:
             return {**own, CA_FILE: told.server}
-        lists = {CRL_FILE: "".join(map(_pem, trust.revocations))} if trust.revocations else {}
-        return {**own, CA_FILE: "".join(map(_pem, trust.authorities)), **lists}
+        lists = {CRL_FILE: "".join(map(dump, trust.revocations))} if trust.revocations else {}
+        return {**own, CA_FILE: "".join(map(dump, trust.authorities)), **lists}
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _trust(self, problems: list[Complaint]) -> Trust:
-        authorities = self._read(CA_FILE, x509.load_pem_x509_certificates, problems) or []
-        listed = self._read(CRL_FILE, _load_revocations, problems) if self._has(CRL_FILE) else None
-        revocations = listed or []
-        trust = Trust(tuple(authorities), tuple(revocations))
+        authorities = self._read(CA_FILE, load_authorities, problems)
+        revocations = self._read(CRL_FILE, load_revocations, problems) if self._has(CRL_FILE) else None
+        trust = Trust(authorities or (), revocations or ())
         problems.extend(trust.own_complaints(self.now()))
         return trust
 
@@ -149,8 +147,8 @@ class StreamDirectory:
         return certificate
 
     def _pair(self, use: Use, problems: list[Complaint]) -> _Pair:
-        certificate = self._read(f"{use}-cert.pem", x509.load_pem_x509_certificate, problems)
-        key = self._read(f"{use}-key.pem", _load_key, problems)
+        certificate = self._read(f"{use}-cert.pem", load_certificate, problems)
+        key = self._read(f"{use}-key.pem", load_key, problems)
         if certificate is not None and key is not None and key.public_key() != certificate.public_key():
             problems.append(
                 (f"{use}-key.pem is not the key of {use}-cert.pem", "put the two that belong together there")
@@ -182,46 +180,23 @@ class StreamDirectory:
             pass
         return True
 
-    def _read(self, name: str, load: Callable[[bytes], T], problems: list[Complaint]) -> T | None:
+    def _read(self, name: str, load: Load[T], problems: list[Complaint]) -> T | None:
         """Return what a file holds; None: it is of no use, and why is one of the problems now."""
         path = self.path / name
         try:
-            with path.open("rb") as file:
-                return load(file.read(_MOST_BYTES))
-        except _Unfit as error:
-            what, fix = error.complaint
-            problems.append((f"{path} {what}", fix))
+            return load(_content(path))
+        except Unfit as error:
+            problems.append((f"{path} {error.what}", error.fix))
         except OSError as error:
             problems.append(
                 (f"{path} cannot be read: {error.strerror}", f"put it there, for the agent to read; {_WHERE}")
             )
-        except (ValueError, TypeError):  # its text may hold a key: it is not repeated
-            problems.append((f"{path} holds nothing that belongs there", _WHERE))
         return None
 
 
-def _load_key(pem: bytes) -> PrivateKeyTypes:
-    try:
-        return serialization.load_pem_private_key(pem, None)
-    except TypeError as error:
-        raise _Unfit("is encrypted", "put the key there without a passphrase, for the agent alone to read") from error
-
-
-def _load_revocations(pem: bytes) -> list[x509.CertificateRevocationList]:
-    return [x509.load_pem_x509_crl(each) for each in _blocks(pem)]
-
-
-def _blocks(pem: bytes) -> Iterator[bytes]:
-    found = _CRL.findall(pem)
-    if not found:
-        raise ValueError("no list")
-    yield from found
-
-
-def _pem(one: x509.Certificate | x509.CertificateRevocationList | None) -> str:
-    return "" if one is None else one.public_bytes(serialization.Encoding.PEM).decode("ascii")
-
-
-def _key_pem(key: PrivateKeyTypes) -> str:
-    none = serialization.NoEncryption()
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, none).decode("ascii")
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise Unfit(f"is larger than {_MOST_BYTES >> 20} MiB", _WHERE)
+    return content

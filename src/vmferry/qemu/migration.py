@@ -63,6 +63,8 @@ def check_setup(setup: MigrationSetup, known: frozenset[str], version: Version) 
     where = f"QEMU {'.'.join(map(str, version))}"
     if unknown := sorted(on - known):
         raise BadInput(f"{where} has no migration capability {', '.join(unknown)}", fix="leave it out")
+    if setup.psk_key is not None and setup.certificates is not None:
+        raise BadInput("A stream cannot be encrypted by a key and by certificates", fix="choose one of them")
     given = frozenset(on | {"tls"} if setup.encrypted else on)
     if (conflict := find_conflict(given, version)) is not None:
         raise BadInput(conflict.what, fix=conflict.fix)
