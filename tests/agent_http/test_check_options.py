@@ -13,6 +13,7 @@ from vmferry.agent.service import Service
 from vmferry.api import models as m
 from vmferry.conductor.link import LinkSpeed
 from vmferry.conductor.plan import Asked
+from vmferry.core.errors import BadInput
 from vmferry.core.ids import GuestName, HostName
 
 
@@ -54,3 +55,23 @@ async def test_a_round_for_postcopy_allows_it(options: dict[str, Any], allowed: 
         GuestName("web-7"), m.CheckRequest(destination="host-b", options=m.MigrateOptions(**options))
     )
     assert asks.postcopy == [allowed, allowed]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"plain": True, "encryption": "psk"}, "--plain encrypts nothing"),
+        ({"plain": True, "encryption": "x509"}, "--plain encrypts nothing"),
+        ({"pipeline": "age", "encryption": "x509"}, "its commands encrypt"),
+    ],
+    ids=["plain", "plain and x509", "pipeline"],
+)
+async def test_encryption_by_nobody_is_refused(options: dict[str, Any], told: str) -> None:
+    """Who says by what QEMU encrypts what QEMU does not encrypt is told, and no host is asked anything."""
+    asks = Asks()
+    parts: dict[str, Any] = {field.name: None for field in fields(Service)}
+    parts |= {"checking": asks, "handovers": asks, "guests": asks, "known_hosts": lambda: ("host-b",)}
+    body = m.CheckRequest(destination="host-b", options=m.MigrateOptions(**options))
+    with pytest.raises(BadInput, match=told):
+        await Service(**parts).check(GuestName("web-7"), body)
+    assert asks.postcopy == []

@@ -63,6 +63,7 @@ def test_nothing() -> None:
         ("port = 70000", "line 1: port: Input should be less than or equal to 65535"),
         ('listen = "everywhere"', "line 1: listen:"),
         ('state_dir = "state"', "line 1: state_dir: expected an absolute path"),
+        ('[migration]\ntls_dir = "pki"', "line 2: migration.tls_dir: expected an absolute path"),
         ('name = "Host A"', "line 1: name:"),
         ('[migration]\nports = "9-1"', "line 2: migration.ports: expected FIRST-LAST"),
         ("port = 49160", "port 49160 lies in migration.ports"),

@@ -197,10 +197,10 @@ def test_a_quantity_without_unit_asks_nobody(moving: FakeFleet, vmferry: Vmferry
 
 
 def test_how_the_stream_travels_is_asked_of_the_agent(moving: FakeFleet, vmferry: Vmferry) -> None:
-    """Link, channels and compression travel by their names, for a check as for a move."""
-    said = ("--link", "fd", "--channels", "4", "--compression", "zstd")
+    """Link, channels, compression and encryption travel by their names, for a check as for a move."""
+    said = ("--link", "fd", "--channels", "4", "--compression", "zstd", "--encryption", "x509")
     assert vmferry("migrate", "web-7", "host-b", *said).exit_code == 0
-    options = {"plain": False, "link": "fd", "channels": 4, "compression": "zstd"}
+    options = {"plain": False, "link": "fd", "channels": 4, "compression": "zstd", "encryption": "x509"}
     body = {"destination": "host-b", "options": options}
     assert moving.agents["host-a"].orders() == [("POST", "/v1/guests/web-7/migrate", body)]
 
@@ -210,6 +210,7 @@ def test_how_the_stream_travels_is_asked_of_the_agent(moving: FakeFleet, vmferry
     [
         ("--link", "pigeon", "--link 'pigeon' is not known; take one of tcp, fd"),
         ("--compression", "lzma", "--compression 'lzma' is not known; take one of none, auto, xbzrle, zlib, zstd"),
+        ("--encryption", "rot13", "--encryption 'rot13' is not known; take one of psk, x509"),
         ("--channels", "0", "Input should be greater than or equal to 1"),
     ],
 )

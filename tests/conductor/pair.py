@@ -30,7 +30,7 @@ from vmferry.core.units import GIB, Bytes, BytesPerSecond, Milliseconds, Nanosec
 from vmferry.links.relay import LocalRelays
 from vmferry.measure.compressing import PageCompressing
 from vmferry.ports.disks import nodes_of
-from vmferry.ports.hypervisor import Hypervisor
+from vmferry.ports.hypervisor import Certificates, Hypervisor
 from vmferry.ports.peer import (
     ClockSample,
     CommitReply,
@@ -112,6 +112,7 @@ class Host:
     reports: list[tuple[HandoverId, AnyState]] = field(default_factory=list)
     traces: dict[HandoverId, Trace] = field(default_factory=dict)
     qemus: tuple[QemuFacts, QemuFacts] = (FAKE_FACTS, FAKE_FACTS)
+    certificates: Certificates | None = None
     link: BytesPerSecond | None = None
     device: str | None = None
     measured: Bandwidth | None = None  #: of its link to any other host
@@ -198,7 +199,7 @@ class Host:
 
     async def _check(self, request: Request) -> Checked:
         images = written_images(self.guests.row(request.guest).guest.spec) if request.copy_disks else ()
-        return Checked(self.blockers, GUARANTEE, self.qemus, nodes_of(images))
+        return Checked(self.blockers, GUARANTEE, self.qemus, nodes_of(images), self.certificates)
 
     async def _report(self, source: Source) -> None:
         state = source.runner.machine.state

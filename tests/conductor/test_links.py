@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.conductor.fakes import WatchedLink, qemu_of
 from tests.conductor.pair import Host, wait_finished, wait_until
 from tests.conductor.test_handovers import state_of
 
-from vmferry.core.capabilities import Compression, StreamWish, Transport
+from vmferry.conductor.rows import request_of
+from vmferry.core.capabilities import Compression, Encryption, StreamWish, Transport
 from vmferry.core.handover.states import SourceState
 from vmferry.core.migration import RunState
+from vmferry.ports.hypervisor import Certificates
 from vmferry.testing.fake_door import FakeRelays
 from vmferry.testing.fake_hypervisor import FakeHypervisor
 
@@ -148,3 +151,32 @@ async def test_post_copy_does_not_go_through_a_pipeline(hosts: tuple[Host, Host]
     source = await here.migrate(there, stream=StreamWish(pipeline="zstd"), postcopy=True)
     await wait_finished(here, there)
     assert "pipe excludes postcopy-ram: nothing comes back through it" in source.blockers[0].what
+
+
+@pytest.mark.parametrize("encryption", Encryption)
+async def test_a_stream_is_encrypted_by_one_thing(
+    hosts: tuple[Host, Host], link: WatchedLink, encryption: Encryption
+) -> None:
+    """A key of the move's own, or the certificates that the checks have seen: both sides are set to it, disks too."""
+    here, there = hosts
+    here.certificates = Certificates("PEM of host-a", "CN=host-a", "PEM of host-b", "host-b")
+    stream = StreamWish(encryption=encryption)
+    here.hold.ask(SourceState.PRECOPY)
+    source = await here.migrate(there, stream=stream, encrypted=True, copy_disks=True)
+    await here.hold.wait_reached(SourceState.PRECOPY)
+    by_key = encryption is Encryption.PSK
+    for host in hosts:
+        qemu = qemu_of(host, link)
+        assert qemu is not None
+        assert qemu.setup is not None
+        assert (qemu.setup.psk_key is not None) is by_key
+        assert qemu.setup.certificates == (None if by_key else here.certificates)
+    arrived = qemu_of(there, link)
+    assert arrived is not None
+    assert arrived.exports_encrypted
+    row = here.journal.handover(source.request.handover, "source")
+    assert row is not None
+    assert request_of(row).stream == stream  # what an agent that is restarted goes on with
+    here.hold.let_go(SourceState.PRECOPY)
+    await wait_finished(here, there)
+    assert len(link.running()) == 1

@@ -11,9 +11,9 @@ from vmferry.core.capabilities.rules import EXCLUSIONS, REQUIREMENTS, Exclusion
 from vmferry.core.errors import BadInput
 from vmferry.core.units import MIB, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import MigrationSetup, MigrationStatus
+from vmferry.qemu.credentials import PSK_OBJECT
 from vmferry.qemu.migration import (
     NO_BANDWIDTH_LIMIT,
-    TLS_OBJECT,
     changed_capabilities,
     check_setup,
     parameters,
@@ -108,7 +108,7 @@ def test_parameters_in_qemus_units() -> None:
     assert parameters(setup, KNOWN) == {
         "max-bandwidth": 100 * MIB,
         "downtime-limit": 300,
-        "tls-creds": TLS_OBJECT,
+        "tls-creds": PSK_OBJECT,
         "multifd-channels": 4,
     }
 

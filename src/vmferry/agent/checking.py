@@ -20,8 +20,18 @@ from vmferry.core.ids import GuestName, HostName
 from vmferry.core.progress import Guarantee
 from vmferry.core.saved import SavedGuest
 from vmferry.core.units import format_bytes
-from vmferry.ports.hypervisor import GuestProcess, Hypervisor
+from vmferry.pki.stream_directory import StreamDirectory
+from vmferry.pki.stream_rules import Use
+from vmferry.ports.hypervisor import Certificates, GuestProcess, Hypervisor
 from vmferry.ports.peer import Peer
+
+
+def certificates_of(source: HostFacts, destination: HostFacts) -> Certificates | None:
+    """Return by which certificates two hosts know each other; None: one of them has none (a blocker says so)."""
+    client, server = source.certificates, destination.certificates
+    if client is None or server is None:
+        return None
+    return Certificates(client.client, client.client_name, server.server, server.server_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +42,7 @@ class Found:
     guarantee: Guarantee | None  #: None when the blockers leave nothing to promise
     qemus: tuple[QemuFacts, QemuFacts]  #: what QEMU can do here and there
     copies: tuple[Image, ...] = ()  #: what is to be copied
+    certificates: Certificates | None = None  #: by which the stream is encrypted, if it is to be
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,7 @@ class Checking:
         hypervisor: asked about CPUs.
         peer: another host's agent, by name.
         why_not: why guests may not be given a file of this host.
+        certificates: this host's, for streams; None: it has none.
     """
 
     guests: Guests
@@ -51,6 +63,7 @@ class Checking:
     hypervisor: Hypervisor
     peer: Callable[[HostName], Peer]
     why_not: WhyNot
+    certificates: StreamDirectory | None = None
 
     async def check(
         self,
@@ -78,11 +91,20 @@ class Checking:
             self.host_view.facts(),
             self._ask(destination, row.guest),
         )
-        case = Case(row.guest, runtime, here, there, probe, postcopy, stream, copy_disks)
+        distrusted = await asyncio.to_thread(self._distrusted, there) if stream.by_certificates else ()
+        case = Case(row.guest, runtime, here, there, probe, postcopy, stream, copy_disks, distrusted)
         blockers, copies = find_blockers(case), images_to_copy(case)
         copied = [image.path for image in copies]
         promised = None if blockers else guarantee(row.guest, runtime, probe, postcopy=postcopy, copied=copied)
-        return Found(blockers, promised, (here.qemu, there.qemu), copies)
+        certificates = certificates_of(here, there) if stream.by_certificates else None
+        return Found(blockers, promised, (here.qemu, there.qemu), copies, certificates)
+
+    def _distrusted(self, there: HostFacts) -> tuple[Blocker, ...]:
+        """Return why the destination's certificate is not believed here; nothing where there is none to judge or by."""
+        told, here = there.certificates, self.certificates
+        if told is None or here is None or not told.server:
+            return ()
+        return here.distrust(told.server, there.name, Use.SERVER)
 
     async def _ask(self, destination: HostName, guest: FrozenGuest) -> tuple[HostFacts, GuestProbe]:
         if destination == self.host_view.offer.name:
@@ -198,6 +220,19 @@ class Checking:
                 f"Guest {guest.spec.name} cannot come to {self.host_view.offer.name}: {'; '.join(told)}",
                 side="destination",
             )
+
+    def check_certificates(self, told: Certificates | None, source: HostName) -> None:
+        """Refuse an arrival by certificates that this host does not believe, or does not have.
+
+        Raises:
+            Refused: the source's is not good here, or this host's is not (any more).
+        """
+        if told is None:
+            return
+        if self.certificates is None:
+            name = self.host_view.offer.name
+            raise Refused(f"Host {name} has no certificates for streams", side="destination")
+        self.certificates.check_arrival(told, source)
 
     def _bridges(self, spec: GuestSpec) -> list[str]:
         have = self.host_view.bridges()

@@ -92,6 +92,8 @@ class MigrationConfig(_Table):
     stream_port: Annotated[int, Field(ge=0, le=65535)] = DEFAULT_STREAM_PORT
     #: Commands through which a stream may go (`--pipeline NAME`), under the same name on both hosts.
     pipelines: dict[Annotated[str, Field(pattern=NAME_PATTERN)], PipelineConfig] = {}
+    #: Certificates for streams (`--encryption x509`), laid out as QEMU's tls-creds-x509 has it; None: there are none.
+    tls_dir: AbsolutePath | None = None
     #: Limit of one stream, bytes per second; None: what the link gives.
     max_bandwidth: Annotated[BytesPerSecond | None, Field(gt=0)] = None
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmferry import __version__
 from vmferry.core.checks import memory_needed
 from vmferry.core.guest import Acceleration
-from vmferry.core.host import HostFacts
+from vmferry.core.host import HostFacts, StreamCertificates
 from vmferry.core.ids import HostName
 from vmferry.core.units import Bytes
 from vmferry.disks.files import image_tool
@@ -35,6 +36,7 @@ class Offer:
     bridges: tuple[str, ...] | None = None  #: those that guests may be plugged into; None: every one
     qemu_uid: int | None = None  #: a user that guests run as; None: the agent's own
     pipelines: Mapping[str, bool] = field(default_factory=dict)  #: by name, and whether they encrypt
+    certificates: Callable[[], StreamCertificates] | None = None  #: looks at those for streams; None: there are none
 
 
 class HostView:
@@ -71,6 +73,7 @@ class HostView:
             why_no_postcopy=why_no_userfault(offer.qemu_uid, qemu.version),
             pipelines=offer.pipelines,
             makes_images=image_tool() is not None,
+            certificates=None if offer.certificates is None else await asyncio.to_thread(offer.certificates),
         )
 
     def bridges(self) -> list[str]:

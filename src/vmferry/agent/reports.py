@@ -103,6 +103,7 @@ def make_report(source: Source, ending: Ending, observed: Observed, here: HostNa
         guarantee="" if source.guarantee is None else source.guarantee.sentence,
         acceleration=acceleration_tag,
         encrypted=request.encrypted,
+        encryption=str(request.encryption) if request.stream.qemu_encrypts else None,
         total_ms=marks.between_ms("opened", _last_mark(marks) if moved else "finished"),
         rounds=sent.rounds,
         transferred_bytes=sent.transferred_bytes,

@@ -29,7 +29,7 @@ from vmferry.conductor.guests import Guests
 from vmferry.conductor.handovers import Handovers, Postcopy
 from vmferry.conductor.plan import Asked, Choice, left_out_text
 from vmferry.conductor.saving import GuestSaving
-from vmferry.core.capabilities import Compression, StreamWish, Transport
+from vmferry.core.capabilities import Compression, Encryption, StreamWish, Transport
 from vmferry.core.convergence import DEFAULT
 from vmferry.core.errors import BadInput, Blocked, Denied, NotFound, VmferryError
 from vmferry.core.handover.states import Side
@@ -316,6 +316,7 @@ class Service:
             raise Denied(f"Host {peer} asked for a reservation in the name of {body.source}")
         self._of_peer(peer, handover, Side.DESTINATION)
         self.checking.check_arrival(body.guest)
+        await asyncio.to_thread(self.checking.check_certificates, body.setup.certificates, body.source)
         request = ReserveRequest(
             handover,
             body.guest,
@@ -456,10 +457,18 @@ def _postcopy(options: m.MigrateOptions) -> Postcopy | None:
 
 
 def _stream(options: m.MigrateOptions) -> StreamWish:
-    """Return how the stream shall travel."""
+    """Return how the stream shall travel.
+
+    Raises:
+        BadInput: it is to be encrypted, and by nobody.
+    """
+    if options.encryption is not None and (options.plain or options.pipeline is not None):
+        other = "--plain encrypts nothing" if options.plain else "what goes through a pipeline its commands encrypt"
+        raise BadInput(f"--encryption says by what QEMU encrypts, and {other}", fix="leave one of them out")
     link = Transport(options.link or Transport.TCP)
     compression = Compression(options.compression or Compression.NONE)
-    return StreamWish(link, options.channels, compression, not options.plain, options.pipeline)
+    encryption = Encryption(options.encryption or Encryption.PSK)
+    return StreamWish(link, options.channels, compression, not options.plain, options.pipeline, encryption)
 
 
 def _choice(options: m.MigrateOptions) -> Choice:

@@ -43,11 +43,13 @@ from vmferry.links.pipeline import CommandPipelines, Pipeline
 from vmferry.links.relay import LocalRelays
 from vmferry.links.state_file import GuestStateFiles
 from vmferry.measure.compressing import PageCompressing
+from vmferry.pki.stream_directory import StreamDirectory
 from vmferry.ports.disks import nodes_of
 from vmferry.ports.peer import Peer
 from vmferry.ports.stream import StreamWays
 from vmferry.qemu.acceleration import decide
 from vmferry.qemu.binary import QemuBinaryConfig
+from vmferry.qemu.credentials import no_certificates
 from vmferry.qemu.hypervisor import QemuHypervisor
 from vmferry.qemu.image_dirs import image_dirs
 from vmferry.qemu.image_locks import why_locked
@@ -88,7 +90,15 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     binary = QemuBinaryConfig(config.qemu.argv, config.qemu.env).resolved()
     verdict = await decide(binary, config.state_dir, override=config.qemu.acceleration)
     images = image_dirs(config.image_dirs, (config.state_dir, config.run_dir, config.authority_dir))
-    hypervisor = QemuHypervisor(binary, verdict.acceleration, state_dir=config.state_dir, images=images)
+    tls_dir = config.migration.tls_dir
+    certificates = None if tls_dir is None else StreamDirectory(tls_dir, fleet.name)
+    hypervisor = QemuHypervisor(
+        binary,
+        verdict.acceleration,
+        state_dir=config.state_dir,
+        images=images,
+        certificates=no_certificates if certificates is None else certificates.files,
+    )
     first_uid, last_uid = config.qemu.uids
     uids = None if QemuHypervisor.runs_as(first_uid) is None else range(first_uid, last_uid + 1)
     beats = BeatBook()
@@ -107,6 +117,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         config.bridges,
         None if uids is None else uids.start,
         {name: each.encrypts for name, each in configured.items()},
+        None if certificates is None else certificates.look,
     )
     host_view = HostView(offer, journal, hypervisor)
     ways = StreamWays(
@@ -118,7 +129,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     def peer(host: HostName) -> Peer:
         return RemotePeer(host, fleet.client)
 
-    checking = Checking(guests, host_view, hypervisor, peer, images.why_not)
+    checking = Checking(guests, host_view, hypervisor, peer, images.why_not, certificates)
     stalls = Stalls(guests)
     throttle = GuestThrottle(guests)
     measuring = Measuring(fleet.name, journal, beats, stalls, verdict.tag)
@@ -210,7 +221,8 @@ def _check(checking: Checking) -> Callable[[Request], Awaitable[Checked]]:
             stream=request.stream,
             copy_disks=request.copy_disks,
         )
-        return Checked(found.blockers, found.guarantee, found.qemus, nodes_of(found.copies))
+        copies = nodes_of(found.copies)
+        return Checked(found.blockers, found.guarantee, found.qemus, copies, found.certificates)
 
     return check
 

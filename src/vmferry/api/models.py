@@ -172,6 +172,7 @@ class MigrateOptions(Request):
     """How a guest shall move; None lets the agent decide."""
 
     plain: bool = False  #: do not encrypt the stream
+    encryption: Literal["psk", "x509"] | None = None  #: by what QEMU encrypts it (docs/streams.md); None: psk
     downtime_limit_ms: Annotated[Milliseconds | None, Field(gt=0, le=60_000)] = None
     max_bandwidth: Annotated[BytesPerSecond | None, Field(gt=0, le=10**12)] = (
         None  #: bytes/s; None: what the link gives

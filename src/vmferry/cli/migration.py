@@ -64,6 +64,15 @@ PipelineOption = Annotated[
     ),
 ]
 
+EncryptionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="psk|x509",
+        help="By what QEMU encrypts: a key made for this migration (psk, the default), or the certificates of both"
+        " hosts (x509; migration.tls_dir of their agent.toml).",
+    ),
+]
+
 CopyDisksOption = Annotated[
     bool,
     typer.Option(
@@ -106,6 +115,7 @@ def check(  # noqa: PLR0913 - one for each option of the command
     channels: ChannelsOption = None,
     compression: CompressionOption = None,
     pipeline: PipelineOption = None,
+    encryption: EncryptionOption = None,
     copy_disks: CopyDisksOption = False,
     bandwidth: BandwidthOption = None,
     as_json: AsJson = False,
@@ -120,7 +130,7 @@ def check(  # noqa: PLR0913 - one for each option of the command
     source = fleet.find_guest(guest)
     body: dict[str, Any] = {"destination": destination}
     options = _bandwidth(bandwidth) | _choice(policy, max_gap, None, throttle) | _postcopy(postcopy, None)
-    if options := options | _stream(link, channels, compression, pipeline) | _disks(copy_disks):
+    if options := options | _stream(link, channels, compression, pipeline, encryption) | _disks(copy_disks):
         body["options"] = options
     reply = fleet.ask(source, "POST", f"/v1/guests/{guest}/check", body)
     if as_json:
@@ -137,7 +147,7 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
     *,
     plain: Annotated[
         bool,
-        typer.Option("--plain", help="Do not encrypt the stream. Default: TLS, with a key made for this migration."),
+        typer.Option("--plain", help="Do not encrypt the stream. Default: TLS (--encryption)."),
     ] = False,
     bandwidth: BandwidthOption = None,
     downtime_limit: Annotated[
@@ -183,6 +193,7 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
     channels: ChannelsOption = None,
     compression: CompressionOption = None,
     pipeline: PipelineOption = None,
+    encryption: EncryptionOption = None,
     copy_disks: CopyDisksOption = False,
     detach: Annotated[bool, typer.Option("--detach", help="Only begin; print the hand-over's id.")] = False,
     as_json: AsJson = False,
@@ -190,7 +201,7 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
     """Move a running guest to another host and show how it goes. Ctrl-C only stops showing it."""
     options = _options(plain, bandwidth, downtime_limit, time_limit) | _choice(policy, max_gap, deadline, throttle)
     options |= _at_deadline(at_deadline) | _postcopy(postcopy, postcopy_after)
-    options |= _stream(link, channels, compression, pipeline) | _disks(copy_disks)
+    options |= _stream(link, channels, compression, pipeline, encryption) | _disks(copy_disks)
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     try:
@@ -272,15 +283,21 @@ def _disks(copied: bool) -> dict[str, object]:
     return {"copy_disks": True} if copied else {}
 
 
-def _stream(link: str | None, channels: int | None, compression: str | None, pipeline: str | None) -> dict[str, object]:
+def _stream(
+    link: str | None, channels: int | None, compression: str | None, pipeline: str | None, encryption: str | None
+) -> dict[str, object]:
     """Return what was said of the stream; what is not given is left to the agent."""
-    from vmferry.core.capabilities import LINKS, Compression
+    from vmferry.core.capabilities import LINKS, Compression, Encryption
 
     if link is not None and pipeline is not None:
         raise BadInput("--pipeline takes the place of --link", fix="leave one of them out")
     given = {"channels": channels, "pipeline": pipeline}
     options: dict[str, object] = {name: value for name, value in given.items() if value is not None}
-    for name, word, words in (("link", link, LINKS), ("compression", compression, tuple(Compression))):
+    for name, word, words in (
+        ("link", link, LINKS),
+        ("compression", compression, tuple(Compression)),
+        ("encryption", encryption, tuple(Encryption)),
+    ):
         if word is not None and word not in words:
             raise BadInput(f"--{name} {word!r} is not known", fix=f"take one of {', '.join(words)}")
         if word is not None:

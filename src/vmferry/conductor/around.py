@@ -18,6 +18,7 @@ from vmferry.core.progress import Guarantee
 from vmferry.core.units import Bytes, BytesPerSecond
 from vmferry.ports.compression import Compressing
 from vmferry.ports.disks import DiskFiles
+from vmferry.ports.hypervisor import Certificates
 from vmferry.ports.peer import Peer
 from vmferry.ports.stream import StreamWays
 from vmferry.ports.write_throttle import WriteThrottle
@@ -43,6 +44,7 @@ class Checked:
     guarantee: Guarantee | None
     qemus: Qemus
     copies: tuple[str, ...] = ()  #: nodes of the images that are to be copied
+    certificates: Certificates | None = None  #: by which the stream is encrypted; None: it is not by any
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -219,7 +219,7 @@ class Destination:
     async def _serve_images(self, process: GuestProcess, incoming: Incoming) -> None:
         reply, nodes = self.arrival.reply, nodes_of([one.image for one in incoming.copies])
         if nodes and reply.disk_port is not None:
-            encrypted = incoming.setup.psk_key is not None
+            encrypted = incoming.setup.encrypted
             await process.mirrors.serve(nodes, reply.address, reply.disk_port, encrypted=encrypted)
 
     async def _with_images(self, what: Callable[[HandoverId, Sequence[str]], None]) -> None:

@@ -231,7 +231,7 @@ class Handovers:
         if not blockers:
             self._sources[request.handover].take_copies(checked.copies)
             await self._settle_stream(self._sources[request.handover], checked.qemus)
-        blockers = blockers or await steering.prepare(checked.qemus)
+        blockers = blockers or await steering.prepare(checked.qemus, checked.certificates)
         return blockers, None if blockers else checked.guarantee
 
     async def _settle_stream(self, source: Source, qemus: Qemus) -> None:

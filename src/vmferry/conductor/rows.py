@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from vmferry.conductor.plan import Choice
-from vmferry.core.capabilities import Compression, StreamWish, Transport
+from vmferry.core.capabilities import Compression, Encryption, StreamWish, Transport
 from vmferry.core.convergence import DEFAULT
 from vmferry.core.errors import NotFound
 from vmferry.core.handover.machine import Machine
@@ -46,15 +46,15 @@ class Request:
     channels: int | None = None  #: None = one, or what the compression needs
     compression: Compression = Compression.NONE
     pipeline: str | None = None
+    encryption: Encryption = Encryption.PSK  #: by what, if encrypted
     copy_disks: bool = False  #: allowed for images that the hosts do not share
     copies: tuple[str, ...] = ()  #: these, by their nodes, as the checks found
 
     @property
     def stream(self) -> StreamWish:
         """Return how the stream shall travel."""
-        return StreamWish(
-            Transport(self.link), self.channels, Compression(self.compression), self.encrypted, self.pipeline
-        )
+        link, compression, encryption = Transport(self.link), Compression(self.compression), Encryption(self.encryption)
+        return StreamWish(link, self.channels, compression, self.encrypted, self.pipeline, encryption)
 
     @property
     def choice(self) -> Choice:

@@ -22,7 +22,7 @@ from vmferry.conductor.postcopy_source import GONE, PostcopySource, Trip
 from vmferry.conductor.rows import Request, written
 from vmferry.conductor.runner import Order, Runner, background
 from vmferry.conductor.sending import send
-from vmferry.conductor.source_qemu import go_on, is_dying, undo_migration, wait_postmigrate
+from vmferry.conductor.source_qemu import go_on, is_dying, undo_migration, wait_postmigrate, why_ended
 from vmferry.conductor.steering import Steering
 from vmferry.core.capabilities import StreamWish
 from vmferry.core.convergence.facts import Throttle
@@ -323,6 +323,8 @@ class Source:
         if event.status is MigrationStatus.COMPLETED:
             self.marks.mark("source_completed", event.at_ns)
             await self._saw_completed(process)
+        elif event.status in (MigrationStatus.FAILED, MigrationStatus.CANCELLED):
+            self.runner.post(_E.STREAM_FAILED, await why_ended(process, event.status))
         elif event.kind is GuestEventKind.MIGRATION and event.status is not None:
             self._saw_status(event.status, event.at_ns)
         elif event.kind is GuestEventKind.ROUND_ENDED:
@@ -348,8 +350,6 @@ class Source:
             self.marks.mark("device", at_ns)
         elif status is MigrationStatus.POSTCOPY_ACTIVE:
             self.marks.mark("postcopy_active", at_ns)
-        elif status in (MigrationStatus.FAILED, MigrationStatus.CANCELLED):
-            self.runner.post(_E.STREAM_FAILED, f"QEMU at the source says that the migration {status}")
 
     async def _saw_completed(self, process: GuestProcess) -> None:
         """Tell of `completed` once the run state is `postmigrate` too; asked while the destination still loads."""
@@ -405,7 +405,7 @@ class Source:
             self.runner.post(_E.DESTINATION_AWAITS_DISKS if self.request.copies else _E.DESTINATION_RESERVED)
 
     async def _copy_disks(self) -> None:
-        encrypted = self.setup is not None and self.setup.psk_key is not None
+        encrypted = self.setup is not None and self.setup.encrypted
         await self.disks.copy(self._way, encrypted=encrypted, bandwidth=await self._within_share())
         self.runner.post(_E.DISKS_MIRRORED)
 

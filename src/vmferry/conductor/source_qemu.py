@@ -9,7 +9,7 @@ from collections.abc import Callable
 from vmferry.conductor.steering import UNDER_WAY
 from vmferry.core.errors import Broken, VmferryError
 from vmferry.core.ids import GuestName
-from vmferry.core.migration import MigrationSample, RunState
+from vmferry.core.migration import MigrationSample, MigrationStatus, RunState
 from vmferry.ports.hypervisor import GuestProcess
 
 _POSTMIGRATE_LIMIT_S = 2.0
@@ -31,6 +31,15 @@ async def is_dying(process: GuestProcess) -> bool:
             return False
         await asyncio.sleep(0.01)
     return False
+
+
+async def why_ended(process: GuestProcess, status: MigrationStatus) -> str:
+    """Return what QEMU says about a migration that it has given up."""
+    told = f"QEMU at the source says that the migration {status}"
+    with contextlib.suppress(VmferryError):
+        error = (await process.query_migration()).error
+        return f"{told}: {error}" if error else told
+    return told
 
 
 async def wait_postmigrate(process: GuestProcess, name: GuestName) -> None:

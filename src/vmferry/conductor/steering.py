@@ -47,7 +47,7 @@ from vmferry.core.migration import MigrationSample, MigrationStatus, RunState
 from vmferry.core.progress import PolicyBegan, PolicyOrdered
 from vmferry.core.rounds.unsent import most_unsent
 from vmferry.core.units import BytesPerSecond, Milliseconds, Pages
-from vmferry.ports.hypervisor import GuestProcess, MigrationSetup
+from vmferry.ports.hypervisor import Certificates, GuestProcess, MigrationSetup
 
 _log = structlog.get_logger(__name__)
 
@@ -130,8 +130,12 @@ class Steering:
 
     # -- before anything is touched -------------------------------------------------------------------------------
 
-    async def prepare(self, qemus: plan.Qemus) -> tuple[Blocker, ...]:
+    async def prepare(self, qemus: plan.Qemus, certificates: Certificates | None = None) -> tuple[Blocker, ...]:
         """Work out the stream and begin the policy; return what keeps the migration from starting.
+
+        Args:
+            qemus: what both can do.
+            certificates: by which the stream is encrypted, if it is to be by certificates.
 
         Raises:
             NotFound: there is no such policy.
@@ -150,10 +154,12 @@ class Steering:
         left_out = (plan.left_out_text(left) for left in chosen.left_out)
         held = (f"{Throttle.FORTY_WRITES}: {blocker.what}" for blocker in no_writes or ())
         self.trail.left_out = (*left_out, *held)
-        key = secrets.token_hex(_KEY_BYTES) if self._asked.stream.qemu_encrypts else None
+        stream = self._asked.stream
+        key = secrets.token_hex(_KEY_BYTES) if stream.qemu_encrypts and not stream.by_certificates else None
         self._late = tuple(order for order in orders if _is_late(order))
         folded = tuple(order for order in orders if not _is_late(order))
-        self._setup = plan.make_setup(self._asked, chosen, wishes, folded, key)
+        setup = plan.make_setup(self._asked, chosen, wishes, folded, key)
+        self._setup = dataclasses.replace(setup, certificates=certificates if stream.by_certificates else None)
         await self._tell_began(guarded, None)
         for order in folded:
             self._note(order)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from vmferry.core.errors import Blocker
 from vmferry.core.guest import Acceleration
 from vmferry.core.ids import HostName
 from vmferry.core.units import Bytes
@@ -21,6 +22,19 @@ class QemuFacts:
     parameters: frozenset[str]  #: migration parameters
     devices: frozenset[str]  #: device drivers that exist
     compressions: frozenset[str] = frozenset()  #: of multifd channels, as this QEMU was built; an older agent says none
+    #: objects that encrypt by certificates, as this QEMU was built; an older agent says none
+    objects: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamCertificates:
+    """A host's certificates for QEMU's streams, as they lie in its directory now; nothing secret is in it."""
+
+    server: str  #: PEM, shown where guests arrive; empty: unusable
+    client: str  #: PEM, shown where guests leave; empty: unusable
+    server_name: str  #: that `server` is for: a DNS name or an IP address
+    client_name: str  #: the subject of `client`, as QEMU writes it
+    problems: tuple[Blocker, ...] = ()  #: whatever makes them unusable, all at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +57,8 @@ class HostFacts:
     #: commands through which a stream may go, by name, and whether they encrypt
     pipelines: Mapping[str, bool] = field(default_factory=dict)
     makes_images: bool = True  #: qemu-img is there; an older agent does not say, and refuses the arrival if it is not
+    #: for streams that are encrypted by certificates; None: it has none, or its agent is older
+    certificates: StreamCertificates | None = None
 
 
 @dataclass(frozen=True, slots=True)

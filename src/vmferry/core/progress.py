@@ -185,6 +185,7 @@ class Report:
     channels: int | None = None  #: that pages went over
     compression: str = "none"
     pipeline: str | None = None  #: through which it went
+    encryption: str | None = None  #: by what QEMU encrypted it: psk or x509; None: it did not
     compression_why: str | None = None  #: why that one, where it was left to us
     #: the guest runs there -> the source's bridges know it; None: they did not in time, or have no part in it
     network_moved_ms: Milliseconds | None = None

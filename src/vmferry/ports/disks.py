@@ -44,7 +44,7 @@ class DiskMirrors(Protocol):
         """
 
     async def serve(self, nodes: Sequence[str], address: str, port: int, *, encrypted: bool) -> None:
-        """Let the other side write these images; encrypted with the key of `prepare_migration`."""
+        """Let the other side write these images; encrypted as `prepare_migration` has set it up."""
 
     async def stop_serving(self) -> None:
         """Let nobody else write them any more; returns when nobody can. Idempotent."""
@@ -58,7 +58,7 @@ class DiskMirrors(Protocol):
             nodes: which.
             address: where the destination's QEMU serves them.
             port: likewise.
-            encrypted: with the key of `prepare_migration`.
+            encrypted: as `prepare_migration` has set it up.
             bandwidth: what all of them together may take until they are in step; None: as much as the link gives.
         """
 

@@ -20,6 +20,7 @@ from vmferry.ports.state_file import StateFile
 from vmferry.ports.stream import StreamConnection
 
 __all__ = [
+    "Certificates",
     "GuestEvent",
     "GuestEventKind",
     "GuestProcess",
@@ -69,11 +70,21 @@ class GuestEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Certificates:
+    """By which certificates both sides of a stream know each other; told by the agents, nothing secret is in it."""
+
+    client: str  #: the source's, PEM
+    client_name: str  #: its subject, as QEMU writes it: the destination lets nobody else in
+    server: str  #: the destination's, PEM: the source sends to nobody else
+    server_name: str  #: the host that it must be for
+
+
+@dataclass(frozen=True, slots=True)
 class MigrationSetup:
     """How a stream is set up; both sides get the same, before the destination listens.
 
     `capabilities` are QAPI names -> on/off, `parameters` QAPI names -> values in QAPI's units (levels, percents,
-    bytes). `psk_key` (hex) switches TLS-PSK on.
+    bytes). `psk_key` (hex) switches TLS-PSK on, `certificates` TLS by certificates; never both.
     """
 
     capabilities: Mapping[str, bool]
@@ -81,6 +92,12 @@ class MigrationSetup:
     downtime_limit_ms: Milliseconds
     parameters: Mapping[str, bool | int | str] = field(default_factory=dict)
     psk_key: str | None = field(default=None, repr=False)  #: never printed, not even in a traceback
+    certificates: Certificates | None = None
+
+    @property
+    def encrypted(self) -> bool:
+        """Tell whether QEMU encrypts the stream."""
+        return self.psk_key is not None or self.certificates is not None
 
 
 @dataclass(frozen=True, slots=True)

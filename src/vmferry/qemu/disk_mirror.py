@@ -17,8 +17,10 @@ from vmferry.core.errors import Broken, Refused, VmferryError
 from vmferry.core.ids import GuestName
 from vmferry.core.units import Bytes, BytesPerSecond
 from vmferry.ports.disks import MirrorState, Waiting
+from vmferry.ports.hypervisor import MigrationSetup
+from vmferry.qemu.credentials import names
 from vmferry.qemu.events import MIRROR_PREFIX as PREFIX
-from vmferry.qemu.migration import TLS_OBJECT, Version
+from vmferry.qemu.migration import Version
 from vmferry.qemu.process import Process
 from vmferry.qemu.qmp import QmpSession
 
@@ -59,6 +61,7 @@ class QemuDiskMirrors:
         self._process = process
         self._out_of_band = out_of_band
         self._peer: tuple[str, int] | None = None
+        self.setup: MigrationSetup | None = None  #: what `prepare_migration` has set up
 
     async def size_of(self, node: str) -> Bytes:
         """Return an image's size as the guest sees it.
@@ -83,7 +86,9 @@ class QemuDiskMirrors:
     async def serve(self, nodes: Sequence[str], address: str, port: int, *, encrypted: bool) -> None:
         """Let the source write these images."""
         where = {"type": "inet", "data": {"host": address, "port": str(port)}}
-        await self._session.execute("nbd-server-start", {"addr": where, **_tls(encrypted=encrypted)})
+        await self._session.execute(
+            "nbd-server-start", {"addr": where, **self._tls(encrypted=encrypted, incoming=True)}
+        )
         for node in nodes:
             export = {"type": "nbd", "id": node, "node-name": node, "name": node, "writable": True}
             await self._session.execute("block-export-add", export)
@@ -121,7 +126,7 @@ class QemuDiskMirrors:
                     "discard": "unmap",  # what is empty stays empty
                     "cache": {"direct": True, "no-flush": False},
                 }
-                await self._session.execute("blockdev-add", target | _tls(encrypted=encrypted))
+                await self._session.execute("blockdev-add", target | self._tls(encrypted=encrypted, incoming=False))
             self._end_silent(self._peer, _SILENCE_MS if changes_mode else _SILENCE_OF_A_WRITE_MS)
             on_top = {name for name, row in (await self._nodes()).items() if row.get("backing_file")}
             for node in nodes:
@@ -228,6 +233,9 @@ class QemuDiskMirrors:
         await self._concluded()
         await self._remove()
 
+    def _tls(self, *, encrypted: bool, incoming: bool) -> dict[str, str]:
+        return names(self.setup, incoming=incoming) if encrypted else {}
+
     async def _concluded(self) -> list[dict[str, Any]]:
         """Return the jobs once all of them have ended."""
         await _wait_until(self._all_concluded, f"Mirrors of guest {self._guest} do not end")
@@ -251,10 +259,6 @@ class QemuDiskMirrors:
     async def _nodes(self) -> dict[str, dict[str, Any]]:
         rows = await self._session.execute("query-named-block-nodes", {"flat": True})
         return {row["node-name"]: row for row in rows if "node-name" in row}
-
-
-def _tls(*, encrypted: bool) -> dict[str, object]:
-    return {"tls-creds": TLS_OBJECT} if encrypted else {}
 
 
 async def _wait_until(true: Callable[[], Awaitable[bool]], what: str) -> None:

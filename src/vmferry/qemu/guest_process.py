@@ -26,14 +26,13 @@ from vmferry.ports.hypervisor import (
 from vmferry.ports.state_file import StateFile
 from vmferry.ports.stream import StreamConnection
 from vmferry.qemu import emergency, given
-from vmferry.qemu.ciphers import cipher_priority
+from vmferry.qemu.credentials import CertificateFiles, Credentials, no_certificates
 from vmferry.qemu.disk_mirror import QemuDiskMirrors
 from vmferry.qemu.events import EventHub, translate
 from vmferry.qemu.forwards import forwards_of, open_forwards
 from vmferry.qemu.guest_pages import sample_pages
 from vmferry.qemu.migration import (
     NO_BANDWIDTH_LIMIT,
-    TLS_OBJECT,
     changed_capabilities,
     check_parameters,
     check_setup,
@@ -44,7 +43,7 @@ from vmferry.qemu.migration import (
 from vmferry.qemu.process import Process
 from vmferry.qemu.qmp import CONNECT_TIMEOUT_S, QmpSession, SaidNo
 from vmferry.qemu.reconnection import TELLS_CONNECTING, Reconnection
-from vmferry.qemu.run_dir import LOCAL_URI, TLS_DIR, RunDir
+from vmferry.qemu.run_dir import LOCAL_URI, RunDir
 from vmferry.qemu.sockets import connect
 
 QUIT_TIMEOUT_S = 10.0
@@ -76,21 +75,28 @@ class QemuGuestProcess:
         run_dir: its directory.
         uid: its user, None for the agent's own.
         line: our end of its emergency line, if it is at hand; owned from here on.
+        files: gives this host's certificates.
 
     Source: docs/interop/qmp-spec, qapi/{run-state,migration,misc}.json.
     """
 
     def __init__(
-        self, spec: GuestSpec, process: Process, run_dir: RunDir, uid: int | None, line: emergency.Line | None = None
+        self,
+        spec: GuestSpec,
+        process: Process,
+        run_dir: RunDir,
+        uid: int | None,
+        line: emergency.Line | None = None,
+        files: CertificateFiles = no_certificates,
     ) -> None:
         self._name = spec.name
         self._memory_bytes = spec.memory_bytes
         self._forwards = forwards_of(spec)
         self._process = process
         self._run_dir = run_dir
-        self._uid = uid
         self._session = QmpSession(spec.name)
         self._session.on_event(self._publish)
+        self._credentials = Credentials(self._session, run_dir, uid, files)
         self._emergency = QmpSession(spec.name)
         self._line = line
         self._connecting: asyncio.Task[None] | None = None  #: to a QEMU that does not answer yet
@@ -256,7 +262,7 @@ class QemuGuestProcess:
         await self._session.execute("system_powerdown")
 
     async def prepare_migration(self, setup: MigrationSetup, *, incoming: bool) -> None:
-        """Set capabilities, parameters and the key; on failure the key is gone again.
+        """Set capabilities, parameters and what it is encrypted with; on failure that is gone again.
 
         Raises:
             BadInput: this QEMU does not know, or cannot combine, what was asked for.
@@ -269,11 +275,11 @@ class QemuGuestProcess:
         )
         current = {row["capability"]: bool(row["state"]) for row in rows}
         check_setup(setup, frozenset(current), version)
-        chosen = parameters(setup, frozenset(known))
+        chosen = parameters(setup, frozenset(known), incoming=incoming)
         await self.cleanup_migration()
+        self.mirrors.setup = setup
         try:
-            if setup.psk_key is not None:
-                await self._add_key(setup.psk_key, "server" if incoming else "client")
+            await self._credentials.add(setup, incoming=incoming)
             # What is left of an earlier attempt goes first: QEMU refuses a capability beside a parameter that it
             # excludes (zero-copy-send beside zstd), and a parameter beside such a capability.
             changes = changed_capabilities(setup.capabilities, current)
@@ -290,14 +296,11 @@ class QemuGuestProcess:
             await self._session.execute("migrate-set-capabilities", {"capabilities": changes})
 
     async def cleanup_migration(self) -> None:
-        """Remove the key of the last migration, here and in QEMU. Idempotent; call it when a migration has ended."""
-        self._run_dir.remove_key()
+        """Remove what the last migration was encrypted with. Idempotent; call it when a migration has ended."""
         if self._has_state_file:
             await given.let_go_of_file(self._session)
             self._has_state_file = False
-        if await self._has_object(TLS_OBJECT):
-            await self._session.execute("migrate-set-parameters", {"tls-creds": ""})
-            await self._session.execute("object-del", {"id": TLS_OBJECT})
+        await self._credentials.remove()
 
     async def listen(self, address: str, port: int) -> None:
         """Listen for the stream, once: QEMU 10.0 does not listen again after a failure.
@@ -570,23 +573,6 @@ class QemuGuestProcess:
     async def _version(self) -> tuple[int, int, int]:
         qemu = (await self._session.execute("query-version"))["qemu"]
         return qemu["major"], qemu["minor"], qemu["micro"]
-
-    async def _add_key(self, hex_key: str, endpoint: str) -> None:
-        self._run_dir.write_key(hex_key, self._uid)
-        await self._session.execute(
-            "object-add",
-            {
-                "qom-type": "tls-creds-psk",
-                "id": TLS_OBJECT,
-                "dir": TLS_DIR,
-                "endpoint": endpoint,
-                "priority": cipher_priority(),
-            },
-        )
-
-    async def _has_object(self, name: str) -> bool:
-        rows = await self._session.execute("qom-list", {"path": "/objects"})
-        return any(row["name"] == name for row in rows)
 
     async def _open(self, path: Path, role: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:

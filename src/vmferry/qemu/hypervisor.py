@@ -20,6 +20,7 @@ from vmferry.qemu.arrival import check_cpu, check_frozen
 from vmferry.qemu.binary import QemuBinaryConfig
 from vmferry.qemu.command_line import command_line
 from vmferry.qemu.cpu import freeze_cpu, parse_cpu, without_enforce
+from vmferry.qemu.credentials import CertificateFiles, no_certificates
 from vmferry.qemu.descriptors import ANYWHERE, hash_boot_files, opened_for
 from vmferry.qemu.freeze import Drawn, check_machine, check_spec, freeze
 from vmferry.qemu.guest_process import QemuGuestProcess
@@ -42,6 +43,7 @@ class QemuHypervisor:
         acceleration: KVM or TCG, as `acceleration.decide` found out; never AUTO.
         state_dir: where answers of probes are kept.
         images: which files guests may be given.
+        certificates: gives this host's certificates for streams.
 
     Raises:
         BadInput: there is no such QEMU, or the acceleration is not decided.
@@ -54,12 +56,14 @@ class QemuHypervisor:
         *,
         state_dir: Path,
         images: ImageDirs = ANYWHERE,
+        certificates: CertificateFiles = no_certificates,
     ) -> None:
         if acceleration is Acceleration.AUTO:
             raise BadInput("acceleration of a hypervisor is auto", fix="decide it first (qemu.acceleration.decide)")
         self._binary = binary.resolved()
         self._acceleration = acceleration
         self._images = images
+        self._certificates = certificates
         self._prober = Prober(self._binary, ProbeCache(state_dir / "qemu-probes"))
 
     @property
@@ -148,7 +152,7 @@ class QemuHypervisor:
                 outcome[1].close()
                 await _undo(outcome[0], run_dir)
             raise
-        started = QemuGuestProcess(guest.spec, process, run_dir, resources.uid, line)
+        started = QemuGuestProcess(guest.spec, process, run_dir, resources.uid, line, self._certificates)
         try:
             await started.connect()
         except VmferryError as error:
@@ -179,7 +183,7 @@ class QemuHypervisor:
             if not run_dir.is_served():  # it died while no agent watched: nobody else removes its sockets and its key
                 run_dir.remove_sockets()
             return None
-        adopted = QemuGuestProcess(guest.spec, process, run_dir, resources.uid)
+        adopted = QemuGuestProcess(guest.spec, process, run_dir, resources.uid, None, self._certificates)
         try:
             await adopted.reconnect()
         except BaseException:

@@ -12,12 +12,11 @@ from vmferry.core.capabilities.conflict import find_conflict
 from vmferry.core.errors import BadInput
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import MigrationSample, MigrationSetup
+from vmferry.qemu.credentials import names
 from vmferry.qemu.events import migration_status
 
 #: Without a limit of its own QEMU takes 128 MiB/s; this is more than any link has.
 NO_BANDWIDTH_LIMIT = 1 << 40
-
-TLS_OBJECT = "migration-psk"
 
 Version = tuple[int, int, int]
 
@@ -64,7 +63,9 @@ def check_setup(setup: MigrationSetup, known: frozenset[str], version: Version) 
     where = f"QEMU {'.'.join(map(str, version))}"
     if unknown := sorted(on - known):
         raise BadInput(f"{where} has no migration capability {', '.join(unknown)}", fix="leave it out")
-    given = frozenset(on | {"tls"} if setup.psk_key is not None else on)
+    if setup.psk_key is not None and setup.certificates is not None:
+        raise BadInput("A stream cannot be encrypted by a key and by certificates", fix="choose one of them")
+    given = frozenset(on | {"tls"} if setup.encrypted else on)
     if (conflict := find_conflict(given, version)) is not None:
         raise BadInput(conflict.what, fix=conflict.fix)
 
@@ -75,8 +76,8 @@ def changed_capabilities(wanted: Mapping[str, bool], current: Mapping[str, bool]
     return [{"capability": name, "state": on} for name, on in sorted(goal.items()) if current[name] != on]
 
 
-def parameters(setup: MigrationSetup, known: frozenset[str]) -> dict[str, bool | int | str]:
-    """Return the parameters in QEMU's units (bytes/s, ms); TLS is off unless there is a key.
+def parameters(setup: MigrationSetup, known: frozenset[str], *, incoming: bool = False) -> dict[str, bool | int | str]:
+    """Return the parameters in QEMU's units (bytes/s, ms); TLS is off unless there is a key, or certificates.
 
     Raises:
         BadInput: a parameter that was asked for is unknown here, or not free to choose.
@@ -84,7 +85,8 @@ def parameters(setup: MigrationSetup, known: frozenset[str]) -> dict[str, bool |
     chosen: dict[str, bool | int | str] = {
         "max-bandwidth": setup.max_bandwidth or NO_BANDWIDTH_LIMIT,
         "downtime-limit": round(setup.downtime_limit_ms),
-        "tls-creds": TLS_OBJECT if setup.psk_key is not None else "",
+        "tls-creds": "",
+        **names(setup, incoming=incoming),
     }
     return {**check_parameters(setup.parameters, known), **_known(chosen, known)}
 

@@ -29,8 +29,8 @@ from vmferry.qemu.process import read_boot_id, spawn
 from vmferry.qemu.qmp import QmpSession, SaidNo
 
 #: of what is stored; a change makes old files unread (1: a QEMU that died was taken for one without drivers; 2: nothing
-#: was said of compressions)
-FORMAT = 3
+#: was said of compressions; 3: nor of what encrypts by certificates)
+FORMAT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,12 @@ class CpuAnswer:
     expanded: Mapping[str, object]  #: properties of the model's static expansion
     unavailable: tuple[str, ...]  #: features asked for and not offered
 
+
+#: What encrypts by certificates -> how to make one that needs no file, or another one of the same library.
+_OBJECTS: Mapping[str, Mapping[str, object]] = {
+    "authz-simple": {"qom-type": "authz-simple", "identity": "nobody"},
+    "tls-creds-x509": {"qom-type": "tls-creds-anon", "endpoint": "client"},
+}
 
 #: What capabilities there are is asked; that an older one keeps what these messages promise was never tried.
 OLDEST = (7, 2, 0)
@@ -186,8 +192,18 @@ async def _ask_facts(session: QmpSession) -> dict[str, Any]:
         "capabilities": sorted(row["capability"] for row in capabilities),
         "parameters": sorted(await session.execute("query-migrate-parameters")),
         "compressions": _compressions(await session.execute("query-qmp-schema")),
+        "objects": [name for name, properties in _OBJECTS.items() if await _has_object(session, name, properties)],
         "devices": [name for name in sorted(DRIVERS) if await _has_driver(session, name)],
     }
+
+
+async def _has_object(session: QmpSession, name: str, properties: Mapping[str, object]) -> bool:
+    """Tell whether QEMU can make an object; the word alone is there also where it was built without the library."""
+    try:
+        await session.execute("object-add", {"id": name, **properties})
+    except SaidNo:
+        return False
+    return True
 
 
 async def _has_driver(session: QmpSession, name: str) -> bool:
@@ -220,7 +236,7 @@ def _is_usable(model: Mapping[str, Any]) -> bool:
 
 def _facts(answer: Mapping[str, Any]) -> QemuFacts:
     major, minor, micro = answer["version"]
-    sets = ("machines", "cpu_models", "capabilities", "parameters", "devices", "compressions")
+    sets = ("machines", "cpu_models", "capabilities", "parameters", "devices", "compressions", "objects")
     return QemuFacts(version=(major, minor, micro), **{name: frozenset(answer[name]) for name in sets})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,7 +137,14 @@ class RunDir:
         Raises:
             Broken: it cannot be written.
         """
-        files = {"keys.psk": f"qemu:{hex_key}\n", dh_group.FILE_NAME: dh_group.FFDHE2048}
+        self.write_secrets({"keys.psk": f"qemu:{hex_key}\n", dh_group.FILE_NAME: dh_group.FFDHE2048}, uid)
+
+    def write_secrets(self, files: Mapping[str, str], uid: int | None) -> None:
+        """Write what a migration is encrypted with where QEMU reads it, readable by its user only.
+
+        Raises:
+            Broken: it cannot be written.
+        """
         try:
             foreign.make_directory(self.path, TLS_DIR, files, uid)
         except OSError as error:
@@ -146,7 +153,7 @@ class RunDir:
             ) from error
 
     def remove_key(self) -> None:
-        """Remove the key. Idempotent."""
+        """Remove what a migration is encrypted with. Idempotent."""
         foreign.remove(self.tls)
 
     def is_served(self) -> bool:

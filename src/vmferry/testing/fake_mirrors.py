@@ -65,7 +65,7 @@ class FakeMirrors:
         self._call("serve")
         self._require(self._qemu.incoming and self._qemu.state is RunState.INMIGRATE, "serve", "it does not receive")
         self._require((address, port) not in self._link.taken_ports, "serve", "Address already in use")
-        has_key = self._qemu.setup is not None and self._qemu.setup.psk_key is not None
+        has_key = self._qemu.setup is not None and self._qemu.setup.encrypted
         self._require(has_key or not encrypted, "serve", "no such object")
         self._qemu.exports, self._qemu.exports_at = set(nodes), (address, port)
         self._qemu.exports_encrypted = encrypted

@@ -105,6 +105,12 @@ def _stream(report: Report) -> str:
     return text if report.compression_why is None else f"{text}; compression: {report.compression_why}"
 
 
+def _encrypted(report: Report) -> str:
+    if not report.encrypted:
+        return "no"
+    return "yes, by certificates" if report.encryption == "x509" else "yes"
+
+
 def _disks(report: Report) -> str:
     copied = NOT_MEASURED if report.disk_bytes is None else format_bytes(report.disk_bytes)
     text = f"{copied}, not all" if report.disks_ms is None else f"{copied} in {format_ms(report.disks_ms)}"
@@ -130,7 +136,7 @@ ROWS: tuple[tuple[str, Callable[[Report], str]], ...] = (
     ("sent", _sent),
     ("bandwidth", lambda report: NOT_MEASURED if report.bandwidth is None else format_rate(report.bandwidth)),
     ("stream", _stream),
-    ("encrypted", lambda report: "yes" if report.encrypted else "no"),
+    ("encrypted", _encrypted),
     ("downtime (QEMU)", _downtime),
     ("guest_gap (beats)", _guest_gap),
     ("network_outage (UDP)", lambda report: _gap(report.network_outage)),

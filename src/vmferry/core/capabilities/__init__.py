@@ -25,6 +25,7 @@ from vmferry.core.capabilities.stream import (
     LINKS,
     MOST_CHANNELS,
     Compression,
+    Encryption,
     StreamWish,
 )
 from vmferry.core.capabilities.wish import (
@@ -51,6 +52,7 @@ __all__ = [
     "Basis",
     "CapabilitySet",
     "Compression",
+    "Encryption",
     "Exclusion",
     "Feature",
     "Figure",

@@ -28,6 +28,13 @@ class Compression(enum.StrEnum):
     QATZIP = "qatzip"  #: Intel QuickAssist
 
 
+class Encryption(enum.StrEnum):
+    """By what both QEMUs know each other."""
+
+    PSK = "psk"  #: a key made for this one migration
+    X509 = "x509"  #: certificates of both hosts (`migration.tls_dir`)
+
+
 @dataclass(frozen=True, slots=True)
 class StreamWish:
     """How a stream shall travel; what is named is required, so what cannot be had is a blocker.
@@ -36,8 +43,9 @@ class StreamWish:
         link: how it travels.
         channels: 1 to 64; None: one, or as many as the compression needs.
         compression: of pages.
-        encrypted: by QEMU, with a key made for this one migration; by the pipeline, where there is one.
+        encrypted: by QEMU; by the pipeline, where there is one.
         pipeline: commands of both hosts' configurations through which it goes, by their name; takes the link's place.
+        encryption: by what, where QEMU encrypts.
     """
 
     link: Transport = Transport.TCP
@@ -45,6 +53,7 @@ class StreamWish:
     compression: Compression = Compression.NONE
     encrypted: bool = True
     pipeline: str | None = None
+    encryption: Encryption = Encryption.PSK
 
     @property
     def transport(self) -> Transport:
@@ -55,6 +64,11 @@ class StreamWish:
     def qemu_encrypts(self) -> bool:
         """Tell whether QEMU has a key for it."""
         return self.encrypted and self.pipeline is None
+
+    @property
+    def by_certificates(self) -> bool:
+        """Tell whether both QEMUs show certificates."""
+        return self.qemu_encrypts and self.encryption is Encryption.X509
 
     @property
     def wanted(self) -> tuple[Wanted, ...]:

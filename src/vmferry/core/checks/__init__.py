@@ -7,6 +7,7 @@ about itself is judged, not trusted. The codes are stable and listed in docs/che
 from __future__ import annotations
 
 from vmferry.core.checks.case import Case
+from vmferry.core.checks.certificates import check_certificates
 from vmferry.core.checks.cpu import check_acceleration, check_cpu
 from vmferry.core.checks.device import check_devices
 from vmferry.core.checks.disk import check_disks, images_to_copy
@@ -42,6 +43,7 @@ FAMILIES = (
     check_capabilities,
     check_postcopy,
     check_pipeline,
+    check_certificates,
     check_tcg_source,
     check_known_incompatibilities,
     check_devices,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vmferry.core.capabilities import DEFAULT_STREAM, StreamWish
+from vmferry.core.errors import Blocker
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.host import FileFacts, GuestProbe, GuestRuntime, HostFacts
 
@@ -21,6 +22,7 @@ class Case:
     postcopy: bool = False  #: post-copy is to be allowed
     stream: StreamWish = DEFAULT_STREAM
     copy_disks: bool = False  #: images that the hosts do not share may be copied
+    distrusted: tuple[Blocker, ...] = ()  #: why the source does not believe the destination's certificate
 
     def at_source(self, path: str) -> FileFacts | None:
         """Return the source's view of a file, None when it said nothing about it."""

@@ -1,0 +1,122 @@
+"""A CA for QEMU's streams, made when a test begins: certificates of hosts and of strangers, and what was revoked.
+
+Laid out as QEMU's `tls-creds-x509` and the agents' `migration.tls_dir` have it (docs/streams.md).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+#: Certificates are good since then: hosts whose clocks differ believe them.
+_BACKDATE = dt.timedelta(minutes=5)
+_LIFETIME = dt.timedelta(days=2)
+_USES = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsageOID.CLIENT_AUTH}
+
+
+class StreamCa:
+    """One certificate authority.
+
+    Args:
+        name: its common name.
+    """
+
+    def __init__(self, name: str = "stream lab") -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        public = self._key.public_key()
+        builder = self._builder(self._name, public, dt.timedelta(0), _LIFETIME)
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        builder = builder.add_extension(_usage(authority=True), critical=True)
+        identifier = x509.SubjectKeyIdentifier.from_public_key(public)
+        self.certificate = builder.add_extension(identifier, critical=False).sign(self._key, hashes.SHA256())
+        self.revoked: list[int] = []  #: serial numbers
+
+    def write(
+        self, directory: Path, host: str, *, sides: Sequence[str] = ("server", "client"), ends_in_s: float = 86_400.0
+    ) -> None:
+        """Write what one host needs into its directory: CA, and a certificate and a key for each side.
+
+        Args:
+            directory: made if it is not there.
+            host: a DNS name; the subject is `O=lab, CN=HOST`.
+            sides: which certificates.
+            ends_in_s: how long from now they are good; negative: they have expired.
+        """
+        directory.mkdir(mode=0o700, exist_ok=True)
+        (directory / "ca-cert.pem").write_bytes(_pem(self.certificate))
+        for side in sides:
+            certificate, key = self.issue(host, side, dt.timedelta(seconds=ends_in_s))
+            (directory / f"{side}-cert.pem").write_bytes(_pem(certificate))
+            (directory / f"{side}-key.pem").touch(mode=0o600)
+            (directory / f"{side}-key.pem").write_bytes(_key_pem(key))
+
+    def issue(
+        self, host: str, side: str, lifetime: dt.timedelta = _LIFETIME
+    ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+        """Return a certificate for one side of a stream, and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name(
+            [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "lab"), x509.NameAttribute(NameOID.COMMON_NAME, host)]
+        )
+        age = max(-2 * lifetime, dt.timedelta(0))  # of one that has ended: it began before
+        builder = self._builder(subject, key.public_key(), age, lifetime)
+        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        builder = builder.add_extension(_usage(authority=False), critical=True)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([_USES[side]]), critical=False)
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        return builder.sign(self._key, hashes.SHA256()), key
+
+    def revoke(self, directory: Path, side: str) -> None:
+        """Take the certificate of one side of a host back; `write_crl` tells others."""
+        certificate = x509.load_pem_x509_certificate((directory / f"{side}-cert.pem").read_bytes())
+        self.revoked.append(certificate.serial_number)
+
+    def write_crl(self, directory: Path, lifetime: dt.timedelta = _LIFETIME) -> None:
+        """Write the list of what was revoked into a host's directory."""
+        now = dt.datetime.now(dt.UTC)
+        builder = x509.CertificateRevocationListBuilder().issuer_name(self._name)
+        builder = builder.last_update(now - _BACKDATE - abs(lifetime)).next_update(now + lifetime)
+        for serial in self.revoked:
+            one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now - _BACKDATE)
+            builder = builder.add_revoked_certificate(one.build())
+        signed = builder.sign(self._key, hashes.SHA256())
+        (directory / "ca-crl.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, age: dt.timedelta, lifetime: dt.timedelta
+    ) -> x509.CertificateBuilder:
+        now = dt.datetime.now(dt.UTC)
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self._name).public_key(key)
+        builder = builder.serial_number(x509.random_serial_number())
+        return builder.not_valid_before(now - _BACKDATE - age).not_valid_after(now + lifetime)
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    none = serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, none)
+
+
+def _usage(*, authority: bool) -> x509.KeyUsage:
+    """Return the key usage of a leaf or of the CA."""
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
