@@ -90,11 +90,12 @@ class BandwidthMeter:
         self._flat = 0  #: windows since then
         self._settled: _Mark | None = None  #: where slow start had ended
         self._windows: list[_Window] = []  #: behind it
+        self.has_enough = False  #: more bytes would not tell more
 
     def add(self, at_ns: Nanoseconds, total: Bytes) -> None:
         """Take a sample: at this moment so much had arrived, everything counted.
 
-        A clock that went back, or stood still for the length of a silence, makes it begin anew.
+        A clock that went back, or leapt ahead by the length of a silence, makes it begin anew.
         """
         last, mark = self._last, _Mark(at_ns, total)
         self._last = mark
@@ -118,6 +119,7 @@ class BandwidthMeter:
         self._before, self._window = start, mark
         if self._settled is not None:
             self._windows.append((rate, _ms(start, mark)))
+            self.has_enough = self._is_enough(self._settled, mark)
             return
         if rate > _GROWTH * self._best:
             self._best, self._flat = rate, 0
@@ -126,13 +128,9 @@ class BandwidthMeter:
         if self._flat == _FLAT_WINDOWS:
             self._settled = mark
 
-    @property
-    def has_enough(self) -> bool:
-        """Tell whether more bytes would not tell more."""
-        if self._settled is None or self._last is None:
-            return False
-        lasted_ms, arrived = _ms(self._settled, self._last), self._last.total - self._settled.total
-        count = len(self._windows)
+    def _is_enough(self, since: _Mark, mark: _Mark) -> bool:
+        """Tell whether so many windows, so long and so full, tell what there is to tell."""
+        count, lasted_ms, arrived = len(self._windows), _ms(since, mark), mark.total - since.total
         if count < _ENOUGH_WINDOWS or (count < _MOST_WINDOWS and not _is_steady(self._windows)):
             return False
         return lasted_ms >= _LONG_ENOUGH_MS or (lasted_ms >= _ENOUGH_MS and arrived >= _ENOUGH_BYTES)
