@@ -55,6 +55,8 @@ PAIRS = (
     Pair("fd, TLS", {"link": "fd"}, tls=True),
     Pair("multifd", {"plain": True, "channels": CHANNELS}, CHANNELS),
     Pair("multifd, TLS", {"channels": CHANNELS}, CHANNELS, tls=True),
+    Pair("unix", {"plain": True, "link": "unix"}),
+    Pair("unix, multifd, TLS", {"link": "unix", "channels": CHANNELS}, CHANNELS, tls=True),
 )
 
 

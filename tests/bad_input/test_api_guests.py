@@ -137,7 +137,7 @@ def make_service(peer_of_row: str | None, bridges: list[str]) -> Service:
     journal = SimpleNamespace(handover=lambda *_: row)
     host_view = SimpleNamespace(bridges=lambda: bridges, offer=SimpleNamespace(name="host-a"))
     checking = Checking(*cast("Any", [None, host_view, None, None, None]))
-    parts: Any = [SimpleNamespace(journal=journal), None, None, checking, *[None] * 11]
+    parts: Any = [SimpleNamespace(journal=journal), None, None, checking, *[None] * 10]
     return Service(*parts)
 
 

@@ -14,6 +14,7 @@ from vmferry.core.ids import HostName
 from vmferry.core.migration import MigrationStatus, RunState
 from vmferry.core.units import MIB, Bytes
 from vmferry.ports.hypervisor import GuestEventKind
+from vmferry.testing.fake_door import FakeRelays
 from vmferry.testing.fake_hypervisor import FakeHypervisor
 from vmferry.testing.fake_journal import FakeJournal
 from vmferry.testing.fake_qemu import FakeLink, FakeQemu, FakeStream
@@ -98,7 +99,8 @@ def make_pair(directory: Path, link: FakeLink, journal: Callable[[str], FakeJour
     for number, name in enumerate((HOST_A, HOST_B)):
         first = 50000 + 100 * number
         hypervisor = FakeHypervisor(name, link)
-        pair.hosts[name] = Host(name, journal(name), hypervisor, directory / name, range(first, first + 4), pair)
+        ports, relays = range(first, first + 4), FakeRelays(link, pair.joined)
+        pair.hosts[name] = Host(name, journal(name), hypervisor, directory / name, ports, pair, relays=relays)
     return pair
 
 

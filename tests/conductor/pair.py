@@ -26,6 +26,7 @@ from vmferry.core.host import GuestProbe, HostFacts, QemuFacts
 from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
 from vmferry.core.progress import Finished, Guarantee, Outcome
 from vmferry.core.units import GIB, Bytes, BytesPerSecond, Milliseconds, Nanoseconds
+from vmferry.links.relay import LocalRelays
 from vmferry.measure.compressing import PageCompressing
 from vmferry.ports.disks import nodes_of
 from vmferry.ports.hypervisor import Certificates, Hypervisor
@@ -40,6 +41,7 @@ from vmferry.ports.peer import (
     Verdict,
 )
 from vmferry.ports.store import Journal
+from vmferry.ports.stream import Relays, StreamWays
 from vmferry.testing.fake_door import FakeDoor, FakePipelines
 from vmferry.testing.fake_hypervisor import FAKE_FACTS
 from vmferry.testing.fake_mirrors import FakeDiskFiles
@@ -105,6 +107,7 @@ class Host:
     throttle: FakeThrottle = field(default_factory=FakeThrottle)
     files: FakeDiskFiles = field(default_factory=FakeDiskFiles)
     pipelines: FakePipelines = field(default_factory=lambda: FakePipelines("zstd"))
+    relays: Relays = field(default_factory=LocalRelays)
     reports: list[tuple[HandoverId, AnyState]] = field(default_factory=list)
     traces: dict[HandoverId, Trace] = field(default_factory=dict)
     qemus: tuple[QemuFacts, QemuFacts] = (FAKE_FACTS, FAKE_FACTS)
@@ -136,8 +139,7 @@ class Host:
             port_is_free=lambda address, port: True,
             hold=self.hold,
             throttle=self.throttle,
-            door=FakeDoor(self.pair.doors),
-            pipelines=self.pipelines,
+            ways=StreamWays(FakeDoor(self.pair.doors), self.pipelines, self.relays),
             compressing=PageCompressing(),
             disk_files=self.files,
             keep_trace=self.traces.__setitem__,
@@ -214,6 +216,7 @@ class Pair:
 
     hosts: dict[HostName, Host] = field(default_factory=dict)
     doors: dict[int, FakeDoor] = field(default_factory=dict)
+    joined: dict[int, str] = field(default_factory=dict)  #: connections of relays
     cut: bool = False
 
     async def call(self, host: HostName, make: Callable[[Handovers], Awaitable[T]]) -> T:

@@ -12,6 +12,7 @@ from vmferry.core.capabilities import Compression, Encryption, StreamWish, Trans
 from vmferry.core.handover.states import SourceState
 from vmferry.core.migration import RunState
 from vmferry.ports.hypervisor import Certificates
+from vmferry.testing.fake_door import FakeRelays
 from vmferry.testing.fake_hypervisor import FakeHypervisor
 
 OVER_FD = StreamWish(Transport.FD)
@@ -32,6 +33,23 @@ async def test_a_guest_moves_over_the_agents_connection(hosts: tuple[Host, Host]
         assert "migrate_over" in called(here)
         assert {"listen", "migrate"} & {*called(here), *called(there)} == set()
     assert [door.expected for door in hosts[0].pair.doors.values()] == [{}, {}]
+    assert len(link.running()) == 1
+
+
+async def test_several_channels_go_over_local_sockets(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """There and back; QEMU listens on no port, and nothing is carried or expected afterwards."""
+    over = StreamWish(Transport.UNIX, channels=4)
+    for here, there in (hosts, reversed(hosts)):
+        await here.migrate(there, stream=over)
+        await wait_finished(here, there)
+        assert "listen_locally" in called(there)
+        assert "migrate_locally" in called(here)
+        assert {"listen", "migrate", "take_stream"} & {*called(here), *called(there)} == set()
+    assert [door.expected for door in hosts[0].pair.doors.values()] == [{}, {}]
+    for host in hosts:
+        assert isinstance(host.relays, FakeRelays)
+        assert host.relays.carried == set()
+        assert host.relays.users == [None, None]
     assert len(link.running()) == 1
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from tests.core_checks import test_certificates
+from tests.core_checks import test_fixed_images as fixed
 from tests.core_checks.test_blockers import CASES
 from tests.core_checks.test_copies import AGAINST, BESIDE_PIPELINE
 from tests.core_checks.test_pipeline import CLEAR, MISSING
@@ -22,6 +23,7 @@ def test_the_table_has_every_code_that_the_checks_give() -> None:
     tested |= {f"{kind}.{code}" for kind in ("disk", "nvram") for code in AGAINST} | {BESIDE_PIPELINE}
     tested |= {test_certificates.MISSING, test_certificates.NO_QEMU}
     tested |= {test_certificates.EXPIRED.code, test_certificates.DISTRUSTED.code}
+    tested |= {*fixed.AGAINST, *fixed.AGAINST_COPIES}
     assert tested <= told
     elsewhere = {"nvram.not-readable", "nvram.not-writable", "throttle.no-port", "throttle.no-helper"}
     assert told - tested <= elsewhere

@@ -12,6 +12,7 @@ import pytest
 from vmferry.core.guest import (
     DIRECT_CACHES,
     Acceleration,
+    Backing,
     BiosBoot,
     Disk,
     DiskFormat,
@@ -66,6 +67,16 @@ MICRO = replace(
     beat=True,
 )
 
+#: Two overlays, one of which stands on two images, and a CD-ROM drive.
+CHAINS = replace(
+    BIOS,
+    disks=(
+        Disk("/shared/top.qcow2", backing=(Backing("/shared/mid.qcow2"), Backing("/base.raw", DiskFormat.RAW))),
+        Disk("/shared/data.qcow2", backing=(Backing("/base.raw", DiskFormat.RAW),)),
+        Disk("/media/install.iso", DiskFormat.RAW, IoPath.EMULATED, read_only=True),
+    ),
+)
+
 THROTTLED = replace(LINUX, throttle=True)
 THROTTLE_ALONE = replace(BIOS, throttle=True)
 
@@ -77,6 +88,7 @@ CASES = {
     "throttle": (THROTTLED, Descriptors((7, 8, 6), (9, None), kernel=10, initrd=11, emergency=12), False),
     "throttle-alone": (THROTTLE_ALONE, Descriptors(), False),
     "uefi-kvm": (UEFI, Descriptors((7,), uefi_code=8, uefi_nvram=9), False),
+    "chains": (CHAINS, Descriptors((7, 8, 9), backing=((10, 11), (12,), ())), False),
     "micro-i440fx": (MICRO, Descriptors((7, 8, 9), kernel=10), False),
 }
 

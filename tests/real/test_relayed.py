@@ -75,7 +75,7 @@ async def assert_moves(lab: Lab, guest: GuestRun, handover: str) -> None:
     assert (await guest.oracle()).startswith("oracle clean")
 
 
-@pytest.mark.parametrize("link", ["tcp", "fd"])
+@pytest.mark.parametrize("link", ["tcp", "fd", "unix"])
 @pytest.mark.parametrize("harm", [Harm.RESET, Harm.HALF_CLOSE, Harm.FLIP], ids=lambda harm: harm.value)
 async def test_a_stream_that_is_spoilt_ends_the_move(lab: Lab, relay: Relay, harm: Harm, link: str) -> None:
     """In mid-pre-copy; a changed byte is found by TLS. Then it moves."""

@@ -30,6 +30,7 @@ from vmferry.lab.scenarios import (
     started,
     wait_finished,
     wait_state,
+    wait_until,
 )
 from vmferry.ports.hypervisor import RunState
 from vmferry.qemu import userfault
@@ -61,6 +62,9 @@ def assert_arrived(legs: list[Leg]) -> None:
         ({"channels": 3, "compression": "zlib"}, ("tcp", 3, "zlib")),
         ({"compression": "xbzrle"}, ("tcp", 1, "xbzrle")),
         ({"link": "fd", "compression": "xbzrle"}, ("fd", 1, "xbzrle")),
+        ({"link": "unix"}, ("unix", 1, "none")),
+        ({"link": "unix", "channels": 4}, ("unix", 4, "none")),
+        ({"link": "unix", "channels": 4, "plain": True, "compression": "zstd"}, ("unix", 4, "zstd")),
     ],
     ids=str,
 )
@@ -96,12 +100,13 @@ async def test_what_does_not_go_together_is_refused_beforehand(lab: Lab) -> None
     await remove(lab, guest)
 
 
-async def test_a_post_copy_over_a_connection_is_recovered_over_a_port(lab: Lab) -> None:
+@pytest.mark.parametrize("link", ["fd", "unix"])
+async def test_a_post_copy_over_a_connection_is_recovered_over_a_port(lab: Lab, link: str) -> None:
     """The agents' connection is cut in mid-post-copy: everything goes on by itself when the link is back."""
     if not userfault.DEVICE.exists():
         pytest.skip(f"no {userfault.DEVICE} on this machine")
     plan = GuestPlan("micro", memory_mib=64, working_set_mib=32, rate=8)
-    options: dict[str, object] = {"link": "fd", "postcopy_after": 1, "max_bandwidth": 3 * MIB}
+    options: dict[str, object] = {"link": link, "postcopy_after": 1, "max_bandwidth": 3 * MIB}
     assert lab.network is not None
     try:
         with page_faults_for_all():
@@ -119,6 +124,50 @@ async def test_a_post_copy_over_a_connection_is_recovered_over_a_port(lab: Lab) 
     finally:
         lab.network.heal()
         await empty(lab)
+
+
+@pytest.mark.parametrize("host", ["host-a", "host-b"])
+async def test_what_carries_local_connections_dies(lab: Lab, host: str) -> None:
+    """At either end in mid-pre-copy: the guest runs on at the source, and moves the next time."""
+    guest = await started(lab, GuestPlan("micro", memory_mib=64, working_set_mib=32, rate=8))
+    handover = await migrate(lab, guest, "host-b", {"link": "unix", "max_bandwidth": 4 * MIB})
+    await wait_state(lab, "host-a", handover, "precopy")
+    (carrier,) = carriers(lab, host)
+    os.kill(carrier, signal.SIGKILL)
+    view = await wait_finished(lab, "host-a", handover)
+    assert view.report is not None
+    assert view.report.outcome == Outcome.ABORTED, view.report
+    assert (await guest.oracle()).startswith("oracle clean")
+    assert_arrived([await move(lab, guest, "host-b", {"link": "unix"})])
+    await wait_until(lambda: _none_carry(lab), "nothing carries any more")
+    await remove(lab, guest)
+
+
+@pytest.mark.parametrize("host", ["host-a", "host-b"])
+async def test_local_connections_outlive_an_agent(lab: Lab, host: str) -> None:
+    """Killed and restarted in mid-pre-copy, with several channels: the move goes on, and nothing carries afterwards."""
+    guest = await started(lab, GuestPlan("micro", memory_mib=64, working_set_mib=32, rate=4))
+    handover = await migrate(lab, guest, "host-b", {"link": "unix", "channels": 3, "max_bandwidth": 6 * MIB})
+    await wait_state(lab, "host-a", handover, "precopy")
+    lab.hosts[host].agent.kill_worker()
+    await lab.hosts[host].api.wait_answer()
+    view = await wait_finished(lab, "host-a", handover)
+    assert view.report is not None
+    assert view.report.outcome == Outcome.MOVED, view.report
+    guest.moved_to("host-b")
+    assert (await guest.oracle()).startswith("oracle clean")
+    await wait_until(lambda: _none_carry(lab), "nothing carries any more")
+    await remove(lab, guest)
+
+
+def carriers(lab: Lab, host: str) -> list[int]:
+    """Return the programs of a host that carry local connections."""
+    words = [(each, Path(f"/proc/{each.pid}/cmdline").read_bytes()) for each in lab.processes_of(host)]
+    return [each.pid for each, line in words if b"links/carry.py" in line]
+
+
+async def _none_carry(lab: Lab) -> bool:
+    return not [pid for host in lab.hosts for pid in carriers(lab, host)]
 
 
 @contextlib.contextmanager
@@ -178,7 +227,9 @@ async def test_an_eavesdropper_sees_a_guest_in_the_clear_only(
         await remove(lab, guest)
 
 
-@pytest.mark.parametrize(("link", "listens"), [("fd", [STREAM_PORT]), ("tcp", [STREAM_PORT, 49152])])
+@pytest.mark.parametrize(
+    ("link", "listens"), [("fd", [STREAM_PORT]), ("unix", [STREAM_PORT]), ("tcp", [STREAM_PORT, 49152])]
+)
 async def test_a_port_scan_during_the_reservation_harms_nothing(lab: Lab, link: str, listens: list[int]) -> None:
     """Strangers talk nonsense to every port that listens: closed, and the guest moves all the same, encrypted."""
     assert lab.network is not None

@@ -12,7 +12,7 @@ from vmferry.agent.spec_rules import spec_complaints
 from vmferry.conductor.guests import Guests
 from vmferry.core.capabilities import DEFAULT_STREAM, StreamWish
 from vmferry.core.checks import Case, find_blockers, guarantee, images_to_copy
-from vmferry.core.disks import Image
+from vmferry.core.disks import Image, written_images
 from vmferry.core.errors import BadInput, Blocker, Refused, VmferryError
 from vmferry.core.guest import FrozenGuest, GuestSpec, NetworkKind
 from vmferry.core.host import GuestProbe, GuestRuntime, HostFacts, QemuFacts
@@ -22,7 +22,7 @@ from vmferry.core.saved import SavedGuest
 from vmferry.core.units import format_bytes
 from vmferry.pki.stream_directory import StreamDirectory
 from vmferry.pki.stream_rules import Use
-from vmferry.ports.hypervisor import Certificates, Hypervisor
+from vmferry.ports.hypervisor import Certificates, GuestProcess, Hypervisor
 from vmferry.ports.peer import Peer
 
 
@@ -87,7 +87,9 @@ class Checking:
         """
         row = self.guests.row(name)
         runtime, here, (there, probe) = await asyncio.gather(
-            self._runtime(row.guest, own_operation), self.host_view.facts(), self._ask(destination, row.guest)
+            self._runtime(row.guest, own_operation, copy_disks=copy_disks),
+            self.host_view.facts(),
+            self._ask(destination, row.guest),
         )
         distrusted = await asyncio.to_thread(self._distrusted, there) if stream.by_certificates else ()
         case = Case(row.guest, runtime, here, there, probe, postcopy, stream, copy_disks, distrusted)
@@ -110,17 +112,19 @@ class Checking:
         peer = self.peer(destination)
         return await asyncio.gather(peer.hello(), peer.probe(guest))
 
-    async def _runtime(self, guest: FrozenGuest, own_operation: str | None) -> GuestRuntime:
+    async def _runtime(self, guest: FrozenGuest, own_operation: str | None, *, copy_disks: bool) -> GuestRuntime:
         name = guest.spec.name
         busy = self.guests.busy_with(name)
         process = self.guests.process(name)
         run_state = "stopped"
         reasons: tuple[str, ...] = ()
+        not_mirrored: tuple[tuple[str, str], ...] = ()
         if process is not None:
             run_state = str(await process.query_run_state())
             reasons = (await process.query_migration()).blocked_reasons
+            not_mirrored = await _not_mirrored(guest, process) if copy_disks else ()
         files = await asyncio.to_thread(guest_files, guest, self.why_not)
-        return GuestRuntime(run_state, None if busy == own_operation else busy, reasons, files)
+        return GuestRuntime(run_state, None if busy == own_operation else busy, reasons, files, not_mirrored)
 
     async def probe(self, guest: FrozenGuest) -> GuestProbe:
         """Return what a guest would find here; nothing is reserved."""
@@ -249,3 +253,14 @@ class Checking:
         if free >= spec.memory_bytes:
             return []
         return [f"it needs {format_bytes(spec.memory_bytes)} of memory, {format_bytes(free)} is free"]
+
+
+async def _not_mirrored(guest: FrozenGuest, process: GuestProcess) -> tuple[tuple[str, str], ...]:
+    """Return the images that no mirror carries over, and why."""
+    found = []
+    for image in written_images(guest.spec):
+        try:
+            await process.mirrors.size_of(image.node)
+        except Refused as error:
+            found.append((image.path, error.what))
+    return tuple(found)

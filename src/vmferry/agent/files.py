@@ -13,9 +13,12 @@ from pathlib import Path
 
 from vmferry.core.guest import FrozenGuest, GuestSpec, KernelBoot, UefiBoot
 from vmferry.core.host import FileFacts
-from vmferry.core.units import Bytes
+from vmferry.core.units import GIB, Bytes
 from vmferry.disks.files import is_of_devices
 
+#: Images that nobody writes are read as a whole, so that a copy on each host is known to be one; of larger ones only
+#: the file system tells. At 500 MB/s it takes a minute, once.
+MOST_COMPARED = Bytes(32 * GIB)
 #: Shared between kernels: the server's own numbers identify a file. Others belong to one kernel: its boot id says so.
 _NETWORK = frozenset({"nfs", "nfs4", "ceph", "cifs", "smb3", "gfs2", "ocfs2", "fuse.glusterfs"})
 _HASH_BLOCK = 1 << 20
@@ -27,8 +30,13 @@ WhyNot = Callable[[str], str | None]
 
 def guest_files(guest: FrozenGuest, why_not: WhyNot) -> tuple[FileFacts, ...]:
     """Return the facts of every file that the guest needs on a host: disks, boot files, firmware. Never raises."""
-    most = guest.spec.memory_bytes
-    return tuple(file_facts(file.path, why_not, most if file.is_code else None) for file in files_of(guest.spec))
+    return tuple(file_facts(file.path, why_not, _hashed_up_to(file, guest)) for file in files_of(guest.spec))
+
+
+def _hashed_up_to(file: GuestFile, guest: FrozenGuest) -> Bytes | None:
+    if file.is_code:
+        return guest.spec.memory_bytes
+    return None if file.writable or is_on_network(file.path) else MOST_COMPARED
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,7 @@ def files_of(spec: GuestSpec) -> list[GuestFile]:
     """Return every file that a guest needs on its host."""
     boot = spec.boot
     files = [GuestFile("disk image", disk.path, writable=not disk.read_only) for disk in spec.disks]
+    files += [GuestFile("backing file", below.path) for disk in spec.disks for below in disk.backing]
     if isinstance(boot, KernelBoot):
         files.append(GuestFile("kernel", boot.kernel, is_code=True))
         if boot.initrd is not None:
@@ -110,6 +119,14 @@ def file_facts(path: str, why_not: WhyNot, hashed_up_to: Bytes | None = None) ->
         identity=_identity(path, found),
         sha256=_sha256(path, found.st_mtime_ns, found.st_size) if is_hashed else None,
     )
+
+
+def is_on_network(path: str) -> bool:
+    """Return whether a file lies where several kernels see it; False when that cannot be told. Never raises."""
+    try:
+        return _mount_of(Path(path).stat().st_dev)[0] in _NETWORK
+    except (OSError, ValueError):
+        return False
 
 
 def _room(path: str) -> Bytes | None:

@@ -14,6 +14,7 @@ from vmferry.core.guest import Acceleration
 from vmferry.core.host import HostFacts, StreamCertificates
 from vmferry.core.ids import HostName
 from vmferry.core.units import Bytes
+from vmferry.disks.files import image_tool
 from vmferry.ports.hypervisor import Hypervisor
 from vmferry.ports.store import GuestRow, Journal
 from vmferry.qemu.userfault import why_no_userfault
@@ -72,6 +73,7 @@ class HostView:
             why_no_postcopy=why_no_userfault(offer.qemu_uid, qemu.version),
             pipelines=offer.pipelines,
             certificates=None if offer.certificates is None else await asyncio.to_thread(offer.certificates),
+            makes_images=image_tool() is not None,
         )
 
     def bridges(self) -> list[str]:

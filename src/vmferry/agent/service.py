@@ -34,10 +34,9 @@ from vmferry.core.handover.states import Side
 from vmferry.core.host import GuestProbe, HostFacts
 from vmferry.core.ids import GuestName, HandoverId, HostName
 from vmferry.core.progress import ProgressEvent
-from vmferry.links.door import StreamDoor
-from vmferry.links.pipeline import CommandPipelines
 from vmferry.ports.peer import ReserveRequest
 from vmferry.ports.store import HandoverRow
+from vmferry.ports.stream import StreamWays
 
 _log = structlog.get_logger("vmferry.agent")
 _COMMIT_LIMIT_S = 8.0
@@ -62,9 +61,8 @@ class Service:
         claims: whether another host owns a guest by now.
         traces: what policies saw and ordered.
         log_keeper: bounds what guests print.
-        door: where streams arrive that the agents make themselves.
         saving: guests that go into files, or come out of them.
-        pipelines: commands through which streams go.
+        ways: how streams travel that the agents connect.
     """
 
     guests: Guests
@@ -79,14 +77,13 @@ class Service:
     claims: Claims
     traces: TraceStore
     log_keeper: LogKeeper
-    door: StreamDoor
     saving: GuestSaving
-    pipelines: CommandPipelines
+    ways: StreamWays
 
     async def start(self) -> None:
         """Re-adopt guests and take up unfinished hand-overs."""
         self.log_keeper.start()
-        self.door.start()
+        self.ways.door.start()
         await self.recovery.start()
         try:
             await self.host_view.facts()
@@ -103,8 +100,7 @@ class Service:
     async def close(self) -> None:
         """Let go of everything: guests live on."""
         await self.log_keeper.close()
-        await self.door.close()
-        await self.pipelines.close()
+        await self.ways.close()
         await self.handovers.close()
         await self.saving.close()
         await self.measuring.close()

@@ -35,6 +35,8 @@ def _rows(spec: GuestSpec) -> Iterator[_Row]:
     for index, disk in enumerate(spec.disks):
         yield f"disks[{index}].path", words.absolute_path, disk.path
         yield f"disks[{index}].cache", words.cache, disk.cache
+        for number, below in enumerate(disk.backing):
+            yield f"disks[{index}].backing[{number}].path", words.absolute_path, below.path
     for index, nic in enumerate(spec.nics):
         yield from _given(f"nics[{index}].bridge", words.bridge, nic.bridge)
         yield from _given(f"nics[{index}].mac", words.mac, nic.mac)

@@ -39,11 +39,13 @@ from vmferry.core.units import BytesPerSecond
 from vmferry.disks.files import LocalDiskFiles
 from vmferry.links.door import StreamDoor
 from vmferry.links.pipeline import CommandPipelines, Pipeline
+from vmferry.links.relay import LocalRelays
 from vmferry.links.state_file import GuestStateFiles
 from vmferry.measure.compressing import PageCompressing
 from vmferry.pki.stream_directory import StreamDirectory
 from vmferry.ports.disks import nodes_of
 from vmferry.ports.peer import Peer
+from vmferry.ports.stream import StreamWays
 from vmferry.qemu.acceleration import decide
 from vmferry.qemu.binary import QemuBinaryConfig
 from vmferry.qemu.credentials import no_certificates
@@ -117,8 +119,11 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         None if certificates is None else certificates.look,
     )
     host_view = HostView(offer, journal, hypervisor)
-    pipelines = CommandPipelines({name: Pipeline(each.send, each.receive) for name, each in configured.items()})
-    door = StreamDoor(config.migration.address or config.listen, config.migration.stream_port)
+    ways = StreamWays(
+        StreamDoor(config.migration.address or config.listen, config.migration.stream_port),
+        CommandPipelines({name: Pipeline(each.send, each.receive) for name, each in configured.items()}),
+        LocalRelays(),
+    )
 
     def peer(host: HostName) -> Peer:
         return RemotePeer(host, fleet.client)
@@ -143,8 +148,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         port_is_free=port_is_free,
         hold=_hold(),
         throttle=throttle,
-        door=door,
-        pipelines=pipelines,
+        ways=ways,
         compressing=PageCompressing(),
         disk_files=LocalDiskFiles(images.why_not, why_locked),
         keep_trace=traces.keep,
@@ -167,9 +171,8 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         claims,
         traces,
         log_keeper,
-        door,
         saving,
-        pipelines,
+        ways,
     )
 
 

@@ -49,9 +49,9 @@ PostcopyOption = Annotated[
 LinkOption = Annotated[
     str | None,
     typer.Option(
-        metavar="tcp|fd",
+        metavar="tcp|fd|unix",
         help="How the stream travels: QEMU to QEMU over a port of its own (tcp, the default), or over a connection that"
-        " the agents make on their stream port (fd).",
+        " the agents make on their stream port (fd), or over one such connection for each channel (unix).",
     ),
 ]
 

@@ -19,7 +19,7 @@ from vmferry.ports.compression import Compressing
 from vmferry.ports.disks import DiskFiles
 from vmferry.ports.hypervisor import Certificates
 from vmferry.ports.peer import Peer
-from vmferry.ports.stream import Door, Pipelines
+from vmferry.ports.stream import StreamWays
 from vmferry.ports.write_throttle import WriteThrottle
 
 
@@ -57,8 +57,7 @@ class Surroundings:
         listen_address: where this host's QEMUs listen for streams.
         ports: on which of its ports.
         compressing: tries compressions on pages.
-        pipelines: commands through which a stream may go.
-        door: where agents connect for streams that they make themselves.
+        ways: how streams travel that the agents connect.
         port_is_free: whether nobody listens on a port of an address.
         throttle: slows the writes of this host's guests.
         disk_files: this host's images.
@@ -79,8 +78,7 @@ class Surroundings:
     ports: range
     port_is_free: Callable[[str, int], bool]
     throttle: WriteThrottle
-    door: Door
-    pipelines: Pipelines
+    ways: StreamWays
     compressing: Compressing
     disk_files: DiskFiles
     hold: Callable[[AnyState], Awaitable[object] | None] = no_hold

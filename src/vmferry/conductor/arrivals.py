@@ -248,8 +248,7 @@ class Arrivals:
             ArrivalCalls(
                 lambda: self._journal.release(arrival.handover),
                 lambda: self._around.throttle.arrived(arrival.guest, arrival.handover),
-                self._around.door,
-                self._around.pipelines,
+                self._around.ways,
                 self._around.disk_files,
             ),
         )

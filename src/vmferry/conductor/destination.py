@@ -29,7 +29,7 @@ from vmferry.core.migration import MigrationStatus, RunState
 from vmferry.ports.disks import DiskFiles, nodes_of
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
 from vmferry.ports.peer import Peer, PeerStatus, ReserveReply, Verdict
-from vmferry.ports.stream import Door, Pipelines, StreamConnection, Ticket
+from vmferry.ports.stream import StreamConnection, StreamWays, Ticket
 
 _log = structlog.get_logger(__name__)
 
@@ -44,6 +44,8 @@ _HELD = frozenset({_T.LOADED, _T.POSTCOPY_LOADED})
 _ASK_SOURCE_EVERY_S = 2.0
 #: What the agents connect themselves.
 _THROUGH_THE_DOOR = frozenset({Transport.FD, Transport.PIPE})
+#: Beside those of multifd: the main one, and post-copy's own.
+_OTHER_CHANNELS = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,15 +65,13 @@ class ArrivalCalls:
     Args:
         release: gives the reservation back.
         arrived: called when the guest runs here; must return at once.
-        door: where the source's agent connects for a stream that the agents make themselves.
-        pipelines: commands through which a stream may go.
+        ways: how a stream travels that the agents connect.
         disk_files: this host's images.
     """
 
     release: Callable[[], None]
     arrived: Callable[[], None]
-    door: Door
-    pipelines: Pipelines
+    ways: StreamWays
     disk_files: DiskFiles
 
 
@@ -201,7 +201,11 @@ class Destination:
         await process.prepare_migration(self._incoming.setup, incoming=True)
         await self._serve_images(process, self._incoming)
         if self._incoming.link in _THROUGH_THE_DOOR:
-            self._ticket = self._calls.door.expect(self.arrival.handover, self._take_stream)
+            self._ticket = self._calls.ways.door.expect(self.arrival.handover, self._take_stream)
+        elif self._incoming.link is Transport.UNIX:
+            await process.listen_locally()
+            most = int(self._incoming.setup.parameters.get("multifd-channels", 0)) + _OTHER_CHANNELS
+            self._ticket = self._calls.ways.door.expect(self.arrival.handover, self._take_stream, most)
         else:
             await process.listen(self.arrival.reply.address, self.arrival.reply.port)
         self.runner.post(_E.QEMU_LISTENS)
@@ -226,15 +230,17 @@ class Destination:
         """Hand the source's connection to QEMU."""
         if self.state is not _T.RECEIVING:
             raise Refused(f"hand-over {self.arrival.handover} is {self.state}", side="destination")
-        pipeline = None if self._incoming is None else self._incoming.pipeline
-        if pipeline is None:
-            await self._process().take_stream(connection)
-            return
+        process, handover, ways = self._process(), self.arrival.handover, self._calls.ways
         row = self._guests.journal.guest(self.name)
         uid = None if row is None else row.uid
-        end = await self._calls.pipelines.receive(pipeline, connection, uid, self.arrival.handover)
-        with contextlib.closing(end):
-            await self._process().take_stream(end)
+        incoming = self._incoming
+        if incoming is not None and incoming.link is Transport.UNIX:
+            await ways.relays.into(process.local_socket, connection, uid, handover)
+        elif incoming is None or incoming.pipeline is None:
+            await process.take_stream(connection)
+        else:
+            with contextlib.closing(await ways.pipelines.receive(incoming.pipeline, connection, uid, handover)) as end:
+                await process.take_stream(end)
 
     async def _watch(self) -> None:
         """Watch QEMU until it has loaded or is gone, and the source while nothing is heard of it."""
@@ -358,6 +364,7 @@ class Destination:
         # first, and without a pause: whoever hears that the guest runs here may move it on at once
         self._guests.unclaim(self.name, self.claim)
         self._calls.release()
+        self._calls.ways.finish(self.arrival.handover)
         row = self._guests.journal.guest(self.name)
         if row is not None and row.note == ARRIVING:
             self._guests.put(row, note=None)
@@ -378,8 +385,7 @@ class Destination:
             await process.announce()
 
     async def _clean_up(self) -> None:
-        self._calls.door.forget(self.arrival.handover)
-        self._calls.pipelines.end(self.arrival.handover)
+        self._calls.ways.end(self.arrival.handover)
         await self._guests.kill(self.name)
         if self._making is not None:
             await asyncio.wait({self._making})
@@ -391,6 +397,7 @@ class Destination:
         self.runner.post(_E.CLEANED_UP)
 
     async def _note_crash(self) -> None:
+        self._calls.ways.end(self.arrival.handover)
         await self._guests.kill(self.name)
         await self._with_images(self._calls.disk_files.keep)  # the guest's newest, whatever became of its memory
         self._calls.release()

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 
 from vmferry.conductor.rows import Request
+from vmferry.core.capabilities import Transport
 from vmferry.core.errors import Broken
 from vmferry.ports.hypervisor import GuestProcess
 from vmferry.ports.peer import ReserveReply
-from vmferry.ports.stream import Door, Pipelines, StreamConnection
+from vmferry.ports.stream import StreamConnection, StreamWays
 
 
 async def send(
     process: GuestProcess,
     way: ReserveReply | None,
     request: Request,
-    door: Door,
-    pipelines: Pipelines,
+    ways: StreamWays,
     uid: Callable[[], int | None],
 ) -> None:
     """Have QEMU send; returns when it has accepted the order.
@@ -26,9 +27,8 @@ async def send(
         process: the guest's QEMU.
         way: where the stream goes.
         request: what was asked for.
-        door: connects to the destination's agent.
-        pipelines: commands through which the stream may go.
-        uid: the user of the guest, as whom they run.
+        ways: how a stream travels that the agents connect.
+        uid: the user of the guest, as whom programs run that carry it.
 
     Raises:
         Broken: there is no way, or it could not be taken.
@@ -38,10 +38,15 @@ async def send(
     if way.ticket is None:
         await process.migrate(way.address, way.port)
         return
+    dial = functools.partial(ways.door.dial, way.address, way.ticket, request.handover)
+    if request.link is Transport.UNIX:
+        await ways.relays.out_of(process.local_socket, dial, uid(), request.handover)
+        await process.migrate_locally()
+        return
     with contextlib.ExitStack() as ours:
-        end: StreamConnection = await door.dial(way.address, way.ticket, request.handover)
+        end: StreamConnection = await dial()
         ours.callback(end.close)
         if request.pipeline is not None:
-            end = await pipelines.send(request.pipeline, end, uid(), request.handover)
+            end = await ways.pipelines.send(request.pipeline, end, uid(), request.handover)
             ours.callback(end.close)
         await process.migrate_over(end)

@@ -39,7 +39,7 @@ from vmferry.ports.disks import DiskFiles
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
 from vmferry.ports.peer import CommitReply, Peer, PeerStatus, ReserveReply, ReserveRequest
 from vmferry.ports.store import Token
-from vmferry.ports.stream import Door, Pipelines
+from vmferry.ports.stream import StreamWays
 
 _log = structlog.get_logger(__name__)
 
@@ -71,8 +71,7 @@ class Calls:
         report: measures and publishes the end.
         passed: called when the checks have passed: measures of the guest begin; must return at once.
         brake: slows the guest's writes; the steering's too.
-        door: connects to the destination's agent where the agents make the stream themselves.
-        pipelines: commands through which a stream may go.
+        ways: how a stream travels that the agents connect.
         link: what the link to the destination gives; None: nobody knows.
         disk_files: this host's images.
     """
@@ -83,8 +82,7 @@ class Calls:
     report: Callable[[Source], Awaitable[None]]
     passed: Callable[[Source], None]
     brake: Brake
-    door: Door
-    pipelines: Pipelines
+    ways: StreamWays
     link: Callable[[], BytesPerSecond | None]
     disk_files: DiskFiles
 
@@ -412,8 +410,7 @@ class Source:
         self.runner.post(_E.DISKS_MIRRORED)
 
     async def _send(self) -> None:
-        calls = self._calls
-        await send(self._process(), self._way, self.request, calls.door, calls.pipelines, self._uid)
+        await send(self._process(), self._way, self.request, self._calls.ways, self._uid)
         self.marks.mark("migrate")
 
     def _uid(self) -> int | None:
@@ -524,6 +521,7 @@ class Source:
         self._calls.leaving(self)
         if self.disks.paths:  # while the journal still says which
             await asyncio.to_thread(self._calls.disk_files.put_aside, self.request.handover, self.disks.paths)
+        self._calls.ways.finish(self.request.handover)
         await self._guests.let_go(self.name)
         self.marks.mark("tidied")
         self.runner.post(_E.TIDIED)
@@ -543,7 +541,7 @@ class Source:
         """Bring the source's QEMU to where it was; repeated until it answers or is proven dead."""
         if self._preparing is not None:
             await asyncio.wait({self._preparing})  # it is given up, and takes back what it has set by itself
-        self._calls.pipelines.end(self.request.handover)
+        self._calls.ways.end(self.request.handover)
         while True:
             process = self._guests.process(self.name)
             if process is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmferry.core.guest import DiskFormat, GuestSpec, UefiBoot
+from vmferry.core.guest import Backing, DiskFormat, GuestSpec, UefiBoot
 from vmferry.core.units import Bytes
 
 #: How the variables of UEFI are called in QEMU's block layer.
@@ -20,6 +20,7 @@ class Image:
     node: str  #: its name in QEMU's block layer, the same on both hosts
     path: str
     format: DiskFormat
+    backing: tuple[Backing, ...] = ()  #: what it stands on; a copy stands on the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,9 @@ def disk_node(index: int) -> str:
 def written_images(spec: GuestSpec) -> tuple[Image, ...]:
     """Return every file that a guest writes: its disks, and the variables of UEFI."""
     disks = tuple(
-        Image(disk_node(index), disk.path, disk.format) for index, disk in enumerate(spec.disks) if not disk.read_only
+        Image(disk_node(index), disk.path, disk.format, disk.backing)
+        for index, disk in enumerate(spec.disks)
+        if not disk.read_only
     )
     if isinstance(spec.boot, UefiBoot):
         return (*disks, Image(NVRAM_NODE, spec.boot.nvram, DiskFormat.RAW))

@@ -86,15 +86,36 @@ Boot = KernelBoot | UefiBoot | BiosBoot
 DIRECT_CACHES = ("none", "directsync")
 
 
+#: A longer chain is slow to read, and a sign that nobody commits its snapshots.
+MOST_BACKING = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """An image below another one, which has only what differs from it; it is read and never written."""
+
+    path: str
+    format: DiskFormat = DiskFormat.QCOW2
+
+
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """One disk image, at the same path on both hosts of a move: one file that both see, or a copy each."""
+    """One disk image, at the same path on both hosts of a move: one file that both see, or a copy each.
+
+    Emulated and read-only, it is the medium of a CD-ROM drive.
+    """
 
     path: str
     format: DiskFormat = DiskFormat.QCOW2
     io_path: IoPath = IoPath.VIRTIO
     read_only: bool = False
     cache: str = "none"
+    backing: tuple[Backing, ...] = ()  #: what it stands on, the nearest first
+
+    @property
+    def is_cdrom(self) -> bool:
+        """Return whether it is a CD-ROM drive: no other emulated disk is read-only."""
+        return self.io_path is IoPath.EMULATED and self.read_only
 
 
 @dataclass(frozen=True, slots=True)

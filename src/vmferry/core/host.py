@@ -58,6 +58,7 @@ class HostFacts:
     pipelines: Mapping[str, bool] = field(default_factory=dict)
     #: for streams that are encrypted by certificates; None: it has none, or its agent is older
     certificates: StreamCertificates | None = None
+    makes_images: bool = True  #: qemu-img is there; an older agent does not say, and refuses the arrival if it is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class FileFacts:
     writable: bool
     size_bytes: Bytes
     identity: str  #: file system type, inode, size; or why it is not known
-    sha256: str | None = None  #: only for boot files
+    sha256: str | None = None  #: only of files that nobody writes, where it can be had (agent/files.py)
     error: str | None = None
     #: of a file that is not there: what is free where it would be made; None: it cannot be made, or nobody said so
     room_bytes: Bytes | None = None
@@ -96,3 +97,5 @@ class GuestRuntime:
     busy_with: str | None  #: the hand-over or operation that holds the guest
     blocked_reasons: tuple[str, ...]  #: QEMU's own, from query-migrate
     source_files: tuple[FileFacts, ...]
+    #: (path, why) of images that no mirror carries over; asked only where images may be copied
+    not_mirrored: tuple[tuple[str, str], ...] = ()

@@ -135,6 +135,11 @@ def is_of_devices(directory: Path) -> bool:
     return Path("/dev") in (directory, *directory.parents)
 
 
+def image_tool() -> str | None:
+    """Return where the program is that makes images of other formats than raw; None: there is none."""
+    return shutil.which("qemu-img")
+
+
 def _make_one(folder: int, name: str, copy: ImageCopy) -> None:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     descriptor = os.open(name, flags, _MODE, dir_fd=folder)
@@ -174,14 +179,17 @@ def _unlink(folder: int, name: str) -> None:
 
 def _format(descriptor: int, copy: ImageCopy) -> None:
     """Write the header of an image that is no raw one; by its descriptor, since another may get its name meanwhile."""
-    tool = shutil.which("qemu-img")
+    tool = image_tool()
     if tool is None:
         raise Refused(
             f"Image {copy.image.path} of format {copy.image.format} cannot be made: there is no qemu-img here",
             fix="install qemu-utils (Debian), or convert the image to raw",
             side="destination",
         )
-    argv = [tool, "create", "-q", "-f", str(copy.image.format), f"/dev/fd/{descriptor}", str(copy.size_bytes)]
+    argv = [tool, "create", "-q", "-f", str(copy.image.format)]
+    if copy.image.backing:  # told to who looks at the file; -u: not opened
+        argv += ["-u", "-b", copy.image.backing[0].path, "-F", str(copy.image.backing[0].format)]
+    argv += [f"/dev/fd/{descriptor}", str(copy.size_bytes)]
     try:
         made = subprocess.run(
             argv,

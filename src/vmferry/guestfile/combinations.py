@@ -23,6 +23,9 @@ def find_combinations(document: dict[str, Any]) -> Iterator[Finding]:
     yield from _echo(document)
     for index, nic in _tables(document, "nic"):
         yield from _nic(("nic", index), nic)
+    for index, disk in _tables(document, "disk"):
+        if disk.get("backing") and disk.get("format", "qcow2") != "qcow2":
+            yield ("disk", index, "backing"), "backing of a raw image", 'backing only beside format = "qcow2"'
     yield from _repeated_files(document)
     yield from _repeated_macs(document)
     yield from _repeated_ports(document)
@@ -70,7 +73,7 @@ def _nic(path: Path, nic: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _repeated_files(document: dict[str, Any]) -> Iterator[Finding]:
-    """Two devices never write to one file."""
+    """Two devices never write to one file, and nothing is written that another image stands on."""
     seen: dict[str, str] = {}
     boot = document.get("boot")
     for key in ("kernel", "initrd", "code", "nvram"):
@@ -83,6 +86,12 @@ def _repeated_files(document: dict[str, Any]) -> Iterator[Finding]:
         if image in seen:
             yield ("disk", index, "image"), f"{image!r}, which is also {seen[image]}", "a file of its own for each disk"
         seen.setdefault(image, f"disk[{index}].image")
+    for index, disk in _tables(document, "disk"):
+        for number, below in _tables(disk, "backing"):
+            image = below.get("image")
+            if isinstance(image, str) and image in seen:
+                where = ("disk", index, "backing", number, "image")
+                yield where, f"{image!r}, which is also {seen[image]}", "an image that no device of the guest has"
 
 
 def _repeated_macs(document: dict[str, Any]) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from vmferry.core.errors import BadInput
-from vmferry.core.guest import BiosBoot, Boot, Disk, GuestSpec, KernelBoot, Nic, UefiBoot
+from vmferry.core.guest import Backing, BiosBoot, Boot, Disk, GuestSpec, KernelBoot, Nic, UefiBoot
 from vmferry.core.ids import GuestName
 from vmferry.core.units import Bytes
 from vmferry.guestfile.combinations import find_combinations
@@ -186,7 +186,8 @@ def _boot(boot: BootTable) -> Boot:
 
 
 def _disk(disk: DiskTable) -> Disk:
-    return Disk(disk.image, disk.format, disk.io_path, disk.read_only, disk.cache)
+    backing = tuple(Backing(below.image, below.format) for below in disk.backing)
+    return Disk(disk.image, disk.format, disk.io_path, disk.read_only, disk.cache, backing)
 
 
 def _nic(nic: NicTable) -> Nic:

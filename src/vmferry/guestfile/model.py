@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from vmferry.core.guest import DIRECT_CACHES, Acceleration, DiskFormat, IoPath, NetworkKind
+from vmferry.core.guest import DIRECT_CACHES, MOST_BACKING, Acceleration, DiskFormat, IoPath, NetworkKind
 from vmferry.core.ids import NAME_PATTERN
 from vmferry.guestfile import words
 
@@ -70,6 +70,15 @@ class BootTable(BaseModel):
     )
 
 
+class BackingTable(BaseModel):
+    """One image below another, in a disk's `backing`."""
+
+    model_config = _STRICT
+
+    image: FilePath = Field(description="the image file")
+    format: FormatWord = Field(DiskFormat.QCOW2, description="`raw` or `qcow2`")
+
+
 class DiskTable(BaseModel):
     """One `[[disk]]`: an image."""
 
@@ -78,7 +87,15 @@ class DiskTable(BaseModel):
     image: FilePath = Field(description="the image file")
     format: FormatWord = Field(DiskFormat.QCOW2, description="`raw` or `qcow2`; it is never guessed")
     io_path: Path = Field(IoPath.VIRTIO, description="how the guest reaches it: `virtio` or `emulated`")
-    read_only: bool = Field(default=False, description="whether the guest may only read it")
+    read_only: bool = Field(
+        default=False,
+        description="whether the guest may only read it; with `emulated`, it is the medium of a CD-ROM drive",
+    )
+    backing: Annotated[list[BackingTable], Field(max_length=MOST_BACKING)] = Field(
+        [],
+        description="the images it stands on, the nearest first, each `{ image = , format = }`: what its header and"
+        " theirs name; never written, and on every host with the same content",
+    )
     cache: Cache = Field("none", description="`none` or `directsync`: modes that keep nothing in one host's page cache")
 
 

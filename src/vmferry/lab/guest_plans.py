@@ -35,10 +35,14 @@ class DiskPlan:
 
     image: Path
     format: str = "qcow2"
+    backing: tuple[DiskPlan, ...] = ()  #: what it stands on, the nearest first
+    cdrom: bool = False
 
     def table(self) -> dict[str, object]:
         """Return the disk as a guest file has it."""
-        return {"image": str(self.image), "format": self.format}
+        own: dict[str, object] = {"image": str(self.image), "format": self.format}
+        below = {"backing": [image.table() for image in self.backing]} if self.backing else {}
+        return own | below | ({"io_path": "emulated", "read_only": True} if self.cdrom else {})
 
 
 @dataclass(frozen=True, slots=True)

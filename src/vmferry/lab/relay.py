@@ -15,7 +15,8 @@ import enum
 import os
 import socket
 import struct
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Self
 
 from vmferry.lab.inside import socket_in
@@ -42,6 +43,27 @@ def settings(index: int) -> dict[str, object]:
     return {"migration": {"address": relayed_address(index), "ports": f"{PORTS.start}-{PORTS.stop - 1}"}}
 
 
+@dataclass(eq=False)
+class _Open:
+    """A connection that is passed on."""
+
+    come: socket.socket
+    go: socket.socket
+    port: int
+    is_mute: bool = False  #: nothing more goes to the destination
+    is_reset: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def harm(self, harm: Harm) -> None:
+        """Do what is done to one connection."""
+        if harm is Harm.RESET:
+            for end in (self.come, self.go):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+            self.is_reset.set()
+        elif harm is Harm.HALF_CLOSE:
+            self.is_mute = True
+            self.go.shutdown(socket.SHUT_WR)
+
+
 class Relay:
     """The relay; harm is done once, to the connection that has passed enough.
 
@@ -58,6 +80,7 @@ class Relay:
         self._destination = network.namespace(destination)
         self._tasks: set[asyncio.Task[None]] = set()
         self._listening: list[socket.socket] = []
+        self._open: list[_Open] = []
         self._harm: Harm | None = None
         self._ports: frozenset[int] = frozenset()
         self._after = 0
@@ -91,8 +114,22 @@ class Relay:
         """Do harm to the first connection to one of these ports that has passed so many bytes from now on."""
         self._harm, self._after, self._ports = harm, after_bytes, frozenset(ports)
         self.done.clear()
+
+    def harm_now(self, harm: Harm, ports: Iterable[int] = (*PORTS, STREAM_PORT)) -> int:
+        """Do harm to every connection to one of these ports, although nothing passes; returns to how many.
+
+        Raises:
+            ValueError: bytes are flipped while they pass.
+        """
+        if harm is Harm.FLIP:
+            raise ValueError("bytes are flipped while they pass: use harm")
+        found = [each for each in self._open if each.port in frozenset(ports)]
+        self.done.set()
         if harm is Harm.STALL:
             self._free.clear()
+        for each in found:
+            each.harm(harm)
+        return len(found)
 
     def let_go(self) -> None:
         """Let everything pass again."""
@@ -119,46 +156,62 @@ class Relay:
                 for end in (come, go):
                     os.set_blocking(end.fileno(), False)
                 await loop.sock_connect(go, (self._address, port))
-                async with asyncio.TaskGroup() as both:
-                    both.create_task(self._pass(come, go, port))
-                    both.create_task(self._pass_back(go, come))
+                with self._known(_Open(come, go, port)) as both:
+                    async with asyncio.TaskGroup() as reset:
+                        waiting = reset.create_task(_end_reset(both))
+                        async with asyncio.TaskGroup() as ways:
+                            ways.create_task(self._pass(both))
+                            ways.create_task(self._pass_back(go, come))
+                        waiting.cancel()
             except* OSError:
                 pass  # one end is gone, and with it the other
 
-    async def _pass(self, come: socket.socket, go: socket.socket, port: int) -> None:
+    @contextlib.contextmanager
+    def _known(self, both: _Open) -> Iterator[_Open]:
+        self._open.append(both)
+        try:
+            yield both
+        finally:
+            self._open.remove(both)
+
+    async def _pass(self, both: _Open) -> None:
         loop, passed = asyncio.get_running_loop(), 0
-        while piece := await loop.sock_recv(come, _PIECE):
-            waits = self._harm is not None and port in self._ports
+        while piece := await loop.sock_recv(both.come, _PIECE):
+            waits = self._harm is not None and both.port in self._ports
             passed = passed + len(piece) if waits else 0
-            is_enough = waits and passed > self._after
-            await loop.sock_sendall(go, await self._hurt(piece, come, go) if is_enough else piece)
-        go.shutdown(socket.SHUT_WR)
+            if waits and passed > self._after:
+                piece = await self._hurt(piece, both)
+            await self._free.wait()
+            if both.is_mute:
+                await asyncio.Event().wait()
+            await loop.sock_sendall(both.go, piece)
+        both.go.shutdown(socket.SHUT_WR)
 
-    async def _hurt(self, piece: bytes, come: socket.socket, go: socket.socket) -> bytes:
-        """Do the harm, once; returns what is passed on.
-
-        Raises:
-            OSError: the connection is at its end.
-        """
+    async def _hurt(self, piece: bytes, both: _Open) -> bytes:
+        """Do the harm, once; returns what is passed on."""
         harm, self._harm = self._harm, None
         self.done.set()
-        if harm is Harm.RESET:
-            for end in (come, go):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
-            raise ConnectionResetError
-        if harm is Harm.HALF_CLOSE:
-            go.shutdown(socket.SHUT_WR)
-            await asyncio.Event().wait()
-        if harm is Harm.STALL:
-            await self._free.wait()
         if harm is Harm.FLIP:
             return bytes(byte ^ 1 for byte in piece[:20]) + piece[20:]
+        if harm is Harm.STALL:
+            self._free.clear()
+        elif harm is not None:
+            both.harm(harm)
         return piece
 
     async def _pass_back(self, go: socket.socket, come: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while piece := await loop.sock_recv(go, _PIECE):
-            if self.done.is_set():
-                await self._free.wait()
+            await self._free.wait()
             await loop.sock_sendall(come, piece)
         come.shutdown(socket.SHUT_WR)
+
+
+async def _end_reset(both: _Open) -> None:
+    """End a connection that is to be reset: whoever closes it then resets it.
+
+    Raises:
+        ConnectionResetError: always.
+    """
+    await both.is_reset.wait()
+    raise ConnectionResetError

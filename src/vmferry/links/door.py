@@ -33,10 +33,11 @@ _ACCEPT_AGAIN_S = 0.1
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Expected:
     secret: str
     receive: Receive
+    left: int  #: connections
 
 
 class StreamDoor:
@@ -66,10 +67,10 @@ class StreamDoor:
         """Accept from now on; who comes while nobody is expected is closed at once."""
         self._accepting = asyncio.create_task(self._accept(), name="stream door")
 
-    def expect(self, handover: HandoverId, receive: Receive) -> Ticket:
-        """Let one connection for a hand-over in, and call `receive` with it; its ticket is good once."""
+    def expect(self, handover: HandoverId, receive: Receive, most: int = 1) -> Ticket:
+        """Let connections for a hand-over in, and call `receive` with each; its ticket is good for so many."""
         ticket = Ticket(self.port, secrets.token_hex(_SECRET_BYTES))
-        self._expected[handover] = _Expected(ticket.secret, receive)
+        self._expected[handover] = _Expected(ticket.secret, receive, most)
         return ticket
 
     def forget(self, handover: HandoverId) -> None:
@@ -151,7 +152,7 @@ class StreamDoor:
                 _log.warning("stream was not taken", of=host, error=str(error))
 
     async def _prove(self, connection: socket.socket) -> _Expected:
-        """Return what the connection is for; its ticket is used up then.
+        """Return what the connection is for; its ticket is good for one less then.
 
         Raises:
             Refused: nobody is expected, or it is somebody else.
@@ -166,8 +167,11 @@ class StreamDoor:
         await write(connection, preamble.answer(expected.secret, handover, nonces))
         shown = await read_exactly(connection, preamble.PROOF_BYTES)
         preamble.check_proof(expected.secret, handover, nonces, shown)
-        if self._expected.pop(handover, None) is not expected:
+        if self._expected.get(handover) is not expected:
             raise Refused(f"the ticket of hand-over {handover} was used before")
+        expected.left -= 1
+        if not expected.left:
+            del self._expected[handover]
         return expected
 
     def _tell(self, host: str, why: str) -> None:

@@ -9,7 +9,6 @@ restarted, and end by themselves when both their neighbours have closed.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -17,7 +16,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -25,6 +24,7 @@ import structlog
 
 from vmferry.core.errors import BadInput, Broken
 from vmferry.core.ids import HandoverId
+from vmferry.links.children import Children
 from vmferry.links.threads import finish
 from vmferry.ports.stream import StreamConnection
 
@@ -134,8 +134,7 @@ class CommandPipelines:
 
     def __init__(self, pipelines: Mapping[str, Pipeline]) -> None:
         self._pipelines = dict(pipelines)
-        self._watchers: set[asyncio.Task[None]] = set()
-        self._running: dict[HandoverId, set[int]] = {}
+        self._children = Children()
 
     async def send(self, name: str, connection: StreamConnection, uid: int | None, handover: HandoverId) -> PipeEnd:
         """Start a pipeline in front of a connection, and return the end that takes the stream."""
@@ -163,45 +162,32 @@ class CommandPipelines:
         with contextlib.ExitStack() as failed:
             failed.callback(ours.close)
             with contextlib.closing(theirs):
-                _keep_alive(connection)
+                keep_alive(connection)
                 pid, said = await finish(half.start, _end)
             failed.pop_all()
-        self._running.setdefault(half.handover, set()).add(pid)
-        task = asyncio.create_task(self._watch(half, pid, said), name=f"pipeline {half.name}")
-        self._watchers.add(task)
-        task.add_done_callback(self._watchers.discard)
-        task.add_done_callback(lambda _: said.close())
+        self._children.add(half.handover, pid, lambda code: _tell(half, said, code), said.close)
         return ours
 
     def end(self, handover: HandoverId) -> None:
         """End a hand-over's commands that have not ended by themselves."""
-        for pid in self._running.get(handover, ()):  # not reaped yet: nobody else has its number
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-
-    async def _watch(self, half: _Half, pid: int, said: IO[bytes]) -> None:
-        """Wait for a command's end and tell how it was, with its last words."""
-        code = await _wait(pid, lambda: self._forget(half.handover, pid))
-        said.seek(0, os.SEEK_END)
-        said.seek(max(0, said.tell() - _TAIL_BYTES))
-        last = said.read().decode("utf-8", "replace").strip()
-        tell = _log.warning if code else _log.info
-        tell("pipeline's command ended", pipeline=half.name, command=half.words[0], code=code, said=last or None)
-
-    def _forget(self, handover: HandoverId, pid: int) -> None:
-        left = self._running.get(handover, set()) - {pid}
-        self._running.pop(handover, None)
-        if left:
-            self._running[handover] = left
+        self._children.end(handover)
 
     async def close(self) -> None:
         """Let go of the commands: they go on with their streams. Idempotent."""
-        for task in self._watchers:
-            task.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
+        await self._children.close()
 
 
-def _keep_alive(connection: StreamConnection) -> None:
+def _tell(half: _Half, said: IO[bytes], code: int) -> None:
+    """Tell how a command ended, with its last words."""
+    said.seek(0, os.SEEK_END)
+    said.seek(max(0, said.tell() - _TAIL_BYTES))
+    last = said.read().decode("utf-8", "replace").strip()
+    tell = _log.warning if code else _log.info
+    tell("pipeline's command ended", pipeline=half.name, command=half.words[0], code=code, said=last or None)
+
+
+def keep_alive(connection: StreamConnection) -> None:
+    """Have the kernel end a connection between hosts whose other end is silent or gone for 90 s."""
     with socket.socket(fileno=os.dup(connection.fileno())) as known:
         for (level, option), value in _KEEPALIVE.items():
             known.setsockopt(level, option, value)
@@ -213,18 +199,3 @@ def _end(started: tuple[int, IO[bytes]]) -> None:
     said.close()
     os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-
-
-async def _wait(pid: int, forget: Callable[[], None]) -> int:
-    """Return the exit code as a shell has it; a pidfd tells when it is there. Forgotten before its number is free."""
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    pidfd = os.pidfd_open(pid)
-    loop.add_reader(pidfd, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
-    forget()
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])  # noqa: ASYNC222 - it has ended
-    return 128 - code if code < 0 else code

@@ -166,6 +166,16 @@ class GuestProcess(Protocol):
     async def migrate_over(self, connection: StreamConnection) -> None:
         """Start sending over a connection that is there; the caller closes its own end of it."""
 
+    @property
+    def local_socket(self) -> str:
+        """Return where QEMU's local socket for a stream is, on either side."""
+
+    async def listen_locally(self) -> None:
+        """Listen for the stream on the local socket (instead of `listen`); each channel is a connection of its own."""
+
+    async def migrate_locally(self) -> None:
+        """Start sending to the local socket, on which somebody listens."""
+
     async def save_to(self, file: StateFile) -> None:
         """Start writing the guest's state into a file, from its offset on; the caller closes its own end of it."""
 

@@ -40,8 +40,14 @@ Receive = Callable[[StreamConnection], Awaitable[None]]
 class Door(Protocol):
     """The one port of this host on which streams are connected to."""
 
-    def expect(self, handover: HandoverId, receive: Receive) -> Ticket:
-        """Let one connection for a hand-over in, and call `receive` with it; its ticket is good once."""
+    def start(self) -> None:
+        """Accept from now on; who comes while nobody is expected is closed at once."""
+
+    async def close(self) -> None:
+        """Stop listening; what QEMU has goes on. Idempotent."""
+
+    def expect(self, handover: HandoverId, receive: Receive, most: int = 1) -> Ticket:
+        """Let connections for a hand-over in, and call `receive` with each; its ticket is good for so many."""
 
     def forget(self, handover: HandoverId) -> None:
         """Let nobody in for a hand-over any more; unknown ones are no error."""
@@ -54,6 +60,47 @@ class Door(Protocol):
             TimedOut: it takes too long.
             Refused: the ticket is not good there (any more), or who answers does not know it.
         """
+
+
+class Relays(Protocol):
+    """Joins QEMU's local connections, one per channel, with connections between the hosts."""
+
+    async def into(self, path: str, connection: StreamConnection, uid: int | None, handover: HandoverId) -> None:
+        """Join a connection with a new one to QEMU's local socket.
+
+        Args:
+            path: where QEMU listens.
+            connection: from the other host; the caller closes its own end of it.
+            uid: the guest's user, as whom bytes are carried; None: the agent's own.
+            handover: whose stream.
+
+        Raises:
+            Broken: QEMU does not listen (any more), or nothing carries them.
+        """
+
+    async def out_of(
+        self, path: str, dial: Callable[[], Awaitable[StreamConnection]], uid: int | None, handover: HandoverId
+    ) -> None:
+        """Listen on a local socket for QEMU, which may be told to connect then; until `finish` or `end`.
+
+        Args:
+            path: where to listen; what is left there of an earlier attempt is replaced.
+            dial: connects to the other host; called for one after the other, in the order in which QEMU connects.
+            uid: as `into`.
+            handover: whose stream.
+
+        Raises:
+            Broken, or what `dial` raises: there is no stream to the other host.
+        """
+
+    def end(self, handover: HandoverId) -> None:
+        """Break what is carried for a hand-over; unknown ones are no error."""
+
+    def finish(self, handover: HandoverId) -> None:
+        """Join no further connection for a hand-over; what is carried comes to its end. Unknown ones are no error."""
+
+    async def close(self) -> None:
+        """Let go of everything: what is carried goes on. Idempotent."""
 
 
 class Pipelines(Protocol):
@@ -84,3 +131,32 @@ class Pipelines(Protocol):
 
         QEMU cannot break off a pipe that nobody reads, so a cancel would wait for them.
         """
+
+    async def close(self) -> None:
+        """Let go of the commands: they go on with their streams. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamWays:
+    """How this host carries streams that the agents connect."""
+
+    door: Door
+    pipelines: Pipelines
+    relays: Relays
+
+    async def close(self) -> None:
+        """Let go of everything: streams go on. Idempotent."""
+        await self.door.close()
+        await self.pipelines.close()
+        await self.relays.close()
+
+    def finish(self, handover: HandoverId) -> None:
+        """Let nobody else in for a hand-over; what is carried comes to its end."""
+        self.door.forget(handover)
+        self.relays.finish(handover)
+
+    def end(self, handover: HandoverId) -> None:
+        """Let nobody in for a hand-over any more, and break what is carried."""
+        self.door.forget(handover)
+        self.pipelines.end(handover)
+        self.relays.end(handover)

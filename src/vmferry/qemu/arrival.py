@@ -43,6 +43,7 @@ _NIC: Mapping[str, Rule] = {"mac": _is_text("[0-9a-f]{2}(:[0-9a-f]{2}){5}"), "ro
 _PROPERTIES: Mapping[str, Mapping[str, Rule]] = {
     "e1000": _NIC,
     "ide-hd": {**_DISK, "unit": _is_number},
+    "ide-cd": {**_DISK, "unit": _is_number},
     "isa-debugcon": {"iobase": _is_number},
     "isa-serial": {"index": _is_number},
     "pcie-root-port": {"chassis": _is_number, "port": _is_number, "multifunction": _is_switch},
@@ -55,6 +56,7 @@ _PROPERTIES: Mapping[str, Mapping[str, Rule]] = {
 _BACKENDS: Mapping[str, str] = {
     "e1000": "net[0-9]+",
     "ide-hd": "image[0-9]+",
+    "ide-cd": "image[0-9]+",
     "isa-debugcon": "beat",
     "isa-serial": "console",
     "virtio-blk-pci": "image[0-9]+",

@@ -14,7 +14,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vmferry.core.disks import NVRAM_NODE, disk_node
-from vmferry.core.guest import DIRECT_CACHES, Acceleration, Disk, FrozenDevice, FrozenGuest, KernelBoot, Nic, UefiBoot
+from vmferry.core.guest import (
+    DIRECT_CACHES,
+    Acceleration,
+    Disk,
+    DiskFormat,
+    FrozenDevice,
+    FrozenGuest,
+    KernelBoot,
+    Nic,
+    UefiBoot,
+)
 from vmferry.core.guest import NetworkKind as Network
 from vmferry.core.ids import GuestName
 from vmferry.ports.hypervisor import HostResources
@@ -26,9 +36,14 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 CODE_SET = 1
 NVRAM_SET = 2
 FIRST_DISK_SET = 10
+#: of the images below disks, counted through; far above the disks' own
+FIRST_BACKING_SET = 1000
 
 #: how a device names what it hangs on
-_BACKEND_PROPERTY = {"virtio-blk-pci": "drive", "ide-hd": "drive", "virtio-net-pci": "netdev", "e1000": "netdev"}
+_BACKEND_PROPERTY = {
+    **dict.fromkeys(("virtio-blk-pci", "ide-hd", "ide-cd"), "drive"),
+    **dict.fromkeys(("virtio-net-pci", "e1000"), "netdev"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +57,7 @@ class Descriptors:
     uefi_code: int | None = None
     uefi_nvram: int | None = None
     emergency: int | None = None  #: the emergency line's end that QEMU serves
+    backing: tuple[tuple[int, ...], ...] = ()  #: of the images below each disk; empty: below none
 
 
 def command_line(
@@ -57,7 +73,7 @@ def command_line(
         *_machine(guest),
         *_boot(guest, descriptors),
         *_monitors(guest, resources, descriptors.emergency),
-        *_disks(guest.spec.disks, descriptors.disks),
+        *_disks(guest.spec.disks, descriptors),
         *_nics(guest.spec.nics, descriptors.taps, incoming=incoming),
     ]
     for device in guest.devices:
@@ -171,32 +187,58 @@ def _monitors(guest: FrozenGuest, resources: HostResources, emergency: int | Non
     return argv
 
 
-def _disks(disks: tuple[Disk, ...], descriptors: tuple[int, ...]) -> list[str]:
+def _disks(disks: tuple[Disk, ...], descriptors: Descriptors) -> list[str]:
     argv: list[str] = []
-    for index, (disk, fd) in enumerate(zip(disks, descriptors, strict=True)):
-        number = FIRST_DISK_SET + index
-        cache = {"direct": disk.cache in DIRECT_CACHES, "no-flush": False}
-        file = {
-            "node-name": f"file{index}",
-            "driver": "file",
-            "filename": f"/dev/fdset/{number}",
-            "read-only": disk.read_only,
-            "cache": cache,
-            # Not "auto": a file system without locks must be an error, not a guest without a fence.
-            "locking": "on",
-            "discard": "unmap",
-        }
-        image = {
-            "node-name": disk_node(index),
-            "driver": disk.format.value,
-            "read-only": disk.read_only,
-            "cache": cache,
-            "discard": "unmap",
-            "file": f"file{index}",
-        }
-        argv += ["-add-fd", f"fd={fd},set={number},opaque=disk{index}"]
-        argv += ["-blockdev", _json(file), "-blockdev", _json(image)]
+    backing_set = FIRST_BACKING_SET
+    below = descriptors.backing or ((),) * len(disks)
+    for index, (disk, fd, fds_below) in enumerate(zip(disks, descriptors.disks, below, strict=True)):
+        node: str | None = None
+        for depth, (image, fd_below) in reversed(list(enumerate(zip(disk.backing, fds_below, strict=True)))):
+            under, node = node, f"image{index}-backing{depth}"
+            name = f"file{index}-backing{depth}"
+            argv += _image(_Open(node, name, fd_below, backing_set, read_only=True), image.format, disk.cache, under)
+            backing_set += 1
+        opened = _Open(disk_node(index), f"file{index}", fd, FIRST_DISK_SET + index, disk.read_only)
+        argv += _image(opened, disk.format, disk.cache, node)
     return argv
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """An image that QEMU gets by its descriptor: how it and its file are called in the block layer."""
+
+    node: str
+    file: str
+    fd: int
+    set: int
+    read_only: bool
+
+
+def _image(opened: _Open, image_format: DiskFormat, cache_mode: str, backing: str | None) -> list[str]:
+    """Return an image and its file, on top of another one."""
+    cache = {"direct": cache_mode in DIRECT_CACHES, "no-flush": False}
+    file = {
+        "node-name": opened.file,
+        "driver": "file",
+        "filename": f"/dev/fdset/{opened.set}",
+        "read-only": opened.read_only,
+        "cache": cache,
+        # Not "auto": a file system without locks must be an error, not a guest without a fence.
+        "locking": "on",
+        "discard": "unmap",
+    }
+    image: dict[str, object] = {
+        "node-name": opened.node,
+        "driver": image_format.value,
+        "read-only": opened.read_only,
+        "cache": cache,
+        "discard": "unmap",
+        "file": opened.file,
+    }
+    if image_format is DiskFormat.QCOW2:
+        image["backing"] = backing  # None: none, whatever its header says by now
+    argv = ["-add-fd", f"fd={opened.fd},set={opened.set},opaque={opened.node}"]
+    return [*argv, "-blockdev", _json(file), "-blockdev", _json(image)]
 
 
 def _nics(nics: tuple[Nic, ...], taps: tuple[int | None, ...], *, incoming: bool) -> list[str]:

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import stat
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,15 +25,11 @@ from vmferry.core.guest import (
     UefiBoot,
 )
 from vmferry.core.units import Bytes, format_bytes
-from vmferry.qemu import nvram_lock
+from vmferry.qemu import nvram_lock, qcow2
 from vmferry.qemu.command_line import Descriptors
 from vmferry.qemu.image_dirs import ImageDirs
 from vmferry.qemu.tap import open_tap
 
-QCOW2_MAGIC = b"QFI\xfb"
-#: offsets in the header: backing file's name, and incompatible features with bit 2 for an external data file
-_QCOW2_HEADER = struct.Struct(">4sIQ56xQ")
-_EXTERNAL_DATA = 1 << 2
 _BLOCK = 1 << 20
 #: No limit but that it is a file or a block device.
 ANYWHERE = ImageDirs()
@@ -68,6 +63,7 @@ def opened_for(
 
         spec = guest.spec
         disks = tuple(keep(open_disk(disk, images)) for disk in spec.disks)
+        below = tuple(tuple(keep(fd) for fd in open_backing(disk, images)) for disk in spec.disks)
         taps = tuple(
             keep(open_tap(nic.bridge)) if nic.network is NetworkKind.BRIDGE and nic.bridge else None
             for nic in spec.nics
@@ -81,7 +77,7 @@ def opened_for(
             code = keep(images.open(boot.code, os.O_RDONLY, "firmware"))
             nvram = keep(images.open(boot.nvram, os.O_RDWR, "firmware variables"))
             nvram_lock.lock(nvram, guest.uuid, boot.nvram)
-        yield Descriptors(disks, taps, kernel, initrd, code, nvram), tuple(fds)
+        yield Descriptors(disks, taps, kernel, initrd, code, nvram, backing=below), tuple(fds)
 
 
 def open_disk(disk: Disk, images: ImageDirs = ANYWHERE) -> int:
@@ -91,13 +87,31 @@ def open_disk(disk: Disk, images: ImageDirs = ANYWHERE) -> int:
 
     Raises:
         Broken: it cannot be opened.
-        BadInput: it is a qcow2 image with a backing or data file, or may not be used.
+        BadInput: it is a qcow2 image on top of others than the guest's, or with a data file, or may not be used.
     """
     access = os.O_RDONLY if disk.read_only else os.O_RDWR
-    direct = os.O_DIRECT if disk.cache in DIRECT_CACHES else 0
     if disk.format is DiskFormat.QCOW2:
-        _check_alone(disk.path, images)
-    return images.open(disk.path, access | direct, "disk image")
+        qcow2.check_header(disk.path, disk.backing[:1], images)
+    return images.open(disk.path, access | _direct(disk), "disk image")
+
+
+def open_backing(disk: Disk, images: ImageDirs = ANYWHERE) -> Iterator[int]:
+    """Yield a descriptor of each image that a disk stands on, opened for reading as QEMU will look for it.
+
+    Raises:
+        Broken, BadInput: as `open_disk`.
+    """
+    for number, image in enumerate(disk.backing):
+        under = disk.backing[number + 1 : number + 2]
+        if image.format is DiskFormat.QCOW2:
+            qcow2.check_header(image.path, under, images)
+        elif under:
+            raise BadInput(f"backing file {image.path} is raw and cannot stand on {under[0].path}")
+        yield images.open(image.path, os.O_RDONLY | _direct(disk), "backing file")
+
+
+def _direct(disk: Disk) -> int:
+    return os.O_DIRECT if disk.cache in DIRECT_CACHES else 0
 
 
 def hash_boot_files(spec: GuestSpec, images: ImageDirs = ANYWHERE) -> tuple[tuple[str, str], ...]:
@@ -119,18 +133,6 @@ def hash_boot_files(spec: GuestSpec, images: ImageDirs = ANYWHERE) -> tuple[tupl
 def _sha256(path: str, spec: GuestSpec, images: ImageDirs) -> str:
     with os.fdopen(_open_boot_file(path, spec, images), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_alone(path: str, images: ImageDirs) -> None:
-    with os.fdopen(images.open(path, os.O_RDONLY, "disk image"), "rb") as file:
-        header = file.read(_QCOW2_HEADER.size)
-    if len(header) < _QCOW2_HEADER.size or header[:4] != QCOW2_MAGIC:
-        raise BadInput(f"disk image {path} is not qcow2", fix='set format = "raw", or convert it')
-    _, version, backing, incompatible = _QCOW2_HEADER.unpack(header)
-    if backing:
-        raise BadInput(f"disk image {path} has a backing file", fix=f"flatten it: qemu-img rebase -b '' {path}")
-    if version >= 3 and incompatible & _EXTERNAL_DATA:
-        raise BadInput(f"disk image {path} keeps its data in another file", fix="convert it with qemu-img convert")
 
 
 def _open_boot_file(path: str, spec: GuestSpec, images: ImageDirs) -> int:

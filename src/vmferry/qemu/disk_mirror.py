@@ -128,12 +128,13 @@ class QemuDiskMirrors:
                 }
                 await self._session.execute("blockdev-add", target | self._tls(encrypted=encrypted, incoming=False))
             self._end_silent(self._peer, _SILENCE_MS if changes_mode else _SILENCE_OF_A_WRITE_MS)
+            on_top = {name for name, row in (await self._nodes()).items() if row.get("backing_file")}
             for node in nodes:
                 mirror: dict[str, object] = {
                     "job-id": PREFIX + node,
                     "device": node,
                     "target": PREFIX + node,
-                    "sync": "full",
+                    "sync": "top" if node in on_top else "full",  # the copy stands on the same images
                     "copy-mode": "background" if changes_mode else "write-blocking",
                     "auto-dismiss": False,  # why it ended can then be asked
                     "speed": 0 if bandwidth is None else max(1, bandwidth // len(nodes)),

@@ -14,8 +14,10 @@ from vmferry.core.disks import disk_node
 from vmferry.core.errors import BadInput
 from vmferry.core.guest import (
     DIRECT_CACHES,
+    MOST_BACKING,
     THROTTLE_PORT,
     Acceleration,
+    DiskFormat,
     FrozenDevice,
     FrozenGuest,
     GuestSpec,
@@ -36,6 +38,7 @@ DRIVERS = frozenset(
     {
         "e1000",
         "ide-hd",
+        "ide-cd",
         "isa-debugcon",
         "isa-serial",
         "pcie-root-port",
@@ -122,7 +125,14 @@ def check_spec(spec: GuestSpec) -> None:
         (ide > MAX_IDE[family], f"{ide} emulated disks, expected at most {MAX_IDE[family]} on {family}"),
         (len(spec.nics) > MAX_NICS, f"{len(spec.nics)} NICs, expected at most {MAX_NICS}"),
         *((d.cache not in CACHE_MODES, f"cache = {d.cache!r}, expected one of {CACHE_MODES}") for d in spec.disks),
-        *((d.io_path is IoPath.EMULATED and d.read_only, "an emulated disk cannot be read-only") for d in spec.disks),
+        *(
+            (len(d.backing) > MOST_BACKING, f"{d.path} stands on {len(d.backing)} images, at most {MOST_BACKING}")
+            for d in spec.disks
+        ),
+        *(
+            (bool(d.backing) and d.format is not DiskFormat.QCOW2, f"{d.path} is raw and stands on another image")
+            for d in spec.disks
+        ),
         *((n.network is NetworkKind.BRIDGE and not n.bridge, "a NIC on a bridge has no bridge") for n in spec.nics),
     ]
     for wrong, what in problems:
@@ -199,7 +209,7 @@ def _disk_devices(spec: GuestSpec, bus: str, *, q35: bool) -> list[FrozenDevice]
     ide = 0
     for index, disk in enumerate(spec.disks):
         common: tuple[tuple[str, str | int | bool], ...] = (("bootindex", index + 1),)
-        if disk.cache == "directsync":
+        if disk.cache == "directsync" and not disk.is_cdrom:
             common = (*common, ("write-cache", "off"))
         if disk.io_path is IoPath.VIRTIO:
             place = f"{FIRST_DISK_SLOT + index:#x}"
@@ -208,7 +218,8 @@ def _disk_devices(spec: GuestSpec, bus: str, *, q35: bool) -> list[FrozenDevice]
         # q35 has six AHCI ports of one unit, i440fx two IDE buses of two.
         ide_bus, unit = (ide, 0) if q35 else divmod(ide, 2)
         common = (*common, ("unit", unit))
-        devices.append(FrozenDevice(f"disk{index}", "ide-hd", f"ide.{ide_bus}", "", common, disk_node(index)))
+        driver = "ide-cd" if disk.is_cdrom else "ide-hd"
+        devices.append(FrozenDevice(f"disk{index}", driver, f"ide.{ide_bus}", "", common, disk_node(index)))
         ide += 1
     return devices
 

@@ -43,7 +43,7 @@ from vmferry.qemu.migration import (
 from vmferry.qemu.process import Process
 from vmferry.qemu.qmp import CONNECT_TIMEOUT_S, QmpSession, SaidNo
 from vmferry.qemu.reconnection import TELLS_CONNECTING, Reconnection
-from vmferry.qemu.run_dir import RunDir
+from vmferry.qemu.run_dir import LOCAL_URI, RunDir
 from vmferry.qemu.sockets import connect
 
 QUIT_TIMEOUT_S = 10.0
@@ -328,6 +328,24 @@ class QemuGuestProcess:
         peer = connection.getpeername()
         await given.over(self._session, connection, "migrate")
         self._sends_to = None if peer is None else (peer[0], peer[1])
+
+    @property
+    def local_socket(self) -> str:
+        """Return where the local socket for a stream is."""
+        return str(self._run_dir.stream)
+
+    async def listen_locally(self) -> None:
+        """Listen for the stream on the local socket, once.
+
+        Raises:
+            Broken: it was not started to receive.
+        """
+        await self._session.execute("migrate-incoming", {"uri": LOCAL_URI})
+
+    async def migrate_locally(self) -> None:
+        """Start sending to the local socket."""
+        await self._session.execute("migrate", {"uri": LOCAL_URI})
+        self._sends_to = None
 
     async def save_to(self, file: StateFile) -> None:
         """Start writing the guest's state into a file, from its offset on."""

@@ -22,6 +22,8 @@ CONSOLE_LOG = "console.log"
 CONTROL_SOCKET = "control.sock"
 THROTTLE_SOCKET = "throttle.sock"
 QEMU_LOG = "qemu.log"
+STREAM_SOCKET = "stream.sock"
+LOCAL_URI = f"unix:{STREAM_SOCKET}"  #: from the process's own directory, in which it is started
 TLS_DIR = "tls"
 #: The end of a log that messages are made from.
 _TAIL_BYTES = 64 << 10
@@ -52,6 +54,11 @@ class RunDir:
     def control(self) -> Path:
         """The socket of the virtio-serial port org.vmferry.control."""
         return self.path / CONTROL_SOCKET
+
+    @property
+    def stream(self) -> Path:
+        """The socket of a stream over the agents' port; QEMU listens at the destination, the agent at the source."""
+        return self.path / STREAM_SOCKET
 
     @property
     def throttle(self) -> Path:

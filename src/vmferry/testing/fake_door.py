@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Awaitable, Callable
 
 from vmferry.core.errors import BadInput, Refused, Unreachable
 from vmferry.core.ids import HandoverId
 from vmferry.ports.stream import Receive, StreamConnection, Ticket
+from vmferry.testing.fake_qemu import FakeLink
 
 _NUMBERS = itertools.count(1)
 
@@ -47,14 +49,20 @@ class FakeDoor:
 
     def __init__(self, doors: dict[int, FakeDoor]) -> None:
         self.port = next(_NUMBERS)
-        self.expected: dict[HandoverId, tuple[Ticket, Receive]] = {}
+        self.expected: dict[HandoverId, tuple[Ticket, Receive, int]] = {}
         self._doors = doors
         doors[self.port] = self
 
-    def expect(self, handover: HandoverId, receive: Receive) -> Ticket:
-        """Let one connection in."""
+    def start(self) -> None:
+        """Do nothing: it is open."""
+
+    async def close(self) -> None:
+        """Do nothing: a host that is gone answers nobody."""
+
+    def expect(self, handover: HandoverId, receive: Receive, most: int = 1) -> Ticket:
+        """Let so many connections in."""
         ticket = Ticket(self.port, f"secret-{next(_NUMBERS)}")
-        self.expected[handover] = ticket, receive
+        self.expected[handover] = ticket, receive, most
         return ticket
 
     def forget(self, handover: HandoverId) -> None:
@@ -69,7 +77,9 @@ class FakeDoor:
         known = door.expected.get(handover)
         if known is None or known[0] != ticket:
             raise Refused("the ticket is not good", side="destination")
-        del door.expected[handover]
+        door.expected[handover] = (*known[:2], known[2] - 1)
+        if known[2] == 1:
+            del door.expected[handover]
         number = next(_NUMBERS)
         theirs = FakeConnection(number)
         await known[1](theirs)
@@ -114,3 +124,47 @@ class FakePipelines:
     def end(self, handover: HandoverId) -> None:
         """Note it."""
         self.ended.append(handover)
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
+class FakeRelays:
+    """Joins one channel, which is all that a fake QEMU has.
+
+    Args:
+        link: on which the two sides of a joined stream find each other.
+        joined: where the connections of both hosts lead, by their numbers.
+    """
+
+    def __init__(self, link: FakeLink, joined: dict[int, str]) -> None:
+        self._link = link
+        self._joined = joined
+        self.users: list[int | None] = []  #: as whom
+        self.carried: set[HandoverId] = set()  #: neither finished nor ended
+
+    async def into(self, path: str, connection: StreamConnection, uid: int | None, handover: HandoverId) -> None:
+        """Note where a connection leads."""
+        self.users.append(uid)
+        self._joined[connection.fileno()] = path
+        self.carried.add(handover)
+
+    async def out_of(
+        self, path: str, dial: Callable[[], Awaitable[StreamConnection]], uid: int | None, handover: HandoverId
+    ) -> None:
+        """Dial, and have what is sent to the local socket arrive where the connection leads."""
+        self.users.append(uid)
+        first = await dial()
+        self.carried.add(handover)
+        self._link.local[path] = self._joined[first.fileno()]
+
+    def end(self, handover: HandoverId) -> None:
+        """Note it."""
+        self.carried.discard(handover)
+
+    def finish(self, handover: HandoverId) -> None:
+        """Note it."""
+        self.carried.discard(handover)
+
+    async def close(self) -> None:
+        """Do nothing."""

@@ -317,6 +317,21 @@ class FakeGuestProcess:
         self._require(not self._has("multifd"), "migrate", "multifd requires multi-channel URIs")
         await self._migrate(connection.getpeername())
 
+    @property
+    def local_socket(self) -> str:
+        """Return a path of its own."""
+        return f"/run/{self._hypervisor.host}/{self.qemu.guest.spec.name}/stream.sock"
+
+    async def listen_locally(self) -> None:
+        """Listen, once, as `listen`; several channels are no matter."""
+        self._call("listen_locally")
+        await self._listen((self.local_socket, 0))
+
+    async def migrate_locally(self) -> None:
+        """Start sending to where somebody joined the local socket with."""
+        self._call("migrate_locally")
+        await self._migrate((self._link.local.get(self.local_socket, "nobody"), 0))
+
     async def save_to(self, file: StateFile) -> None:
         """Write into a file, prepared, while the vCPUs stand: a name instead of memory. Scripted: it fails or hangs."""
         self._call("save_to")

@@ -174,6 +174,7 @@ class FakeLink:
         self.processes: dict[int, FakeQemu] = {}
         self.taken_ports: set[tuple[str, int]] = set()  #: by somebody else
         self.is_cut = False
+        self.local: dict[str, str] = {}  #: where what is sent to a local socket arrives: at which other one
         self.file_fault: FaultAction | None = None  #: what happens to every save and restore
         self._auto = auto
         self._pids = itertools.count(1001)

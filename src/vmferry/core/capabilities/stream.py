@@ -12,7 +12,7 @@ from vmferry.core.capabilities.wish import Level, Transport, Wanted
 DEFAULT_CHANNELS = 2
 MOST_CHANNELS = 64
 #: The ways that a hand-over may be told to take.
-LINKS = (Transport.TCP, Transport.FD)
+LINKS = (Transport.TCP, Transport.FD, Transport.UNIX)
 
 
 class Compression(enum.StrEnum):

@@ -1,16 +1,21 @@
-"""Disk images: one file that both hosts use with a cache that both see through, or a copy that can be made."""
+"""Disk images: one file that both hosts use with a cache that both see through, or a copy that can be made.
+
+What nobody writes may be a file of its own on each host, with the same content.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from vmferry.core.checks.case import Case
-from vmferry.core.checks.files import is_same_file
+from vmferry.core.checks.files import file_system, is_same_file
 from vmferry.core.disks import Image, written_images
 from vmferry.core.errors import Blocker
-from vmferry.core.guest import DIRECT_CACHES
+from vmferry.core.guest import DIRECT_CACHES, DiskFormat
 from vmferry.core.host import FileFacts
 from vmferry.core.units import format_bytes
+
+_OR_COPY = "or have it copied: --copy-disks"
 
 
 def check_disks(case: Case) -> Iterator[Blocker]:
@@ -21,8 +26,12 @@ def check_disks(case: Case) -> Iterator[Blocker]:
     for disk in case.guest.spec.disks:
         if disk.path in copied:
             yield from check_copy(case, disk.path, label="disk")
+        elif disk.read_only:
+            yield from check_fixed_file(case, disk.path, what="read-only disk")
         else:
-            yield from check_shared_file(case, disk.path, label="disk", writable=not disk.read_only)
+            yield from check_shared_file(case, disk.path, label="disk")
+        for below in disk.backing:
+            yield from check_fixed_file(case, below.path, what=f"backing file (of {disk.path})")
         if disk.cache not in DIRECT_CACHES and not disk.read_only:
             yield Blocker(
                 "disk.unsafe-cache",
@@ -45,7 +54,15 @@ def _is_shared(case: Case, path: str) -> bool:
 
 
 def _check_way(case: Case) -> Iterator[Blocker]:
-    """A pipeline carries one stream and no disk beside it."""
+    """A pipeline carries one stream and no disk beside it; images that are not raw ones need a tool to be made."""
+    formats = {str(image.format) for image in images_to_copy(case) if image.format is not DiskFormat.RAW}
+    if formats and not case.destination.makes_images:
+        yield Blocker(
+            "disk.copy-no-tool",
+            f"images of format {', '.join(sorted(formats))} of guest {case.guest.spec.name} cannot be made on"
+            f" {case.destination.name}: there is no qemu-img",
+            f"install qemu-utils (Debian) on {case.destination.name}, or convert the images to raw",
+        )
     if case.stream.pipeline is not None:
         yield Blocker(
             "disk.copy-beside-pipeline",
@@ -65,6 +82,12 @@ def check_copy(case: Case, path: str, *, label: str) -> Iterator[Blocker]:
     """
     here, there = case.at_source(path), case.at_destination(path)
     name, host = f"{label} {path} of guest {case.guest.spec.name}", case.destination.name
+    if (why := dict(case.runtime.not_mirrored).get(path)) is not None:
+        yield Blocker(
+            f"{label}.copy-not-mirrored",
+            f"{name} cannot be copied: {why}",
+            "delete internal snapshots (qemu-img snapshot -d, guest stopped), or put the image on shared storage",
+        )
     if here is None or not here.exists:
         yield Blocker(
             f"{label}.copy-unreadable",
@@ -102,14 +125,59 @@ def _needed_beside(case: Case, path: str) -> int:
     return sum(here.size_bytes for each in beside if (here := case.at_source(each)) is not None)
 
 
-def check_shared_file(case: Case, path: str, *, label: str, writable: bool) -> Iterator[Blocker]:
-    """Yield why a file that moves with the guest is not the same, usable file at the destination.
+def check_fixed_file(case: Case, path: str, *, what: str) -> Iterator[Blocker]:
+    """Yield why an image that nobody writes is not one with the same content at the destination, whosever file it is.
+
+    Args:
+        case: the question.
+        path: the file, the same path on both hosts.
+        what: it is.
+    """
+    here, there = case.at_source(path), case.at_destination(path)
+    source, host = case.source.name, case.destination.name
+    name = f"{what} {path} of guest {case.guest.spec.name}"
+    if there is None or not there.exists or not there.readable:
+        yield Blocker(
+            "disk.fixed-not-seen",
+            f"{name} cannot be read on {host}{_reason(there)}",
+            f"copy it from {source} to the same path on {host}, or mount the storage that holds it there",
+        )
+    elif here is not None and is_same_file(here, there):
+        return
+    elif here is None or None in (here.sha256, there.sha256):
+        yield Blocker(
+            "disk.fixed-not-compared",
+            f"{name} is not certainly the same on {host}: it is another file there, and its content was not compared"
+            f" ({_why_not_compared(here)} on {source}, {_why_not_compared(there)} on {host})",
+            f"put {path} on storage that both hosts mount, or on a local file system of each",
+        )
+    elif here.sha256 != there.sha256:
+        yield Blocker(
+            "disk.fixed-differs",
+            f"{name} has other content on {host}: {_content(there)}, on {source} it is {_content(here)}",
+            f"copy it from {source} to {host}; look first who else uses the file that is there",
+        )
+
+
+def _why_not_compared(file: FileFacts | None) -> str:
+    if file is None or not file.exists:
+        return "not seen"
+    if file.sha256 is not None:
+        return "read"
+    return f"{format_bytes(file.size_bytes)} on {file_system(file)}"
+
+
+def _content(file: FileFacts) -> str:
+    return f"{format_bytes(file.size_bytes)}, sha256 {(file.sha256 or '')[:12]}"
+
+
+def check_shared_file(case: Case, path: str, *, label: str) -> Iterator[Blocker]:
+    """Yield why a file that the guest writes is not the same, usable file at the destination.
 
     Args:
         case: the question.
         path: the file, the same path on both hosts.
         label: what it is, `disk` or `nvram`: first part of the code.
-        writable: whether the guest writes to it.
     """
     there = case.at_destination(path)
     host = case.destination.name
@@ -117,20 +185,20 @@ def check_shared_file(case: Case, path: str, *, label: str, writable: bool) -> I
         yield Blocker(
             f"{label}.not-seen",
             f"{label} {path} of guest {case.guest.spec.name} cannot be seen on {host}{_reason(there)}",
-            f"mount the storage that holds it on {host} at the same path{_or_copy(writable=writable)}",
+            f"mount the storage that holds it on {host} at the same path, {_OR_COPY}",
         )
         return
-    if not there.readable or (writable and not there.writable):
+    if not there.readable or not there.writable:
         access = "writable" if there.readable else "readable"
         yield Blocker(
             f"{label}.not-{access}",
             f"{label} {path} of guest {case.guest.spec.name} is there on {host} but not {access}{_reason(there)}",
             f"give the agent on {host} access to it (mount options, export options, mode of the file)",
         )
-    yield from _check_identity(case, path, there, label=label, writable=writable)
+    yield from _check_identity(case, path, there, label=label)
 
 
-def _check_identity(case: Case, path: str, there: FileFacts, *, label: str, writable: bool) -> Iterator[Blocker]:
+def _check_identity(case: Case, path: str, there: FileFacts, *, label: str) -> Iterator[Blocker]:
     here = case.at_source(path)
     if here is not None and is_same_file(here, there):
         return
@@ -139,13 +207,8 @@ def _check_identity(case: Case, path: str, there: FileFacts, *, label: str, writ
         f"{label}.not-same-file",
         f"{label} {path} of guest {case.guest.spec.name} is not certainly one file: {case.source.name} says"
         f" {seen!r}, {case.destination.name} says {there.identity!r}",
-        f"put {path} on storage that both hosts mount (e.g. NFSv4) and restart the guest from there"
-        f"{_or_copy(writable=writable)}",
+        f"put {path} on storage that both hosts mount (e.g. NFSv4) and restart the guest from there, {_OR_COPY}",
     )
-
-
-def _or_copy(*, writable: bool) -> str:
-    return ", or have it copied: --copy-disks" if writable else ""
 
 
 def _reason(file: FileFacts | None) -> str:

@@ -24,7 +24,7 @@ def check_nvram(case: Case) -> Iterator[Blocker]:
     if nvram in {image.path for image in images_to_copy(case)}:
         yield from check_copy(case, nvram, label="nvram")
     else:
-        yield from check_shared_file(case, nvram, label="nvram", writable=True)
+        yield from check_shared_file(case, nvram, label="nvram")
 
 
 def check_tpm(case: Case) -> Iterator[Blocker]:
