@@ -2,9 +2,9 @@
 
     ./run bench streams [--qemus 7.2,10.0]
 
-Link, channels and compression, encrypted and not, pre-copy and post-copy, with and without a disk that the hosts do not
-share, on each QEMU: a guest moves with it, its memory's oracle is asked, and both copies of the disk are compared. What
-`check` refuses must be refused by `migrate` as well, and leave the guest where it was.
+Link, channels and compression, encrypted by a key or by certificates and not, pre-copy and post-copy, with and without
+a disk that the hosts do not share, on each QEMU: a guest moves with it, its memory's oracle is asked, and both copies of
+the disk are compared. What `check` refuses must be refused by `migrate` as well, and leave the guest where it was.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import filecmp
 import itertools
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from vmferry.api.models import CheckReply
 from vmferry.core.errors import Broken
 from vmferry.core.progress import Outcome, Report
 from vmferry.core.units import MIB
+from vmferry.lab.certificates import StreamCa
 from vmferry.lab.guest_plans import DiskPlan, micro_guest
 from vmferry.lab.guest_runs import GuestRun
 from vmferry.lab.hosts import Lab
@@ -38,12 +40,17 @@ from vmferry.ports.hypervisor import RunState
 LINKS = ("tcp", "fd", "unix", "pipeline zstd")
 #: The hosts' only pipeline.
 _ZSTD = {"send": ["zstd", "-1", "-c"], "receive": ["zstd", "-d", "-c"]}
-SETTINGS = {"migration": {"pipelines": {"zstd": _ZSTD}}}
 #: Channels and compression; QEMU's defaults first.
 WAYS: tuple[tuple[int | None, str], ...] = (
     *((None, "none"), (4, "none"), (None, "xbzrle"), (4, "zlib"), (4, "zstd"), (4, "qpl")),
     *((4, "uadk"), (4, "qatzip"), (4, "xbzrle")),
 )
+#: By what it is encrypted -> what is asked for.
+ENCRYPTIONS: dict[str, dict[str, object]] = {
+    "TLS": {"plain": False},
+    "x509": {"encryption": "x509"},
+    "clear": {"plain": True},
+}
 DISK_BYTES = 8 * MIB
 USERFAULTFD = Path("/proc/sys/vm/unprivileged_userfaultfd")
 OTHER = {"host-a": "host-b", "host-b": "host-a"}
@@ -56,7 +63,7 @@ class Way:
     link: str
     channels: int | None
     compression: str
-    plain: bool
+    encryption: str  #: as the page names it
     postcopy: bool
     disk: bool  #: it has one that only its host has
 
@@ -65,7 +72,7 @@ class Way:
         """Return it as the agent's API has it."""
         link, _, name = self.link.partition(" ")
         options: dict[str, object] = {"pipeline": name} if name else {"link": link}
-        options |= {"compression": self.compression, "plain": self.plain}
+        options |= {"compression": self.compression, **ENCRYPTIONS[self.encryption]}
         if self.channels is not None:
             options["channels"] = self.channels
         if self.disk:
@@ -75,9 +82,15 @@ class Way:
     @property
     def cells(self) -> tuple[str, ...]:
         """Return it as a row begins."""
-        stream = "clear" if self.plain else "TLS"
         kind = "post-copy" if self.postcopy else "pre-copy"
-        return self.link, str(self.channels or 1), self.compression, stream, kind, "local" if self.disk else "none"
+        return (
+            self.link,
+            str(self.channels or 1),
+            self.compression,
+            self.encryption,
+            kind,
+            "local" if self.disk else "none",
+        )
 
 
 @dataclass(frozen=True)
@@ -91,16 +104,30 @@ class Seen:
 def ways() -> Iterator[Way]:
     """Yield every way, the plainest first."""
     both = (False, True)
-    for disk, link, (channels, compression), plain, postcopy in itertools.product(both, LINKS, WAYS, both, both):
-        yield Way(link, channels, compression, plain, postcopy, disk)
+    for disk, link, (channels, compression), encryption, postcopy in itertools.product(
+        both, LINKS, WAYS, ENCRYPTIONS, both
+    ):
+        if encryption != "x509" or not link.startswith("pipeline"):  # makes no sense: its commands encrypt
+            yield Way(link, channels, compression, encryption, postcopy, disk)
+
+
+def settings_with(certificates: Path) -> dict[str, object]:
+    """Return what stands in a host's agent file."""
+    return {"migration": {"pipelines": {"zstd": _ZSTD}, "tls_dir": str(certificates)}}
 
 
 async def measure(version: str) -> dict[Way, Seen]:
     """Return what came of every way on one QEMU."""
     major, minor = map(int, version.split("."))
     qemu = find_qemu(major, minor)
-    settings = dict.fromkeys(OTHER, SETTINGS)
-    async with Lab(qemus=dict.fromkeys(OTHER, qemu), settings=settings, local_dirs=True) as lab:
+    async with contextlib.AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmferry-streams-")))
+        settings = {host: settings_with(directory / host) for host in OTHER}
+        ca = StreamCa()
+        for host in OTHER:
+            ca.write(directory / host, host)
+        lab = Lab(qemus=dict.fromkeys(OTHER, qemu), settings=settings, local_dirs=True)
+        await stack.enter_async_context(lab)
         disk = lab.local / "web-8.img"
         (lab.hosts["host-a"].local_dir / disk.name).write_bytes(os.urandom(DISK_BYTES))
         with_disk = replace(micro_guest("web-8"), disks=(DiskPlan(disk, "raw"),))

@@ -94,8 +94,16 @@ def may_receive_postcopy(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"channels": 4}, {"link": "fd"}, {"postcopy_after": 1}, {"link": "fd", "postcopy_after": 1}],
-    ids=["one", "channels", "fd", "post-copy", "fd and post-copy"],
+    [
+        {},
+        {"channels": 4},
+        {"link": "fd"},
+        {"link": "unix", "channels": 4},
+        {"postcopy_after": 1},
+        {"link": "fd", "postcopy_after": 1},
+        {"link": "unix", "postcopy_after": 1},
+    ],
+    ids=["one", "channels", "fd", "unix and channels", "post-copy", "fd and post-copy", "unix and post-copy"],
 )
 async def test_a_guest_moves_there_and_back(either: Fleet, options: dict[str, object]) -> None:
     """It arrives whole, its report says by what it was encrypted, and no key is left in either host's directories."""
