@@ -18,7 +18,7 @@ from vmferry.core.units import MIB
 from vmferry.lab.guest_plans import DiskPlan, GuestPlan, micro_guest
 from vmferry.lab.guest_runs import GuestRun
 from vmferry.lab.hosts import Lab
-from vmferry.lab.scenarios import empty, migrate, started, wait_finished, wait_state
+from vmferry.lab.scenarios import empty, migrate, started, wait_finished, wait_state, wait_until
 from vmferry.lab.toolchain import find_qemu
 
 pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
@@ -85,8 +85,21 @@ async def test_another_guest_is_not_let_in(lab: Lab, wrong_key: Path, has_key: b
     with held(lab, "reserved"):
         handover = await migrate(lab, guest, "host-b")
         await wait_state(lab, "host-a", handover, "reserved")
-        assert send_another_guest(lab, wrong_key if has_key else None) != "completed"
+        before = len(refusals(lab))
+        for _ in range(2):
+            assert send_another_guest(lab, wrong_key if has_key else None) != "completed"
+        await wait_until(lambda: _is_logged(lab, before), "the refusal is logged")
     await assert_moves(lab, guest, handover)
+    assert len(refusals(lab)) - before <= 2  # at once, and the rest when nobody looks any more
+
+
+def refusals(lab: Lab) -> list[str]:
+    """Return what host-b's agent has said of connections that were refused."""
+    return [line for line in lab.hosts["host-b"].agent.tail(200).splitlines() if "did not show the move's key" in line]
+
+
+async def _is_logged(lab: Lab, before: int) -> bool:
+    return len(refusals(lab)) > before
 
 
 def look_at_disk(lab: Lab, key: Path | None) -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,7 @@ from vmferry.conductor.marks import Marks
 from vmferry.conductor.postcopy_destination import PostcopyDestination
 from vmferry.conductor.rows import Arrival, claim_of
 from vmferry.conductor.runner import Order, Runner, background
+from vmferry.conductor.strangers import Strangers
 from vmferry.core.capabilities import Transport
 from vmferry.core.disks import ImageCopy
 from vmferry.core.errors import Broken, Refused, TimedOut, VmferryError
@@ -110,6 +111,7 @@ class Destination:
         self._making: asyncio.Future[None] | None = None  #: images; a thread cannot be stopped
         self._ran = False  #: `cont` was answered: nothing that fails after it is a refusal
         self._incoming = incoming
+        self._strangers = Strangers(arrival.guest)
         self._ticket: Ticket | None = None  #: for the source's agent, where it connects instead of its QEMU
         self._guests = guests
         self._peer = peer
@@ -248,7 +250,7 @@ class Destination:
         if process is None:
             self._died(None)
             return
-        asking = asyncio.create_task(self._ask_source(), name=f"verdict:{self.name}")
+        asking = asyncio.create_task(self._ask_source(process), name=f"verdict:{self.name}")
         try:
             events = process.events()
             await self._look(process)
@@ -257,6 +259,7 @@ class Destination:
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
+            await self._strangers.look(process, last=True)
 
     async def _look(self, process: GuestProcess) -> None:
         """Ask once what events may have told while nobody listened."""
@@ -293,10 +296,11 @@ class Destination:
         self.error = f"QEMU of guest {self.name} at the destination died" + (f": {detail}" if detail else "")
         self.runner.post(_E.QEMU_DIED, self.error)
 
-    async def _ask_source(self) -> None:
+    async def _ask_source(self, process: GuestProcess) -> None:
         """Ask the source what became of the hand-over: its orders may have been lost on the way."""
         while True:
             await asyncio.sleep(_ASK_SOURCE_EVERY_S)
+            await self._strangers.look(process)
             try:
                 verdict = await self._peer.verdict(self.arrival.handover)
             except VmferryError:

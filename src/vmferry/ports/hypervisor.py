@@ -170,6 +170,9 @@ class GuestProcess(Protocol):
     def local_socket(self) -> str:
         """Return where QEMU's local socket for a stream is, on either side."""
 
+    def count_refused(self) -> int:
+        """Return how many connections QEMU has refused for want of the key or a certificate; may read a file."""
+
     async def listen_locally(self) -> None:
         """Listen for the stream on the local socket (instead of `listen`); each channel is a connection of its own."""
 

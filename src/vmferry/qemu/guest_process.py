@@ -334,6 +334,10 @@ class QemuGuestProcess:
         """Return where the local socket for a stream is."""
         return str(self._run_dir.stream)
 
+    def count_refused(self) -> int:
+        """Return how many connections QEMU has refused for want of the key, as its log has it."""
+        return self._run_dir.count_refused()
+
     async def listen_locally(self) -> None:
         """Listen for the stream on the local socket, once.
 

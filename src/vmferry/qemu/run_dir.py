@@ -25,6 +25,8 @@ QEMU_LOG = "qemu.log"
 STREAM_SOCKET = "stream.sock"
 LOCAL_URI = f"unix:{STREAM_SOCKET}"  #: from the process's own directory, in which it is started
 TLS_DIR = "tls"
+#: What QEMU says of somebody without the stream's key or certificate. Seen with 7.2.22 and 10.0.2.
+REFUSED = ("TLS handshake failed", "authz check for")
 #: The end of a log that messages are made from.
 _TAIL_BYTES = 64 << 10
 
@@ -68,7 +70,7 @@ class RunDir:
     @property
     def sockets(self) -> tuple[Path, ...]:
         """Every socket that a process may have here."""
-        return self.qmp, self.console, self.control, self.throttle
+        return self.qmp, self.console, self.control, self.throttle, self.stream
 
     @property
     def log(self) -> Path:
@@ -176,6 +178,12 @@ class RunDir:
 
     def log_tail(self, limit: int = 600) -> str:
         """Return the end of what QEMU wrote, on one line; empty when it wrote nothing."""
+        return " | ".join(self._log_lines())[-limit:]
+
+    def count_refused(self) -> int:
+        """Return how many connections to its streams and images QEMU has refused, as far back as the log's end goes."""
+        return sum(any(word in line for word in REFUSED) for line in self._log_lines())
+
+    def _log_lines(self) -> list[str]:
         _, written = foreign.read(self.log, -_TAIL_BYTES, _TAIL_BYTES)
-        lines = [line.strip() for line in written.decode("utf-8", "replace").splitlines() if line.strip()]
-        return " | ".join(lines)[-limit:]
+        return [line.strip() for line in written.decode("utf-8", "replace").splitlines() if line.strip()]

@@ -322,6 +322,10 @@ class FakeGuestProcess:
         """Return a path of its own."""
         return f"/run/{self._hypervisor.host}/{self.qemu.guest.spec.name}/stream.sock"
 
+    def count_refused(self) -> int:
+        """Return what the test says."""
+        return self.qemu.refused
+
     async def listen_locally(self) -> None:
         """Listen, once, as `listen`; several channels are no matter."""
         self._call("listen_locally")

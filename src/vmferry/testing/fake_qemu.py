@@ -77,6 +77,7 @@ class FakeQemu:
     alive: bool = True
     hub: EventHub = field(default_factory=EventHub)
     setup: MigrationSetup | None = None
+    refused: int = 0  #: connections without the key, as a test has it
     listening: tuple[str, int] | None = None
     stream: FakeStream | None = None
     incoming_status: MigrationStatus = MigrationStatus.NONE
