@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import structlog
 from structlog.testing import capture_logs
 
 from vmferry.conductor.strangers import Strangers
@@ -22,6 +23,7 @@ class Qemu:
 
 async def test_a_crowd_is_told_once_a_minute() -> None:
     """Each is counted once, and a log that was cut counts nobody twice."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(0), cache_logger_on_first_use=False)
     now, qemu = [1000.0], Qemu()
     told = Strangers(GuestName("web-7"), lambda: now[0])
 
