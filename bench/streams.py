@@ -2,9 +2,9 @@
 
     ./run bench streams [--qemus 7.2,10.0]
 
-Link, channels and compression, encrypted by a key, by certificates and not, pre-copy and post-copy, with and without a
-disk that the hosts do not share, on each QEMU: a guest moves with it, its memory's oracle is asked, and both copies of
-the disk are compared. What `check` refuses must be refused by `migrate` as well, and leave the guest where it was.
+Link, channels and compression, encrypted by a key or by certificates and not, pre-copy and post-copy, with and without
+a disk that the hosts do not share, on each QEMU: a guest moves with it, its memory's oracle is asked, and the disk's
+copies are compared. What `check` refuses must be refused by `migrate` as well, and leave the guest where it was.
 """
 
 from __future__ import annotations

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from vmferry.agent.links import Links
 from vmferry.agent.service import Service
 from vmferry.api import models as m
+from vmferry.conductor.link import LinkSpeed
 from vmferry.conductor.plan import Asked
 from vmferry.core.errors import BadInput
-from vmferry.core.ids import GuestName
+from vmferry.core.ids import GuestName, HostName
 
 
 class Asks:
@@ -48,6 +50,7 @@ async def test_a_round_for_postcopy_allows_it(options: dict[str, Any], allowed: 
     asks = Asks()
     parts: dict[str, Any] = {field.name: None for field in fields(Service)}
     parts |= {"checking": asks, "handovers": asks, "guests": asks, "known_hosts": lambda: ("host-b",)}
+    parts["links"] = Links(HostName("host-a"), None, lambda host: LinkSpeed(None, None, ""), lambda host: None)
     await Service(**parts).check(
         GuestName("web-7"), m.CheckRequest(destination="host-b", options=m.MigrateOptions(**options))
     )

@@ -15,6 +15,7 @@ from vmferry.core.guest import FrozenGuest
 from vmferry.core.ids import Epoch, HandoverId, HostName
 from vmferry.core.units import Milliseconds
 from vmferry.ports.hypervisor import MigrationSetup
+from vmferry.ports.stream import Ticket
 from vmferry.testing.conformance_store import make_guest_row
 from vmferry.testing.fake_service import FakeService
 from vmferry.testing.fleet_kit import World, serve
@@ -47,6 +48,8 @@ async def test_every_method(world: World, peer: PeerClient) -> None:
     assert (await peer.hello()).facts == world.service.facts()
     assert (await peer.ping()).sent_ns == 2
     assert (await peer.probe(make_guest())).cpu_missing_features == ()
+    assert (await peer.expect_probe()).ticket == Ticket(7717, "secret")
+    assert (await peer.probe_result(HandoverId("probe-1"))).bytes_per_second == 10**8
     assert (await peer.reserve(H1, make_reserve())).port == 49152
     assert (await peer.wait_loaded(H1, 100)).state == "LOADED"
     assert (await peer.commit(H1, commit)).epoch == 2
@@ -59,6 +62,7 @@ async def test_every_method(world: World, peer: PeerClient) -> None:
     assert calls["reserve"] == ("host-b", "h1", make_reserve())
     assert calls["probe"] == ("host-b", m.ProbeRequest(guest=make_guest()))
     assert calls["commit"] == ("host-b", "h1", commit)
+    assert calls["probe_result"] == ("host-b", m.ProbeResultRequest(probe=HandoverId("probe-1")))
 
 
 async def test_errors_come_back(world: World, peer: PeerClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -137,7 +138,8 @@ def make_service(peer_of_row: str | None, bridges: list[str]) -> Service:
     journal = SimpleNamespace(handover=lambda *_: row)
     host_view = SimpleNamespace(bridges=lambda: bridges, offer=SimpleNamespace(name="host-a"))
     checking = Checking(*cast("Any", [None, host_view, None, None, None]))
-    parts: Any = [SimpleNamespace(journal=journal), None, None, checking, *[None] * 10]
+    rest = [None] * (len(dataclasses.fields(Service)) - 4)
+    parts: Any = [SimpleNamespace(journal=journal), None, None, checking, *rest]
     return Service(*parts)
 
 

@@ -15,6 +15,7 @@ from vmferry.conductor.handovers import DEFAULT_CHOICE, Handovers, Postcopy
 from vmferry.conductor.plan import Choice
 from vmferry.conductor.rows import Request
 from vmferry.conductor.source import Source
+from vmferry.core.bandwidth import Bandwidth
 from vmferry.core.capabilities import DEFAULT_STREAM, StreamWish
 from vmferry.core.convergence.facts import Throttle
 from vmferry.core.convergence.trace import Trace
@@ -114,6 +115,7 @@ class Host:
     certificates: Certificates | None = None
     link: BytesPerSecond | None = None
     device: str | None = None
+    measured: Bandwidth | None = None  #: of its link to any other host
     guests: Guests = field(init=False)
     handovers: Handovers = field(init=False)
     gone: asyncio.Event = field(init=False)
@@ -133,6 +135,7 @@ class Host:
             report=self._report,
             link_bandwidth=lambda host: self.link,
             link_device=lambda host: self.device,
+            link_measured=lambda host: self.measured,
             free_memory=lambda: self.free_memory,
             listen_address="127.0.0.1",
             ports=self.ports,

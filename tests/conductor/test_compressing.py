@@ -44,7 +44,7 @@ async def test_an_unknown_link_is_no_reason_to_compress(hosts: tuple[Host, Host]
     source = await here.migrate(there, stream=AUTO)
     await wait_finished(here, there)
     assert (source.request.compression, source.request.channels) == (Compression.NONE, None)
-    assert source.compression_why == "nobody knows how fast the link is"
+    assert source.compression_why == "nobody knows how fast the link is; `vmferry host probe` measures it"
 
 
 @pytest.mark.parametrize(

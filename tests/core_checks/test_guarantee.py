@@ -27,7 +27,7 @@ def fence(case: Case) -> str:
     [
         ("ext4:boot-1:8:1:12", "image locks (same kernel)"),
         ("tmpfs:boot-1:0:42:7", "image locks (same kernel)"),
-        ("nfs4:server-1:/srv:4711", "image locks (NFSv4, not verified)"),
+        ("nfs4:server-1:/srv:4711", "image locks (NFSv4)"),
         ("nfs:server-1:/srv:4711", "none"),
         ("fuse.glusterfs:vol:12", "none"),
         ("unknown: statfs failed", "none"),
@@ -62,7 +62,7 @@ def test_the_sentence_says_owner_way_back_and_fence(case: Case) -> None:
     promise = guarantee(case.guest, case.runtime, case.probe)
     assert (promise.commit_owner, promise.rollback_until) == ("vmferry", "LOADED")
     assert "web-7" in promise.sentence
-    assert "nobody has verified" in promise.sentence
+    assert "until a host was silent for its lease" in promise.sentence
 
 
 def test_the_risk_of_postcopy_is_told(case: Case) -> None:

@@ -45,7 +45,7 @@ def test_any_input_gives_a_guarantee(guest: FrozenGuest, runtime: GuestRuntime, 
     assert promise.disk_fence in {
         "not needed",
         "image locks (same kernel)",
-        "image locks (NFSv4, not verified)",
+        "image locks (NFSv4)",
         "none",
     }
     assert memory_needed(guest) >= guest.spec.memory_bytes or guest.spec.memory_bytes < 0

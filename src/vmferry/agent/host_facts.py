@@ -72,8 +72,8 @@ class HostView:
             migration_ports_free=self._ports_free(),
             why_no_postcopy=why_no_userfault(offer.qemu_uid, qemu.version),
             pipelines=offer.pipelines,
-            certificates=None if offer.certificates is None else await asyncio.to_thread(offer.certificates),
             makes_images=image_tool() is not None,
+            certificates=None if offer.certificates is None else await asyncio.to_thread(offer.certificates),
         )
 
     def bridges(self) -> list[str]:

@@ -87,6 +87,15 @@ class PeerClient:
         """Return what a guest would find there."""
         return await self._ask("/peer/v1/probe", m.ProbeRequest(guest=guest), _PROBE, time_limit_s)
 
+    async def expect_probe(self, *, time_limit_s: float = 10.0) -> m.ProbeOffer:
+        """Have a probe of the link let in there."""
+        return await self._ask("/peer/v1/links/probe", _NOTHING, _reply(m.ProbeOffer), time_limit_s)
+
+    async def probe_result(self, probe: HandoverId, *, time_limit_s: float = 20.0) -> m.ProbeResult:
+        """Wait until a probe was counted there, and return what arrived."""
+        body = m.ProbeResultRequest(probe=probe)
+        return await self._ask("/peer/v1/links/probe/result", body, _reply(m.ProbeResult), time_limit_s)
+
     async def reserve(
         self, handover: HandoverId, body: m.ReserveRequest, *, time_limit_s: float = 120.0
     ) -> m.ReserveReply:

@@ -15,9 +15,11 @@ from vmferry.agent.checking import Checking
 from vmferry.agent.claims import Claims
 from vmferry.agent.console import QemuConsole
 from vmferry.agent.host_facts import HostView
+from vmferry.agent.links import Links
 from vmferry.agent.log_keeper import LogKeeper
 from vmferry.agent.measuring import Measuring
 from vmferry.agent.peer_client import check_protocol
+from vmferry.agent.probing import Probing
 from vmferry.agent.recovery import Recovery
 from vmferry.agent.stalls import Stalls
 from vmferry.agent.traces import TraceStore
@@ -63,6 +65,8 @@ class Service:
         log_keeper: bounds what guests print.
         saving: guests that go into files, or come out of them.
         ways: how streams travel that the agents connect.
+        probing: measures links.
+        links: what is known of them.
     """
 
     guests: Guests
@@ -79,6 +83,8 @@ class Service:
     log_keeper: LogKeeper
     saving: GuestSaving
     ways: StreamWays
+    probing: Probing
+    links: Links
 
     async def start(self) -> None:
         """Re-adopt guests and take up unfinished hand-overs."""
@@ -100,6 +106,7 @@ class Service:
     async def close(self) -> None:
         """Let go of everything: guests live on."""
         await self.log_keeper.close()
+        await self.probing.close()
         await self.ways.close()
         await self.handovers.close()
         await self.saving.close()
@@ -193,7 +200,10 @@ class Service:
         chosen = await self.handovers.foresee(asked, found.qemus)
         left_out = tuple(left_out_text(left) for left in chosen.left_out)
         blockers = found.blockers + await self.handovers.brake_blockers(name, options.throttle) or chosen.blockers
-        return m.CheckReply(blockers=blockers, guarantee=None if blockers else found.guarantee, left_out=left_out)
+        promised = None if blockers else found.guarantee
+        itself = destination == self.links.name
+        link = None if itself else await self.links.view(destination, options.max_bandwidth)
+        return m.CheckReply(blockers=blockers, guarantee=promised, left_out=left_out, link=link)
 
     async def migrate(self, name: GuestName, body: m.MigrateRequest) -> m.MigrateReply:
         """Open a hand-over; it goes on after the answer."""
@@ -211,7 +221,17 @@ class Service:
             stream=_stream(options),
             copy_disks=options.copy_disks,
         )
+        self.probing.give_way()
         return m.MigrateReply(handover=handover)
+
+    async def probe_link(self, body: m.ProbeLink) -> m.LinkView:
+        """Measure the link to another host."""
+        self._known_host(body.destination)
+        destination = HostName(body.destination)
+        if destination == self.guests.settings.name:
+            raise BadInput(f"Host {destination} has no link to itself", fix="name another host of the fleet")
+        await self.probing.measure(destination)
+        return await self.links.view(destination)
 
     async def list_handovers(self) -> m.HandoverList:
         """Return all hand-overs, newest first."""
@@ -282,6 +302,14 @@ class Service:
         """Return what a guest would find here; nothing is reserved."""
         return await self.checking.probe(body.guest)
 
+    async def expect_probe(self, peer: HostName, body: m.Nothing) -> m.ProbeOffer:
+        """Let a probe of the link in."""
+        return self.probing.expect(peer)
+
+    async def probe_result(self, peer: HostName, body: m.ProbeResultRequest) -> m.ProbeResult:
+        """Wait until a probe was counted, and return what arrived."""
+        return await self.probing.result(peer, body.probe)
+
     async def reserve(self, peer: HostName, handover: HandoverId, body: m.ReserveRequest) -> m.ReserveReply:
         """Hold everything and start QEMU, listening; on failure nothing is left."""
         if body.source != peer:
@@ -300,6 +328,7 @@ class Service:
             body.pipeline,
             body.copies,
         )
+        self.probing.give_way()
         reply = await self.handovers.arrivals.reserve(request)
         return m.ReserveReply(address=reply.address, port=reply.port, ticket=reply.ticket, disk_port=reply.disk_port)
 

@@ -78,6 +78,9 @@ class OperatorService(Protocol):
     async def migrate(self, name: GuestName, body: m.MigrateRequest) -> m.MigrateReply:
         """Open a hand-over; it goes on after the answer."""
 
+    async def probe_link(self, body: m.ProbeLink) -> m.LinkView:
+        """Measure the link to another host."""
+
     async def list_handovers(self) -> m.HandoverList:
         """Return all hand-overs, newest first."""
 
@@ -114,6 +117,12 @@ class PeerService(Protocol):
 
     async def probe(self, peer: HostName, body: m.ProbeRequest) -> GuestProbe:
         """Return what a guest would find here; nothing is reserved."""
+
+    async def expect_probe(self, peer: HostName, body: m.Nothing) -> m.ProbeOffer:
+        """Let a probe of the link in."""
+
+    async def probe_result(self, peer: HostName, body: m.ProbeResultRequest) -> m.ProbeResult:
+        """Wait until a probe was counted, and return what arrived."""
 
     async def reserve(self, peer: HostName, handover: HandoverId, body: m.ReserveRequest) -> m.ReserveReply:
         """Hold everything and start QEMU, listening; on failure nothing is left."""

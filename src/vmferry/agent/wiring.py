@@ -14,10 +14,12 @@ from vmferry.agent.checking import Checking
 from vmferry.agent.claims import Claims
 from vmferry.agent.config import AgentConfig
 from vmferry.agent.host_facts import HostView, Offer, port_is_free
+from vmferry.agent.links import Links
 from vmferry.agent.log_keeper import LogKeeper
 from vmferry.agent.measuring import Measuring
 from vmferry.agent.peer_client import PeerClient
 from vmferry.agent.peers import RemotePeer
+from vmferry.agent.probing import Probing, Surrounding
 from vmferry.agent.recovery import Recovery
 from vmferry.agent.service import Service
 from vmferry.agent.stalls import Stalls
@@ -34,8 +36,7 @@ from vmferry.conductor.runner import no_hold
 from vmferry.conductor.saving import GuestSaving, SavingCalls
 from vmferry.core.handover.states import AnyState
 from vmferry.core.host import QemuFacts
-from vmferry.core.ids import HostName
-from vmferry.core.units import BytesPerSecond
+from vmferry.core.ids import GuestName, HostName
 from vmferry.disks.files import LocalDiskFiles
 from vmferry.links.door import StreamDoor
 from vmferry.links.pipeline import CommandPipelines, Pipeline
@@ -133,6 +134,17 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     throttle = GuestThrottle(guests)
     measuring = Measuring(fleet.name, journal, beats, stalls, verdict.tag)
     traces = TraceStore(config.state_dir / "traces")
+
+    def moving() -> Sequence[GuestName]:
+        return handovers.moving()
+
+    probing = Probing(ways.door, Surrounding(fleet.client, fleet.host_address, listen, moving))
+    links = Links(
+        fleet.name,
+        config.migration.max_bandwidth,
+        lambda host: link_bandwidth(fleet.host_address(host)),
+        probing.measured,
+    )
     around = Surroundings(
         peer=peer,
         check=_check(checking),
@@ -140,8 +152,9 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         passed=measuring.passed,
         leaving=measuring.leaving,
         report=measuring.report,
-        link_bandwidth=_bandwidth(config, fleet),
-        link_device=lambda host: link_bandwidth(fleet.host_address(host)).device,
+        link_bandwidth=links.limit,
+        link_measured=links.bandwidth,
+        link_device=links.device,
         free_memory=host_view.free_memory,
         listen_address=listen,
         ports=offer.ports,
@@ -173,6 +186,8 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         log_keeper,
         saving,
         ways,
+        probing,
+        links,
     )
 
 
@@ -210,13 +225,6 @@ def _check(checking: Checking) -> Callable[[Request], Awaitable[Checked]]:
         return Checked(found.blockers, found.guarantee, found.qemus, copies, found.certificates)
 
     return check
-
-
-def _bandwidth(config: AgentConfig, fleet: Membership) -> Callable[[HostName], BytesPerSecond | None]:
-    def of(host: HostName) -> BytesPerSecond | None:
-        return config.migration.max_bandwidth or link_bandwidth(fleet.host_address(host)).bytes_per_second
-
-    return of
 
 
 def _hold() -> Callable[[AnyState], Awaitable[object] | None]:

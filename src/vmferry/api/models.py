@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from vmferry.core.bandwidth import MOST_BANDWIDTH
 from vmferry.core.capabilities import MOST_CHANNELS, Transport
 from vmferry.core.disks import ImageCopy
 from vmferry.core.errors import Blocker
@@ -197,6 +198,35 @@ class MigrateOptions(Request):
     compression: Literal["none", "auto", "xbzrle", "zlib", "zstd", "qpl", "uadk", "qatzip"] | None = None  #: None: none
 
 
+class ProbeLink(Request):
+    """Measure the link to another host."""
+
+    destination: NameField
+
+
+class MeasuredLink(Reply):
+    """What the last probe of a link saw."""
+
+    bytes_per_second: BytesPerSecond
+    is_least: bool  #: it carries that or more
+    round_trip_ms: Milliseconds  #: before the probe; 0: the kernel does not say
+    age_s: float
+    counts: bool  #: whether moves still reckon with it
+
+
+class LinkView(Reply):
+    """What is known of the link from one host to another."""
+
+    source: HostName
+    destination: HostName
+    bandwidth: BytesPerSecond | None  #: that a stream can count on; None: nobody knows
+    told_by: Literal["asked", "configured", "device", "measured"] | None  #: whose word that is
+    limit: BytesPerSecond | None  #: most that a stream may take
+    limited_by: Literal["asked", "configured", "device"] | None
+    device: str  #: one clause: whose speed it is, or why it tells none
+    measured: MeasuredLink | None  #: None: never since the agent began
+
+
 class CheckRequest(Request):
     """Ask what keeps a guest from moving."""
 
@@ -210,6 +240,7 @@ class CheckReply(Reply):
     blockers: tuple[Blocker, ...]
     guarantee: Guarantee | None  #: None when the blockers leave nothing to promise
     left_out: tuple[str, ...] = ()  #: what the policy wishes of the stream and cannot have, each with the reason
+    link: LinkView | None = None  #: None: there is none, or an agent that does not tell
 
 
 class MigrateRequest(Request):
@@ -406,6 +437,28 @@ class ReserveReply(Reply):
     port: int
     ticket: Ticket | None = None  #: the agent's stream port takes it; None: QEMU listens at address and port
     disk_port: int | None = None  #: where its QEMU serves the images that are copied
+
+
+class ProbeOffer(Reply):
+    """Where a probe of the link is to connect; the ticket's secret is never logged."""
+
+    probe: Annotated[HandoverId, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]  #: its name, in the ticket and afterwards
+    address: IpAddress
+    ticket: Ticket
+
+
+class ProbeResultRequest(Request):
+    """Ask what was seen of a probe."""
+
+    probe: Annotated[HandoverId, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+class ProbeResult(Reply):
+    """What arrived of a probe."""
+
+    bytes_per_second: Annotated[BytesPerSecond, Field(gt=0, le=MOST_BANDWIDTH)]
+    is_least: bool
+    total_bytes: Annotated[Bytes, Field(ge=0)]
 
 
 class WaitLoadedRequest(Request):

@@ -105,6 +105,10 @@ OPERATOR_ROUTES: tuple[Route, ...] = (
         response=m.MigrateReply,
         status=202,
     ),
+    Route(
+        *("POST", "/v1/links/probe", _O, "probe_link", "Measure the link to another host", m.ProbeLink, m.LinkView),
+        time_limit_s=60.0,
+    ),
     Route("GET", "/v1/handovers", _R, "list_handovers", "All hand-overs, newest first", response=m.HandoverList),
     Route("GET", _HANDOVER, _R, "show_handover", "One hand-over", response=m.HandoverView),
     Route(
@@ -167,6 +171,12 @@ PEER_ROUTES: tuple[Route, ...] = (
     Route(
         *("POST", "/peer/v1/probe", _P, "probe", "What a guest would find here", m.ProbeRequest, GuestProbe),
         time_limit_s=120.0,
+    ),
+    Route("POST", "/peer/v1/links/probe", _P, "expect_probe", "Let a probe of the link in", m.Nothing, m.ProbeOffer),
+    Route(
+        *("POST", "/peer/v1/links/probe/result", _P, "probe_result", "What arrived of a probe"),
+        request=m.ProbeResultRequest,
+        response=m.ProbeResult,
     ),
     Route(
         *("POST", f"{_PEER}/reserve", _P, "reserve", "Hold everything and start QEMU for an arrival"),

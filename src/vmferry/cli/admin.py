@@ -204,6 +204,23 @@ def show_host(host: HostArgument, *, as_json: AsJson = False) -> None:
         print(textwrap.fill(value, 100, initial_indent=f"{key:17}", subsequent_indent=" " * 17))
 
 
+@hosts.command("probe")
+def probe_link(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="The host that sends.")],
+    destination: Annotated[str, typer.Argument(metavar="TO", help="The host that counts what arrives.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the link between two hosts with up to 64 MiB, in about 0.3 s; refused while a guest moves there."""
+    from vmferry.cli.render.link import link_text
+
+    view = open_fleet().ask(source, "POST", "/v1/links/probe", {"destination": destination}, time_limit_s=65)
+    if as_json:
+        print_json(view)
+    else:
+        print(link_text(view))
+
+
 @hosts.command("remove")
 def remove_host(
     host: HostArgument,

@@ -97,6 +97,12 @@ CompressionOption = Annotated[
 ]
 
 
+BandwidthOption = Annotated[
+    str | None,
+    typer.Option(help="Most that the stream may take, e.g. 1Gbit/s or 100MiB/s. Default: the link's speed."),
+]
+
+
 def check(  # noqa: PLR0913 - one for each option of the command
     guest: GuestArgument,
     destination: DestinationArgument,
@@ -111,6 +117,7 @@ def check(  # noqa: PLR0913 - one for each option of the command
     pipeline: PipelineOption = None,
     encryption: EncryptionOption = None,
     copy_disks: CopyDisksOption = False,
+    bandwidth: BandwidthOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell everything that keeps a guest from moving, each with its fix, and what is promised; touches nothing.
@@ -122,7 +129,7 @@ def check(  # noqa: PLR0913 - one for each option of the command
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     body: dict[str, Any] = {"destination": destination}
-    options = _choice(policy, max_gap, None, throttle) | _postcopy(postcopy, None)
+    options = _bandwidth(bandwidth) | _choice(policy, max_gap, None, throttle) | _postcopy(postcopy, None)
     if options := options | _stream(link, channels, compression, pipeline, encryption) | _disks(copy_disks):
         body["options"] = options
     reply = fleet.ask(source, "POST", f"/v1/guests/{guest}/check", body)
@@ -142,10 +149,7 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
         bool,
         typer.Option("--plain", help="Do not encrypt the stream. Default: TLS (--encryption)."),
     ] = False,
-    bandwidth: Annotated[
-        str | None,
-        typer.Option(help="Most that the stream may take, e.g. 1Gbit/s or 100MiB/s. Default: the link's speed."),
-    ] = None,
+    bandwidth: BandwidthOption = None,
     downtime_limit: Annotated[
         str | None,
         typer.Option(
@@ -221,16 +225,20 @@ def _options(
     plain: bool, bandwidth: str | None, downtime_limit: str | None, time_limit: str | None
 ) -> dict[str, object]:
     """Return the options of the request; what is not given is left to the agent."""
-    from vmferry.cli.quantities import parse_duration, parse_rate
+    from vmferry.cli.quantities import parse_duration
 
-    options: dict[str, object] = {"plain": plain}
-    if bandwidth is not None:
-        options["max_bandwidth"] = parse_rate(bandwidth, "--bandwidth")
+    options: dict[str, object] = {"plain": plain, **_bandwidth(bandwidth)}
     if downtime_limit is not None:
         options["downtime_limit_ms"] = parse_duration(downtime_limit, "--downtime-limit", least_ms=1.0, most_ms=60_000)
     if time_limit is not None:
         options["time_limit_s"] = parse_duration(time_limit, "--time-limit", most_ms=1e10) / 1000
     return options
+
+
+def _bandwidth(most: str | None) -> dict[str, object]:
+    from vmferry.cli.quantities import parse_rate
+
+    return {} if most is None else {"max_bandwidth": parse_rate(most, "--bandwidth")}
 
 
 def _choice(policy: str | None, max_gap: str | None, deadline: str | None, throttle: str | None) -> dict[str, object]:

@@ -9,6 +9,7 @@ from vmferry.conductor.plan import Qemus
 from vmferry.conductor.rows import Request
 from vmferry.conductor.runner import no_hold
 from vmferry.conductor.source import Source
+from vmferry.core.bandwidth import Bandwidth
 from vmferry.core.convergence.trace import Trace
 from vmferry.core.errors import Blocker
 from vmferry.core.handover.states import AnyState
@@ -25,6 +26,10 @@ from vmferry.ports.write_throttle import WriteThrottle
 
 def _measure_nothing(source: Source) -> None:
     """Do nothing."""
+
+
+def _none_measured(host: HostName) -> Bandwidth | None:
+    """Return nothing."""
 
 
 def _keep_nothing(handover: HandoverId, trace: Trace) -> None:
@@ -52,6 +57,7 @@ class Surroundings:
         leaving: takes what is measured at the source before the guest is forgotten there.
         report: measures a source's hand-over, journals the report and publishes the end.
         link_bandwidth: what the link to an address gives; None when it does not say.
+        link_measured: what a probe saw of it, not too long ago; None when nothing was measured.
         link_device: by which device packets to a host leave; None when it is not known.
         free_memory: what this host has now, reservations not subtracted.
         listen_address: where this host's QEMUs listen for streams.
@@ -85,3 +91,4 @@ class Surroundings:
     opened: Callable[[Source], None] = _measure_nothing
     passed: Callable[[Source], None] = _measure_nothing
     keep_trace: Callable[[HandoverId, Trace], None] = _keep_nothing
+    link_measured: Callable[[HostName], Bandwidth | None] = _none_measured

@@ -46,4 +46,4 @@ async def _choose(
         pages = b"" if process is None else await process.sample_memory(SAMPLE_PAGES)
     except Broken as error:
         return Chosen(Compression.NONE, None, error.what)
-    return choose_compression(asked.bandwidth, await compressing.samples(pages, kinds), compressing.cpus - vcpus)
+    return choose_compression(asked.link, await compressing.samples(pages, kinds), compressing.cpus - vcpus)

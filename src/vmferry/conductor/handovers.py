@@ -28,6 +28,7 @@ from vmferry.conductor.runner import Runner, write_last
 from vmferry.conductor.sharing import Sharing
 from vmferry.conductor.source import Calls, Source
 from vmferry.conductor.steering import Steering
+from vmferry.core.bandwidth import expect
 from vmferry.core.capabilities import DEFAULT_STREAM, CapabilitySet, StreamWish
 from vmferry.core.convergence import Guarded
 from vmferry.core.convergence.facts import Throttle
@@ -62,6 +63,16 @@ _CANCELLABLE: frozenset[AnyState] = frozenset(
     for state, facts in FACTS.items()
     if isinstance(state, SourceState) and facts.owner is Owner.SOURCE and not facts.final
 ) - {SourceState.ORPHANED, SourceState.RETURNING, SourceState.POSTCOPY_CROSSING}
+#: A guest's memory or disks are on the way, or about to be, or it stands still for the end of that.
+_ON_THE_WAY: frozenset[AnyState] = frozenset(
+    {
+        *(SourceState.CHECKING, SourceState.RESERVING, SourceState.COPYING_DISKS, SourceState.RESERVED),
+        *(SourceState.PRECOPY, SourceState.PRE_SWITCHOVER, SourceState.SWITCHOVER, SourceState.SOURCE_COMPLETED),
+        *(SourceState.DESTINATION_LOADED, SourceState.LOADED, SourceState.POSTCOPY_ORDERED),
+        *(DestinationState.PREPARING, DestinationState.RECEIVING, DestinationState.LOADED, DestinationState.ACQUIRED),
+        *(DestinationState.STARTING, *POSTCOPY_STATES),
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -198,6 +209,7 @@ class Handovers:
             request.downtime_limit_ms,
             request.postcopy,
             request.stream,
+            self._around.link_measured(request.destination),
         )
 
     async def foresee(self, asked: Asked, qemus: Qemus) -> CapabilitySet:
@@ -245,8 +257,9 @@ class Handovers:
         await self._around.report(source)
 
     def _link(self, request: Request) -> BytesPerSecond:
-        """Return what the stream may take."""
-        return request.bandwidth or self._around.link_bandwidth(request.destination) or UNLIMITED
+        """Return what the stream can count on."""
+        limit = request.bandwidth or self._around.link_bandwidth(request.destination)
+        return expect(limit, self._around.link_measured(request.destination)) or UNLIMITED
 
     async def _live(self, source: Source, *, new: bool) -> None:
         handover = source.request.handover
@@ -337,6 +350,11 @@ class Handovers:
         states = [side.runner.machine.state for side in sides if side.name == guest]
         state = next((state for state in states if state in POSTCOPY_STATES), None)
         return state and f"Guest {guest} is in the middle of post-copy ({state}): both hosts hold a part of its memory"
+
+    def moving(self) -> list[GuestName]:
+        """Return the guests that are on the way from or to this host: the link is theirs."""
+        sides: list[Source | Destination] = [*self._sources.values(), *self.arrivals.every()]
+        return [side.name for side in sides if side.runner.machine.state in _ON_THE_WAY]
 
     def source(self, handover: HandoverId) -> Source | None:
         """Return the source's side of a hand-over that lives in this agent's memory."""

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from vmferry.core.bandwidth import Bandwidth, expect
 from vmferry.core.capabilities import (
     DEFAULT_STREAM,
     HANDOVER,
@@ -80,6 +81,12 @@ class Asked:
     downtime_limit_ms: Milliseconds | None  #: no policy sets a longer one, except when it forces the switchover
     postcopy: bool = False  #: allowed, and both hosts can do it: the checks have looked
     stream: StreamWish = DEFAULT_STREAM
+    measured: Bandwidth | None = None  #: what a probe of the link saw; it limits nothing
+
+    @property
+    def link(self) -> BytesPerSecond | None:
+        """Return what the stream can count on; None: nobody knows."""
+        return expect(self.bandwidth, self.measured)
 
     @property
     def first_limit_ms(self) -> Milliseconds:
@@ -178,7 +185,7 @@ def make_facts(asked: Asked, qemus: Qemus | None, *, holds_writes: bool = False)
     brakes = {brake for brake, name in _CAPABILITY.items() if common is None or name in common}
     return Facts(
         ram_bytes=asked.ram_bytes,
-        link=asked.bandwidth,
+        link=asked.link,
         throttles=frozenset(brakes | ({Throttle.FORTY_WRITES} if holds_writes else set())),
         postcopy=asked.postcopy and (common is None or POSTCOPY in common),
     )
@@ -237,8 +244,12 @@ def make_setup(
 
 
 def following_parameters(asked: Asked, since_ms: Milliseconds, link: BytesPerSecond) -> Mapping[str, int]:
-    """Return how fast post-copy's pages may follow, in QEMU's parameters; `may_follow` says what since and link are."""
-    limit = may_follow(since_ms, link)
+    """Return how fast post-copy's pages may follow, in QEMU's parameters; `may_follow` says what since and link are.
+
+    A link that carried nothing yet is as fast as it was measured.
+    """
+    measured = asked.link if asked.measured is not None else None
+    limit = may_follow(since_ms, link or measured or BytesPerSecond(0))
     return {_FOLLOWING: asked.capped(limit) if limit or asked.bandwidth else 0}  # 0: no limit
 
 

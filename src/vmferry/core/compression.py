@@ -55,7 +55,7 @@ def choose_compression(link: BytesPerSecond | None, samples: Sequence[Sample], f
         free_cpus: of the source, that the guest itself does not have.
     """
     if link is None:
-        return _none("nobody knows how fast the link is")
+        return _none("nobody knows how fast the link is; `vmferry host probe` measures it")
     if not samples or min(sample.size for sample in samples) < LEAST_SAMPLE:
         return _none("there are too few pages that are not zero to sample")
     channels = max(1, min(free_cpus, MOST_CHANNELS))

@@ -56,9 +56,9 @@ class HostFacts:
     why_no_postcopy: str | None = "its agent does not say whether QEMU may use userfaultfd: update it"
     #: commands through which a stream may go, by name, and whether they encrypt
     pipelines: Mapping[str, bool] = field(default_factory=dict)
+    makes_images: bool = True  #: qemu-img is there; an older agent does not say, and refuses the arrival if it is not
     #: for streams that are encrypted by certificates; None: it has none, or its agent is older
     certificates: StreamCertificates | None = None
-    makes_images: bool = True  #: qemu-img is there; an older agent does not say, and refuses the arrival if it is not
 
 
 @dataclass(frozen=True, slots=True)

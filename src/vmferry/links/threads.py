@@ -10,15 +10,17 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def finish(work: Callable[[], T], undo: Callable[[T], None]) -> T:
+async def finish(work: Callable[[], T], undo: Callable[[T], None], hurry: Callable[[], None] | None = None) -> T:
     """Run work in a thread; when this is cancelled, wait for its end all the same, and undo what it made.
 
-    For what is quick, or must not be left half done.
+    For what is quick, or must not be left half done; or, with `hurry`, for what ends soon after that was called.
     """
     running = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
+        if hurry is not None:
+            hurry()
         while not running.done():
             try:
                 await asyncio.wait({running})

@@ -12,8 +12,9 @@ from vmferry.core.guest import Acceleration, BiosBoot, Desired, GuestSpec
 from vmferry.core.host import GuestProbe, HostFacts, QemuFacts
 from vmferry.core.ids import Epoch, GuestName, GuestUuid, HandoverId, HostName
 from vmferry.core.progress import Finished, Guarantee, Outcome, StateEntered, Step
-from vmferry.core.units import GIB, Bytes, Milliseconds
+from vmferry.core.units import GIB, MIB, Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import MigrationStatus, RunState
+from vmferry.ports.stream import Ticket
 
 _GUARANTEE = Guarantee("vmferry", "LOADED", "image locks across hosts", "Goes back to the source until it is loaded.")
 _LOADED = m.PeerStatus(
@@ -272,6 +273,27 @@ class FakeService:
         self._called("limit_handover", handover, body)
         return self.handover(handover)
 
+    async def probe_link(self, body: m.ProbeLink) -> m.LinkView:
+        """Have measured 100 MB/s behind a device of 10 Gbit/s."""
+        self._called("probe_link", body)
+        measured = m.MeasuredLink(
+            bytes_per_second=BytesPerSecond(10**8),
+            is_least=False,
+            round_trip_ms=Milliseconds(0.2),
+            age_s=0.004,
+            counts=True,
+        )
+        return m.LinkView(
+            source=HostName(self.name),
+            destination=HostName(body.destination),
+            bandwidth=measured.bytes_per_second,
+            told_by="measured",
+            limit=BytesPerSecond(1_250_000_000),
+            limited_by="device",
+            device="speed of eth0",
+            measured=measured,
+        )
+
     async def recover(self, body: m.RecoverRequest) -> m.RecoverReply:
         """Find nothing."""
         self._called("recover", body)
@@ -296,6 +318,16 @@ class FakeService:
         """Find everything in order."""
         self._called("probe", peer, body)
         return GuestProbe((), frozenset(), frozenset(), frozenset(), ())
+
+    async def expect_probe(self, peer: HostName, body: m.Nothing) -> m.ProbeOffer:
+        """Let one in that nobody listens for."""
+        self._called("expect_probe", peer, body)
+        return m.ProbeOffer(probe=HandoverId("probe-1"), address="10.77.0.2", ticket=Ticket(7717, "secret"))
+
+    async def probe_result(self, peer: HostName, body: m.ProbeResultRequest) -> m.ProbeResult:
+        """Have seen 100 MB/s."""
+        self._called("probe_result", peer, body)
+        return m.ProbeResult(bytes_per_second=BytesPerSecond(10**8), is_least=False, total_bytes=Bytes(MIB))
 
     async def reserve(self, peer: HostName, handover: HandoverId, body: m.ReserveRequest) -> m.ReserveReply:
         """Return an address."""

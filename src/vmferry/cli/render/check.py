@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vmferry.cli.render.link import link_text
+
 
 def check_text(guest: str, source: str, destination: str, reply: Mapping[str, Any]) -> str:
-    """Return every blocker with its fix, and the guarantee when there is one."""
+    """Return every blocker with its fix, what is known of the link, and the guarantee when there is one."""
     blockers = reply.get("blockers", [])
     if blockers:
         count = "1 blocker" if len(blockers) == 1 else f"{len(blockers)} blockers"
@@ -17,6 +19,8 @@ def check_text(guest: str, source: str, destination: str, reply: Mapping[str, An
     for blocker in blockers:
         lines += ["", f"{blocker['code']}", f"  what  {blocker['what']}", f"  fix   {blocker['fix']}"]
     lines += [f"left out of the stream: {one}" for one in reply.get("left_out", ())]
+    if (link := reply.get("link")) is not None:
+        lines += ["", link_text(link)]
     promise = reply.get("guarantee")
     if promise is not None:
         lines += [

@@ -16,7 +16,7 @@ ROLLBACK_UNTIL = "LOADED"
 
 NOT_NEEDED = "not needed"
 SAME_KERNEL = "image locks (same kernel)"
-NFS = "image locks (NFSv4, not verified)"
+NFS = "image locks (NFSv4)"
 NONE = "none"
 COPIES = "separate copies"
 
@@ -24,7 +24,7 @@ COPIES = "separate copies"
 MEANING = {
     NOT_NEEDED: "it writes to no disk, so nothing has to be fenced",
     SAME_KERNEL: "QEMU's image locks hold, since both hosts share one kernel",
-    NFS: "QEMU's image locks should hold through the NFSv4 server; nobody has verified that here",
+    NFS: "QEMU's image locks hold through the NFSv4 server (seen with Linux's), until a host was silent for its lease",
     COPIES: "each host writes a copy of its own, and the copy that the owner does not have is put aside",
     NONE: "only the ownership token keeps two hosts from writing to the disks; no lock reaches across them",
 }

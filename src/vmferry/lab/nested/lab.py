@@ -1,0 +1,103 @@
+"""Two nested hosts on one wire, claimed as every lab is, and gone without a trace when the block is left.
+
+async with NestedLab(packages=("nfs-kernel-server",)) as lab:
+    await lab.hosts["host-a"].must("uname", "-r")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from vmferry.core.errors import Broken
+from vmferry.lab.nested.host import HostPlan, NestedHost
+from vmferry.lab.nested.image import host_image
+from vmferry.lab.nested.packages import packages_layer
+from vmferry.lab.processes import MARK
+from vmferry.lab.registry import Claim, claim, destroy
+from vmferry.lab.toolchain import QemuBinary, cache_dir, find_qemus
+
+HOSTS = ("host-a", "host-b")
+#: Only on the wire between the two: no packet of it reaches this machine's network.
+_ADDRESSES = ("10.79.0.1/24", "10.79.0.2/24")
+_MACS = ("52:54:00:7e:00:01", "52:54:00:7e:00:02")
+
+
+class NestedLab:
+    """Two nested hosts, host-a and host-b.
+
+    Args:
+        packages: Debian packages that the hosts have beside what is installed here.
+        memory_mib: of each host.
+        qemu: the emulator; the newest on this machine by default.
+    """
+
+    def __init__(self, *, packages: Sequence[str] = (), memory_mib: int = 1024, qemu: QemuBinary | None = None) -> None:
+        self._packages = tuple(packages)
+        self._memory_mib = memory_mib
+        self._qemu = qemu
+        self._claim: Claim | None = None
+        self.hosts: dict[str, NestedHost] = {}
+
+    async def __aenter__(self) -> Self:
+        """Start both hosts and wait until they are up; on failure nothing is left."""
+        layers = await asyncio.to_thread(self._layers)
+        self._claim = claim()
+        try:
+            for number in range(len(HOSTS)):
+                self._plan(number, self._claim, layers)
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Remove everything."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Power both hosts off and remove their files; idempotent."""
+        if self._claim is not None:
+            destroy(self._claim)
+            self._claim = None
+        for host in self.hosts.values():
+            await host.power_off()
+        self.hosts.clear()
+
+    async def _start(self) -> None:
+        """Start both at once; a failure is told when both have ended to start."""
+        starts = (host.start() for host in self.hosts.values())
+        for ended in await asyncio.gather(*starts, return_exceptions=True):
+            if ended is not None:
+                raise ended
+
+    def _layers(self) -> tuple[Path, ...]:
+        return (packages_layer(self._packages, cache_dir()),) if self._packages else ()
+
+    def _plan(self, number: int, lab: Claim, layers: tuple[Path, ...]) -> None:
+        name = HOSTS[number]
+        directory = lab.directory / name
+        directory.mkdir(mode=0o700)
+        plan = HostPlan(name, _MACS[number], _ADDRESSES[number], self._memory_mib, layers)
+        env = {**os.environ, MARK: lab.id}
+        wire = _wire(lab.directory / f"wire{number}", lab.directory / f"wire{1 - number}")
+        self.hosts[name] = NestedHost(plan, host_image(cache_dir()), self._emulator(), directory, env, wire)
+
+    def _emulator(self) -> QemuBinary:
+        found = [self._qemu] if self._qemu else find_qemus()
+        if not found:
+            raise Broken("No QEMU on this machine starts", fix="run `./run setup`")
+        return found[0]
+
+
+def _wire(here: Path, there: Path) -> list[str]:
+    """Return a back-end that is one end of a cable: frames are datagrams, and what nobody takes is lost.
+
+    Source: QEMU 7.2, -netdev dgram.
+    """
+    ends = f"local.type=unix,local.path={here},remote.type=unix,remote.path={there}"
+    return ["-netdev", f"dgram,id=wire,{ends}"]

@@ -1,0 +1,17 @@
+"""Nested hosts: one pair for all tests of this folder, since they take a quarter of a minute to start."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+from tests.nested import nfs
+
+from vmferry.lab.nested import NestedLab
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
+async def lab() -> AsyncIterator[NestedLab]:
+    """Two nested hosts."""
+    async with NestedLab(packages=nfs.PACKAGES) as made:
+        yield made
