@@ -182,10 +182,10 @@ class Relay:
             if waits and passed > self._after:
                 piece = await self._hurt(piece, both)
             await self._free.wait()
-            if both.is_mute:
-                await asyncio.Event().wait()
-            await loop.sock_sendall(both.go, piece)
-        both.go.shutdown(socket.SHUT_WR)
+            if not both.is_mute:
+                await loop.sock_sendall(both.go, piece)
+        if not both.is_mute:
+            both.go.shutdown(socket.SHUT_WR)
 
     async def _hurt(self, piece: bytes, both: _Open) -> bytes:
         """Do the harm, once; returns what is passed on."""
