@@ -7,6 +7,7 @@ from tests.conductor.fakes import WatchedLink, qemu_of
 from tests.conductor.pair import Host, wait_finished, wait_until
 from tests.conductor.test_handovers import state_of
 
+from vmferry.conductor import destination as destinations
 from vmferry.conductor.rows import request_of
 from vmferry.core.capabilities import Compression, Encryption, StreamWish, Transport
 from vmferry.core.handover.states import SourceState
@@ -50,6 +51,34 @@ async def test_several_channels_go_over_local_sockets(hosts: tuple[Host, Host], 
         assert isinstance(host.relays, FakeRelays)
         assert host.relays.carried == set()
         assert host.relays.users == [None, None]
+    assert len(link.running()) == 1
+
+
+async def test_nothing_is_carried_when_the_sources_qemu_died(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """The guest is lost, and no program waits for more of it."""
+    here, there = hosts
+    link.rounds = 10**9
+    await here.migrate(there, stream=StreamWish(Transport.UNIX))
+    qemu = qemu_of(here, link)
+    assert qemu is not None
+    await wait_until(lambda: qemu.stream is not None, "it sends")
+    link.die(qemu, "killed from outside")
+    await wait_finished(here, there)
+    for host in hosts:
+        assert isinstance(host.relays, FakeRelays)
+        assert host.relays.carried == set()
+
+
+async def test_a_destination_that_knows_no_local_sockets_gets_no_stream(
+    hosts: tuple[Host, Host], link: WatchedLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older agent listens on a port: what was asked for is not dropped in silence."""
+    here, there = hosts
+    monkeypatch.setattr(destinations, "_THROUGH_THE_DOOR", frozenset())
+    source = await here.migrate(there, stream=StreamWish(Transport.FD))
+    await wait_finished(here, there)
+    assert state_of(here, source.request.handover, "source") == "aborted"
+    assert "migrate" not in called(here)
     assert len(link.running()) == 1
 
 

@@ -63,7 +63,7 @@ MICRO = replace(
     BIOS,
     machine="pc-i440fx-7.2",
     boot=KernelBoot("/images/micro.elf"),
-    disks=(Disk("/shared/a.raw", DiskFormat.RAW, IoPath.EMULATED),) * 3,
+    disks=tuple(Disk(f"/shared/{name}.raw", DiskFormat.RAW, IoPath.EMULATED) for name in "abc"),
     beat=True,
 )
 

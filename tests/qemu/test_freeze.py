@@ -54,7 +54,7 @@ def test_given_macs_stay() -> None:
         (replace(BIOS, disks=(Disk("/a"),) * (MAX_DISKS + 1)), "disks"),
         (replace(BIOS, disks=(Disk("/a", io_path=IoPath.EMULATED),) * 7), "at most 6"),
         (replace(MICRO, disks=(Disk("/a", io_path=IoPath.EMULATED),) * 5), "at most 4"),
-        (replace(BIOS, disks=(Disk("/a", DiskFormat.RAW, backing=(Backing("/b"),)),)), "raw and stands on"),
+        (replace(BIOS, disks=(Disk("/a", DiskFormat.RAW, backing=(Backing("/b"),)),)), "raw stands on"),
         (replace(BIOS, disks=(Disk("/a", backing=(Backing("/b"),) * 17),)), "17 images"),
         (replace(BIOS, disks=(Disk("/a", cache="unsafe"),)), "unsafe"),
         (replace(BIOS, vcpus=0), "vcpus"),

@@ -127,7 +127,13 @@ class Checking:
         return GuestRuntime(run_state, None if busy == own_operation else busy, reasons, files, not_mirrored)
 
     async def probe(self, guest: FrozenGuest) -> GuestProbe:
-        """Return what a guest would find here; nothing is reserved."""
+        """Return what a guest would find here; nothing is reserved.
+
+        Raises:
+            BadInput: no agent makes such a guest.
+        """
+        if wrong := spec_complaints(guest.spec):
+            raise BadInput(f"Guest {guest.spec.name!r} cannot come to any host: {'; '.join(wrong)[:600]}")
         missing, error = await self._cpu(guest)
         rows = self.guests.journal.guests()
         return GuestProbe(

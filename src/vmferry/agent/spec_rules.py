@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from vmferry.core.disks import wrong_chains
 from vmferry.core.guest import GuestSpec, KernelBoot, UefiBoot
 from vmferry.guestfile import words
 
@@ -22,7 +23,7 @@ def spec_complaints(spec: GuestSpec) -> list[str]:
             rule(value)
         except ValueError as error:
             found.append(f"{key} = {repr(value)[:80]}: expected {error}")
-    return found
+    return found + wrong_chains(spec)
 
 
 def _rows(spec: GuestSpec) -> Iterator[_Row]:

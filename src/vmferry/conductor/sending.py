@@ -35,6 +35,12 @@ async def send(
     """
     if way is None:
         raise Broken(f"Hand-over {request.handover} has no stream set up")
+    if way.ticket is None and (request.link, request.pipeline) != (Transport.TCP, None):
+        raise Broken(
+            f"The destination's agent listens for no stream by {request.pipeline or request.link}",
+            fix="update it, or leave --link and --pipeline out",
+            side="destination",
+        )
     if way.ticket is None:
         await process.migrate(way.address, way.port)
         return

@@ -528,6 +528,7 @@ class Source:
 
     async def _report(self) -> None:
         """Measure, which takes a second of the guest's life after the move; the hand-over itself is over before."""
+        self._calls.ways.end(self.request.handover)  # however it ended, nothing more passes
         await self._calls.over()
         await self._calls.report(self)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmferry.core.guest import Backing, DiskFormat, GuestSpec, UefiBoot
+from vmferry.core.guest import MOST_BACKING, Backing, DiskFormat, GuestSpec, UefiBoot
 from vmferry.core.units import Bytes
 
 #: How the variables of UEFI are called in QEMU's block layer.
@@ -46,6 +46,21 @@ def written_images(spec: GuestSpec) -> tuple[Image, ...]:
     if isinstance(spec.boot, UefiBoot):
         return (*disks, Image(NVRAM_NODE, spec.boot.nvram, DiskFormat.RAW))
     return disks
+
+
+def wrong_chains(spec: GuestSpec) -> list[str]:
+    """Return what is wrong with what a guest's disks stand on, and with images that it has twice."""
+    found = []
+    for disk in spec.disks:
+        formats = [disk.format, *(below.format for below in disk.backing[:-1])]
+        if disk.backing and DiskFormat.RAW in formats:
+            found.append(f"{disk.path}: an image that is raw stands on another one")
+        if len(disk.backing) > MOST_BACKING:
+            found.append(f"{disk.path}: it stands on {len(disk.backing)} images, at most {MOST_BACKING}")
+    own = [disk.path for disk in spec.disks]
+    found += [f"{path}: it is two disks" for path in sorted({path for path in own if own.count(path) > 1})]
+    below = {image.path for disk in spec.disks for image in disk.backing}
+    return found + [f"{path}: it is a disk, and another image stands on it" for path in sorted(below & set(own))]
 
 
 def why_not_copies(copies: tuple[ImageCopy, ...], spec: GuestSpec) -> str | None:

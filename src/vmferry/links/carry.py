@@ -1,8 +1,12 @@
-"""Carries bytes between pairs of connections, in the kernel; a program of its own: `python -I -S carry.py CONTROL UID`.
+"""Carries bytes between pairs of connections, in the kernel; a program of its own: `carry.py CONTROL UID NAME`.
 
-Pairs arrive as two descriptors in a message on CONTROL; each is answered with one byte. Both ways of a pair have a
-thread. An end that is closed closes the other in that direction, one that fails closes both ends. The program ends
-when CONTROL is closed and nothing is left to carry, so it outlives the agent that started it.
+It has a guest's rights and no others, and starts in the guest's directory, where a guest that has broken out may put
+whatever it likes at NAME: so it is this program that makes and opens what is there, and never its agent.
+
+CONTROL carries one order at a time, a byte with descriptors: LISTEN at NAME, answered with the socket; CONNECT to NAME,
+and join that with the connection that comes along; JOIN two connections. Each is answered with its own byte, or FAILED
+and why. Both ways of a pair have a thread. An end that is closed closes the other in that direction, one that fails
+closes both ends. The program ends when CONTROL is closed and nothing is left to carry, so it outlives its agent.
 
 Source: splice(2), unix(7), tcp(7).
 """
@@ -14,6 +18,7 @@ import fcntl
 import os
 import select
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Sequence
@@ -22,14 +27,18 @@ from collections.abc import Sequence
 PIPE_BYTES = 256 << 10
 #: Of the connection between the hosts that the kernel holds and has not sent.
 UNSENT_BYTES = 128 << 10
-_FAILED = select.POLLERR | select.POLLNVAL
+LISTEN, CONNECT, JOIN, FAILED = b"l", b"c", b"j", b"!"
+BACKLOG = 16
+CONNECT_LIMIT_S = 5
+_BROKEN = select.POLLERR | select.POLLNVAL
 
 
 def carry(source: socket.socket, target: socket.socket) -> None:
     """Carry everything from one end to the other, until there is no more or one of them fails."""
     reads, writes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     try:
+        with contextlib.suppress(PermissionError):  # a user with very many of them gets small ones
+            fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         while count := _splice(source.fileno(), writes, PIPE_BYTES, source, select.POLLIN | select.POLLRDHUP):
             while count:
                 count -= _splice(reads, target.fileno(), count, target, select.POLLOUT)
@@ -51,7 +60,7 @@ def _splice(source: int, target: int, most: int, waits_for: socket.socket, event
         except BlockingIOError:
             poll = select.poll()
             poll.register(waits_for, event)
-            if any(seen & _FAILED for _, seen in poll.poll()):
+            if any(seen & _BROKEN for _, seen in poll.poll()):
                 raise OSError(waits_for.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), "connection failed") from None
 
 
@@ -74,21 +83,57 @@ def join(ends: Sequence[socket.socket]) -> None:
     threading.Thread(target=both).start()
 
 
+def listen(name: str) -> socket.socket:
+    """Return a socket in this directory to which only this user connects."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name)  # noqa: PTH108 - `pathlib` takes longer to load than all of this
+    os.umask(0o177)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made.bind(name)
+    made.listen(BACKLOG)
+    return made
+
+
+def connect(name: str) -> socket.socket:
+    """Return a connection to a socket in this directory; waits for one that has a crowd before it."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", CONNECT_LIMIT_S, 0))
+    made.connect(name)
+    return made
+
+
+def obey(order: bytes, ends: Sequence[socket.socket], name: str) -> Sequence[socket.socket]:
+    """Do one thing; returns what the agent gets."""
+    if order == LISTEN:
+        return [listen(name)]
+    join([connect(name), *ends] if order == CONNECT else ends)
+    return []
+
+
 def main(words: Sequence[str]) -> None:
-    """Take pairs until the agent has no more."""
+    """Do what the agent says until it says no more."""
     control = socket.socket(fileno=int(words[0]))
-    if words[1] != "-":  # a guest's user, who can read and write nothing but what is passed
+    if words[1] != "-":  # a guest's user, who can read and write nothing but what is passed, and this directory
         uid = int(words[1])
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     with contextlib.suppress(ConnectionError):  # an agent that dies leaves an answer unread
         while True:
-            message, descriptors, _, _ = socket.recv_fds(control, 1, 2)
-            if not message:
+            order, descriptors, _, _ = socket.recv_fds(control, 1, 2)
+            if not order:
                 return
-            join([socket.socket(fileno=descriptor) for descriptor in descriptors])
-            control.send(message)
+            ends = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+            try:
+                made = obey(order, ends, words[2])
+            except OSError as error:
+                for end in ends:
+                    end.close()
+                control.send(FAILED + str(error).encode())
+                continue
+            socket.send_fds(control, [order], [each.fileno() for each in made])
+            for each in made:
+                each.close()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 QEMU makes as many local connections as it has channels, and each becomes one on the agents' port, proven with the
 ticket. The program (`carry.py`) is one per hand-over and host; it moves bytes within the kernel, and outlives an agent
-that is restarted.
+that is restarted. It alone touches the local socket: that lies in a directory which belongs to the guest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,10 +30,9 @@ from vmferry.links.pipeline import keep_alive
 from vmferry.links.threads import finish
 from vmferry.ports.stream import StreamConnection
 
-#: For QEMU to take a connection, and the program a pair; both do it in a ms.
-_TAKES_S = 10.0
-_BACKLOG = 16
-_JOIN = b"j"
+#: For the program to do as it is told: it waits for QEMU at the most.
+_OBEYS_S = 10.0
+_MOST_ANSWER = 512
 
 _log = structlog.get_logger(__name__)
 
@@ -48,40 +47,67 @@ class _Program:
     is_closed: bool = False
 
     def close(self) -> None:
-        """Give it nothing more; it ends when nothing is left to carry. Idempotent."""
+        """Tell it nothing more; it ends when nothing is left to carry. Idempotent."""
         self.is_closed = True
         if not self.lock.locked():  # else the loop listens to it
             self.control.close()
 
-    async def join(self, one: StreamConnection, other: StreamConnection) -> None:
-        """Have it carry between two ends, which it has then.
+    async def order(self, what: bytes, ends: Sequence[StreamConnection] = ()) -> Sequence[int]:
+        """Have it do something with descriptors, which it has then; returns those that it answers with.
 
         Raises:
-            Broken: it does not take them.
+            Broken: it does not do it.
         """
         async with self.lock:
             try:
-                taken = await self._give(one, other)
+                if self.is_closed:
+                    raise Broken("A stream is carried no more")
+                socket.send_fds(self.control, [what], [end.fileno() for end in ends])
+                return await self._answer(what)
+            except (OSError, TimeoutError) as error:
+                self.is_closed = True  # what it answers later is no answer to something else
+                raise Broken(f"The program that carries a stream does not obey: {error}") from error
             finally:
                 if self.is_closed:
                     self.control.close()
-        if taken != _JOIN:
-            raise Broken("The program that carries a stream has died")
 
-    async def _give(self, one: StreamConnection, other: StreamConnection) -> bytes:
+    async def _answer(self, what: bytes) -> Sequence[int]:
+        heard, loop = asyncio.Event(), asyncio.get_running_loop()
+        loop.add_reader(self.control, heard.set)
         try:
-            socket.send_fds(self.control, [_JOIN], [one.fileno(), other.fileno()])
-            async with asyncio.timeout(_TAKES_S):
-                return await asyncio.get_running_loop().sock_recv(self.control, 1)
-        except (OSError, TimeoutError) as error:
-            raise Broken(f"The program that carries a stream does not take it: {error}") from error
+            async with asyncio.timeout(_OBEYS_S):
+                await heard.wait()
+        finally:
+            loop.remove_reader(self.control)
+        answer, descriptors, _, _ = socket.recv_fds(self.control, _MOST_ANSWER, 1)
+        if answer == what:
+            return descriptors
+        why = answer.removeprefix(carry.FAILED).decode("utf-8", "replace") or "it has died"
+        raise Broken(f"QEMU's local socket for a stream cannot be used: {why}")
+
+
+@dataclass(slots=True)
+class _Listening:
+    """Where a source's QEMU connects to."""
+
+    socket: socket.socket
+    path: Path
+    ahead: StreamConnection | None  #: made for the first that comes
+
+    def close(self) -> None:
+        """Listen no more."""
+        self.socket.close()
+        if self.ahead is not None:
+            self.ahead.close()
+        with contextlib.suppress(OSError):  # a name only: what it leads to is not looked at
+            self.path.unlink(missing_ok=True)
 
 
 class LocalRelays:
     """Joins QEMU's local connections with connections between the hosts."""
 
     def __init__(self) -> None:
-        self._programs: dict[HandoverId, _Program] = {}
+        self._programs: dict[HandoverId, asyncio.Task[_Program]] = {}
         self._children = Children()
         self._listening: dict[HandoverId, asyncio.Task[None]] = {}
 
@@ -95,22 +121,18 @@ class LocalRelays:
             handover: whose stream.
 
         Raises:
-            Broken: QEMU does not listen (any more), or the program does not take them.
+            Broken: QEMU does not listen (any more), or the program does not take it.
         """
-        program = await self._program(uid, handover)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as local:
-            try:
-                async with asyncio.timeout(_TAKES_S):
-                    await asyncio.get_running_loop().sock_connect(local, path)
-            except (OSError, TimeoutError) as error:
-                raise Broken(f"QEMU takes no connection at {path}: {error}", side="destination") from error
-            keep_alive(connection)
-            await program.join(local, connection)
+        program = await self._program(Path(path), uid, handover)
+        keep_alive(connection)
+        await program.order(carry.CONNECT, [connection])
 
     async def out_of(
         self, path: str, dial: Callable[[], Awaitable[StreamConnection]], uid: int | None, handover: HandoverId
     ) -> None:
         """Listen on a local socket for QEMU, which may be told to connect then; until `finish` or `end`.
+
+        A channel that cannot be connected breaks the whole stream: QEMU takes it for one that is there.
 
         Args:
             path: where to listen; what is left there of an earlier attempt is replaced.
@@ -124,56 +146,91 @@ class LocalRelays:
         first = await dial()
         with contextlib.ExitStack() as failed:
             failed.callback(first.close)
-            program = await self._program(uid, handover)
-            listens = _listen(Path(path), uid)
-            failed.callback(listens.close)
+            program = await self._program(Path(path), uid, handover)
+            (descriptor,) = await program.order(carry.LISTEN)
+            listens = socket.socket(fileno=descriptor)
+            listens.setblocking(False)  # noqa: FBT003 - the standard library's
             failed.pop_all()
-        task = asyncio.create_task(_serve(listens, Path(path), first, dial, program), name=f"relay:{handover}")
-        self._listening[handover] = task
+        source = _Listening(listens, Path(path), first)
+        serving = asyncio.create_task(self._serve(source, dial, program, handover), name=f"relay:{handover}")
+        serving.add_done_callback(lambda _: source.close())  # also one that was ended before it began
+        self._listening[handover] = serving
 
     def end(self, handover: HandoverId) -> None:
         """Carry nothing more for a hand-over; unknown ones are no error."""
-        if (listening := self._listening.pop(handover, None)) is not None:
-            listening.cancel()
-        if (program := self._programs.pop(handover, None)) is not None:
-            program.close()
+        self._let_go(handover, lambda program: self._break(program, handover))
+
+    def _break(self, program: _Program, handover: HandoverId) -> None:
+        program.close()
         self._children.end(handover)
 
     def finish(self, handover: HandoverId) -> None:
         """Let what is carried come to its end; no further connection is."""
+        self._let_go(handover, _Program.close)
+
+    def _let_go(self, handover: HandoverId, undo: Callable[[_Program], None]) -> None:
         if (listening := self._listening.pop(handover, None)) is not None:
             listening.cancel()
         if (program := self._programs.pop(handover, None)) is not None:
-            program.close()
+            program.add_done_callback(lambda done: _undo(done, undo))
 
     async def close(self) -> None:
         """Let go of everything: what is carried goes on. Idempotent."""
-        tasks = list(self._listening.values())
+        tasks = [*self._listening.values(), *self._programs.values()]
         for handover in list(self._programs):
             self.finish(handover)
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._children.close()
 
-    async def _program(self, uid: int | None, handover: HandoverId) -> _Program:
-        """Return the program of a hand-over, started when it is needed first."""
+    async def _program(self, path: Path, uid: int | None, handover: HandoverId) -> _Program:
+        """Return the program of a hand-over, started when it is needed first; one for all who ask at once."""
         if (known := self._programs.get(handover)) is None:
-            known = await finish(lambda: _start(uid), _stop)
+            known = asyncio.create_task(self._begin(path, uid, handover), name=f"carrier:{handover}")
             self._programs[handover] = known
-            self._children.add(handover, known.pid, lambda code: _ended(handover, code))
-        return known
+        return await asyncio.shield(known)
+
+    async def _begin(self, path: Path, uid: int | None, handover: HandoverId) -> _Program:
+        program = await finish(lambda: _start(path, uid), _kill)
+        self._children.add(handover, program.pid, lambda code: _ended(handover, code))
+        return program
+
+    async def _serve(
+        self,
+        source: _Listening,
+        dial: Callable[[], Awaitable[StreamConnection]],
+        program: _Program,
+        handover: HandoverId,
+    ) -> None:
+        """Join each connection of QEMU with one to the other host, in order: the first is the main channel's.
+
+        Source: QEMU migration/migration.c, migration_ioc_process_incoming (7.2 tells channels apart by their order).
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                local, _ = await loop.sock_accept(source.socket)
+                with contextlib.closing(local):
+                    connection, source.ahead = source.ahead or await dial(), None
+                    with contextlib.closing(connection):
+                        keep_alive(connection)
+                        await program.order(carry.JOIN, [local, connection])
+        except (OSError, VmferryError) as error:
+            _log.warning("channel of a stream was not connected: the stream is broken", error=str(error))
+            self.end(handover)
 
 
-def _start(uid: int | None) -> _Program:
+def _start(path: Path, uid: int | None) -> _Program:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        words = [sys.executable, "-I", "-S", carry.__file__, str(theirs.fileno()), "-" if uid is None else str(uid)]
+        user = "-" if uid is None else str(uid)
+        words = [sys.executable, "-I", "-S", carry.__file__, str(theirs.fileno()), user, path.name]
         try:
             process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                cwd="/",
+                cwd=path.parent,  # entered with the agent's rights: the directories above are its own
                 env={},
                 start_new_session=True,
                 pass_fds=(theirs.fileno(),),
@@ -186,8 +243,13 @@ def _start(uid: int | None) -> _Program:
     return _Program(process.pid, ours)
 
 
-def _stop(program: _Program) -> None:
-    """End a program that nobody waits for any more."""
+def _undo(started: asyncio.Task[_Program], undo: Callable[[_Program], None]) -> None:
+    if not started.cancelled() and started.exception() is None:
+        undo(started.result())
+
+
+def _kill(program: _Program) -> None:
+    """End a program that nobody watches."""
     program.close()
     os.killpg(program.pid, signal.SIGKILL)
     os.waitpid(program.pid, 0)
@@ -195,58 +257,3 @@ def _stop(program: _Program) -> None:
 
 def _ended(handover: HandoverId, code: int) -> None:
     (_log.info if code == 0 else _log.warning)("program that carried a stream ended", handover=handover, code=code)
-
-
-def _listen(path: Path, uid: int | None) -> socket.socket:
-    """Return a local socket to which only the guest's user connects.
-
-    Raises:
-        Broken: it cannot be made.
-    """
-    listens = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        path.unlink(missing_ok=True)
-        listens.bind(str(path))
-        path.chmod(0o600)
-        if uid is not None:
-            os.chown(path, uid, uid)
-        listens.listen(_BACKLOG)
-    except OSError as error:
-        listens.close()
-        raise Broken(f"Socket {path} for a stream cannot be made: {error.strerror}") from error
-    return listens
-
-
-def _close(listens: socket.socket, path: Path) -> None:
-    listens.close()
-    path.unlink(missing_ok=True)
-
-
-async def _serve(
-    listens: socket.socket,
-    path: Path,
-    first: StreamConnection,
-    dial: Callable[[], Awaitable[StreamConnection]],
-    program: _Program,
-) -> None:
-    """Join each connection of QEMU with one to the other host, one after the other: the first is the main channel's.
-
-    Source: QEMU migration/migration.c, migration_ioc_process_incoming (7.2 tells channels apart by their order).
-    """
-    loop = asyncio.get_running_loop()
-    ahead: StreamConnection | None = first
-    try:
-        while True:
-            local, _ = await loop.sock_accept(listens)
-            with contextlib.closing(local):
-                try:
-                    connection, ahead = ahead or await dial(), None
-                    with contextlib.closing(connection):
-                        keep_alive(connection)
-                        await program.join(local, connection)
-                except VmferryError as error:  # QEMU sees a channel that is closed, and says so
-                    _log.warning("channel of a stream was not connected", error=str(error))
-    finally:
-        if ahead is not None:
-            ahead.close()
-        _close(listens, path)

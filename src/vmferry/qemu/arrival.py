@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from vmferry.core.errors import BadInput
 from vmferry.core.guest import THROTTLE_PORT, Acceleration, FrozenDevice, FrozenGuest, KernelBoot
 from vmferry.core.ids import is_name
-from vmferry.qemu.freeze import DRIVERS, check_machine
+from vmferry.qemu.freeze import DRIVERS, check_machine, check_spec
 
 _CPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(,[A-Za-z0-9._-]+=(on|off))*(,enforce)?")
 _ID = re.compile(r"[a-z]+[0-9]+")
@@ -76,6 +76,7 @@ def check_frozen(guest: FrozenGuest, machines: frozenset[str]) -> None:
         BadInput: it is not; says what was seen.
     """
     check_machine(guest.machine, machines)
+    check_spec(guest.spec)
     check_cpu(guest.cpu)
     boot = guest.spec.boot
     problems = [

@@ -10,14 +10,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vmferry.core.disks import disk_node
+from vmferry.core.disks import disk_node, wrong_chains
 from vmferry.core.errors import BadInput
 from vmferry.core.guest import (
     DIRECT_CACHES,
-    MOST_BACKING,
     THROTTLE_PORT,
     Acceleration,
-    DiskFormat,
     FrozenDevice,
     FrozenGuest,
     GuestSpec,
@@ -125,14 +123,7 @@ def check_spec(spec: GuestSpec) -> None:
         (ide > MAX_IDE[family], f"{ide} emulated disks, expected at most {MAX_IDE[family]} on {family}"),
         (len(spec.nics) > MAX_NICS, f"{len(spec.nics)} NICs, expected at most {MAX_NICS}"),
         *((d.cache not in CACHE_MODES, f"cache = {d.cache!r}, expected one of {CACHE_MODES}") for d in spec.disks),
-        *(
-            (len(d.backing) > MOST_BACKING, f"{d.path} stands on {len(d.backing)} images, at most {MOST_BACKING}")
-            for d in spec.disks
-        ),
-        *(
-            (bool(d.backing) and d.format is not DiskFormat.QCOW2, f"{d.path} is raw and stands on another image")
-            for d in spec.disks
-        ),
+        *((True, what) for what in wrong_chains(spec)),
         *((n.network is NetworkKind.BRIDGE and not n.bridge, "a NIC on a bridge has no bridge") for n in spec.nics),
     ]
     for wrong, what in problems:

@@ -9,6 +9,7 @@ Source: QEMU docs/interop/qcow2.txt.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ _HEADER = struct.Struct(">4sIQI52xQ")
 _HEADER_LENGTH_AT, _LENGTH_OF_VERSION_2 = 100, 72
 _EXTERNAL_DATA = 1 << 2
 _MOST_NAME = 1023
+_LARGEST_CLUSTER = 2 << 20  #: the name stands in the first one
+#: What can be shown as a line to write: no quotes, no escapes, nothing that a terminal obeys.
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/@+-]+")
 #: Of header extensions: type and length; each is padded to 8 bytes.
 _EXTENSION = struct.Struct(">II")
 _BACKING_FORMAT, _NO_MORE = 0xE2792ACA, 0
@@ -59,48 +63,64 @@ def check_header(path: str, under: Sequence[Backing], images: ImageDirs) -> None
         if version >= 3 and incompatible & _EXTERNAL_DATA:
             raise BadInput(f"disk image {path} keeps its data in another file", fix="convert it with qemu-img convert")
         named = _read_backing(file, path, version, name_at, name_bytes) if name_at else None
-    _compare(path, named, under[0] if under else None)
+    _compare(path, named, under[0] if under else None, images)
 
 
-def _compare(path: str, named: _Named | None, given: Backing | None) -> None:
+def _compare(path: str, named: _Named | None, given: Backing | None, images: ImageDirs) -> None:
     if named is None and given is not None:
         raise BadInput(
             f"disk image {path} stands on no other image, and the guest file says that it does on {given.path}",
             fix="leave `backing` out: QEMU would read the guest's disk wrongly",
         )
     if named is not None and given is None:
-        known = [one.value for one in DiskFormat]
-        word = named.format if named.format in known else " or ".join(known)
         raise BadInput(
-            f"disk image {path} has a backing file, {named.path}, which the guest file does not name",
-            fix=f'write backing = [{{ image = "{named.path}", format = "{word}" }}] into its [[disk]], with what that'
-            f" one stands on behind it, or flatten it: qemu-img rebase -b '' {path}",
+            f"disk image {path} has a backing file, {named.path!r}, which the guest file does not name",
+            fix=_how_to_name(named, path),
         )
     if named is not None and given is not None:
-        if not _is_one(named.path, given.path):
+        if not _is_one(named.path, given.path, images):
             raise BadInput(
-                f"disk image {path} stands on {named.path}, and the guest file says {given.path}",
+                f"disk image {path} stands on {named.path!r}, and the guest file says {given.path}",
                 fix="name the right one, or tell the image:"
                 f" qemu-img rebase -u -b {given.path} -F {given.format} {path}",
             )
         if named.format not in (None, given.format.value):
             raise BadInput(
-                f"disk image {path} stands on an image of format {named.format}, and the guest file says"
+                f"disk image {path} stands on an image of format {named.format!r}, and the guest file says"
                 f" {given.format}",
                 fix="name the right format: with a wrong one the guest's disk would be read wrongly",
             )
 
 
-def _is_one(path: str, other: str) -> bool:
+def _how_to_name(named: _Named, path: str) -> str:
+    """Return what to do about an image that the guest file does not name; a header is not to be pasted blindly."""
+    flatten = f"flatten it: qemu-img rebase -b '' {path}"
+    known = [one.value for one in DiskFormat]
+    if not _PLAIN_PATH.fullmatch(named.path) or named.format not in (None, *known):
+        return f"look who wrote that name; or {flatten}"
+    word = named.format or " or ".join(known)
+    return (
+        f'if you put it on that image, write backing = [{{ image = "{named.path}", format = "{word}" }}] into its'
+        f" [[disk]], with what that one stands on behind it; or {flatten}"
+    )
+
+
+def _is_one(path: str, other: str, images: ImageDirs) -> bool:
+    """Tell whether two paths lead to one file; what guests may not have is not looked at."""
+    if path == other:
+        return True
     try:
-        return path == other or Path(path).samefile(other)
+        return images.why_not(path) is None and Path(path).samefile(other)
     except (OSError, ValueError):
         return False
 
 
 def _read_backing(file: BinaryIO, path: str, version: int, name_at: int, name_bytes: int) -> _Named:
-    if not 0 < name_bytes <= _MOST_NAME:
-        raise BadInput(f"disk image {path} has a header that is damaged: a backing file's name of {name_bytes} bytes")
+    if not 0 < name_bytes <= _MOST_NAME or name_at > _LARGEST_CLUSTER:
+        raise BadInput(
+            f"disk image {path} has a header that is damaged: a backing file's name of {name_bytes} bytes at"
+            f" {name_at:#x}"
+        )
     file.seek(name_at)
     name = file.read(name_bytes).decode("utf-8", "replace")
     return _Named(os.path.normpath(Path(path).parent / name), _read_format(file, version))
