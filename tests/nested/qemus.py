@@ -11,7 +11,7 @@ from vmferry.lab.commands import Ran
 from vmferry.lab.nested import NestedHost
 from vmferry.lab.toolchain import QemuBinary
 
-_PID_FILE = "/run/qemu.pid"
+PID_FILE = "/run/qemu.pid"
 _WHY = "import sys; from vmferry.qemu.image_locks import why_locked; print(why_locked(sys.argv[1]) or '')"
 _FACTS = """
 import dataclasses, json, sys
@@ -26,7 +26,7 @@ async def start_qemu(host: NestedHost, qemu: QemuBinary, image: str) -> Ran:
     words = [
         *("-machine", "q35", "-accel", "tcg", "-m", "64", "-nodefaults", "-display", "none", "-S"),
         *("-blockdev", file, "-blockdev", "driver=raw,node-name=disk,file=file,cache.direct=on"),
-        *("-device", "virtio-blk-pci,drive=disk", "-daemonize", "-pidfile", _PID_FILE),
+        *("-device", "virtio-blk-pci,drive=disk", "-daemonize", "-pidfile", PID_FILE),
     ]
     env = [f"{name}={value}" for name, value in qemu.env.items()]
     return await host.run("env", *env, *qemu.argv, *words)
@@ -34,7 +34,7 @@ async def start_qemu(host: NestedHost, qemu: QemuBinary, image: str) -> Ran:
 
 async def end_qemus(host: NestedHost) -> None:
     """End the QEMU of this host, if there is one, and wait until it is gone: it removes its file last."""
-    await host.shell(f"[ ! -e {_PID_FILE} ] || kill $(cat {_PID_FILE}); while [ -e {_PID_FILE} ]; do sleep 0.05; done")
+    await host.shell(f"[ ! -e {PID_FILE} ] || kill $(cat {PID_FILE}); while [ -e {PID_FILE} ]; do sleep 0.05; done")
 
 
 async def why_locked(host: NestedHost, image: str) -> str:

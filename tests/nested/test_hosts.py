@@ -94,6 +94,7 @@ def own_labs() -> list[str]:
     return [claim.id for claim in all_labs() if claim.owner.pid == os.getpid()]
 
 
+@pytest.mark.asyncio(loop_scope="function")
 async def test_a_host_that_does_not_start_leaves_nothing() -> None:
     """The error has the emulator's own words; the lab with all it had is gone."""
     before = own_labs()
@@ -104,6 +105,7 @@ async def test_a_host_that_does_not_start_leaves_nothing() -> None:
     assert own_labs() == before
 
 
+@pytest.mark.asyncio(loop_scope="function")
 async def test_an_owner_that_is_killed_leaves_nothing_behind_the_sweep() -> None:
     """Both emulators are found by the lab's mark and ended, and its files removed."""
     code = "import asyncio; from vmferry.lab.nested import NestedLab; asyncio.run(NestedLab().__aenter__())"

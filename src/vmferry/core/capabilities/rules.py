@@ -181,6 +181,11 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         f"{_RDMA}; before 10.1 never tried by us",
         _until((10, 1), Verdict.OURS),
     ),
+    Exclusion(
+        *("return-path", "rdma", "when the link breaks, QEMU waits for an answer for ever, and the guest stands still"),
+        "migration/rdma.c; tried on 7.2, which fails at once, and on 10.0, which hangs",
+        _FAILS,
+    ),
     Exclusion("tls", "rdma", "the RDMA channel is never encrypted", "migration/rdma.c", _IGNORED),
     *_SNAPSHOT,
     *_CHANNELS,
@@ -224,4 +229,5 @@ HOST_NEEDS: tuple[HostNeed, ...] = (
     HostNeed("background-snapshot", Resource.WRITE_PROTECTION, at_source=True, at_destination=False, source=_CAPS),
     HostNeed("zero-copy-send", Resource.LOCKED_MEMORY, at_source=True, at_destination=False, source=_SCHEMA),
     HostNeed("rdma", Resource.RDMA_DEVICE, at_source=True, at_destination=True, source="migration/rdma.c"),
+    HostNeed("rdma", Resource.LOCKED_MEMORY, at_source=True, at_destination=True, source="migration/rdma.c; tried"),
 )

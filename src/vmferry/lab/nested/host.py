@@ -25,7 +25,8 @@ from vmferry.lab.toolchain import QemuBinary
 UP_TIMEOUT_S = 120.0
 COMMAND_TIMEOUT_S = 60.0
 NIC = "nic0"
-_CMDLINE = "console=ttyS0 quiet panic=-1 mitigations=off tsc=nowatchdog"
+#: HPET, whose speed is known: a kernel that is started on a busy machine has to guess that of the TSC.
+_CMDLINE = "console=ttyS0 quiet panic=-1 mitigations=off tsc=unstable clocksource=hpet"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ _MODULES = ("virtio_pci", "virtio_console", "virtio_net", "9pnet_virtio", "9p", 
 _FOLDERS = ("bin", "dev", "proc", "sys", "lib", "lib/modules", "machine", "layers", "scratch", "newroot")
 #: Files of a kernel package from which depmod makes its index.
 _INDEX_SOURCES = ("modules.order", "modules.builtin", "modules.builtin.modinfo")
-_KEPT_BUILDS = 2
+#: Hosts of an older checkout may still run from theirs.
+_KEPT_BUILDS = 4
 
 
 @dataclass(frozen=True, slots=True)
