@@ -85,5 +85,7 @@ def test_a_guest_moves_between_the_versions(old: tuple[int, int], new: tuple[int
         source.ask("migrate", uri=uri)
         source.wait_status("completed")
         destination.wait_status("completed")
-        assert source.ask("query-status")["status"] == "postmigrate"
+        while (state := source.ask("query-status")["status"]) == "finish-migrate":
+            pass  # 10.0 tells the end a moment before it enters its last state; the process is killed after a minute
+        assert state == "postmigrate"
         assert destination.ask("query-status")["running"] is True
