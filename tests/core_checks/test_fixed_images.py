@@ -15,7 +15,7 @@ from vmferry.core.units import GIB, Bytes
 
 BASE = "/srv/vmferry/debian.qcow2"
 #: What can stand against an image that nobody writes.
-AGAINST = ("disk.fixed-not-seen", "disk.fixed-not-compared", "disk.fixed-differs")
+AGAINST = ("disk.fixed-not-seen", "disk.fixed-not-compared", "disk.fixed-differs", "disk.fixed-being-read")
 AGAINST_COPIES = ("disk.copy-no-tool", "disk.copy-not-mirrored", "nvram.copy-not-mirrored")
 
 
@@ -45,6 +45,11 @@ def codes(case: Case) -> list[str]:
         (base_at("boot-1", None), None, []),  # the same file: nobody has to read it
         (base_at("boot-2", "cd" * 32), AGAINST[2], ["host-b", "abababababab", "cdcdcdcdcdcd", DISK]),
         (base_at("boot-2", None), AGAINST[1], ["read on host-a", "2.0 GiB on ext4 on host-b"]),
+        (
+            dataclasses.replace(base_at("boot-2", None), read_bytes=Bytes(GIB)),
+            "disk.fixed-being-read",
+            ["1.0 GiB of 2.0 GiB on host-b"],
+        ),
         (None, AGAINST[0], [BASE, "host-b"]),
         (dataclasses.replace(base_at("boot-2"), readable=False), AGAINST[0], [BASE]),
         (dataclasses.replace(base_at("boot-2"), exists=False, error="not found"), AGAINST[0], ["not found"]),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
+from vmferry.agent.digests import Digests
 from vmferry.core.guest import FrozenGuest, GuestSpec, KernelBoot, UefiBoot
 from vmferry.core.host import FileFacts
 from vmferry.core.units import GIB, Bytes
@@ -19,9 +19,11 @@ from vmferry.disks.files import is_of_devices
 #: Images that nobody writes are read as a whole, so that a copy on each host is known to be one; of larger ones only
 #: the file system tells. At 500 MB/s it takes a minute, once.
 MOST_COMPARED = Bytes(32 * GIB)
+#: So long an answer may wait for it; the next one goes on with the reading.
+_COMPARES_S = 8.0
+_DIGESTS = Digests()
 #: Shared between kernels: the server's own numbers identify a file. Others belong to one kernel: its boot id says so.
 _NETWORK = frozenset({"nfs", "nfs4", "ceph", "cifs", "smb3", "gfs2", "ocfs2", "fuse.glusterfs"})
-_HASH_BLOCK = 1 << 20
 
 
 #: Tells of a path why guests may not be given that file; None when they may.
@@ -30,7 +32,11 @@ WhyNot = Callable[[str], str | None]
 
 def guest_files(guest: FrozenGuest, why_not: WhyNot) -> tuple[FileFacts, ...]:
     """Return the facts of every file that the guest needs on a host: disks, boot files, firmware. Never raises."""
-    return tuple(file_facts(file.path, why_not, _hashed_up_to(file, guest)) for file in files_of(guest.spec))
+    until = time.monotonic() + _COMPARES_S
+    return tuple(
+        file_facts(file.path, why_not, _hashed_up_to(file, guest), None if file.is_code else until)
+        for file in files_of(guest.spec)
+    )
 
 
 def _hashed_up_to(file: GuestFile, guest: FrozenGuest) -> Bytes | None:
@@ -93,13 +99,14 @@ def _is_same(one: str, other: str) -> bool:
         return False
 
 
-def file_facts(path: str, why_not: WhyNot, hashed_up_to: Bytes | None = None) -> FileFacts:
+def file_facts(path: str, why_not: WhyNot, hashed_up_to: Bytes | None = None, until: float | None = None) -> FileFacts:
     """Return what this host knows of a file; what it cannot know, or does not say of it, stands in `error`.
 
     Args:
         path: the file.
         why_not: asked first: of a file that guests may not have it is not even told whether it is there.
         hashed_up_to: hash it unless it is larger, in bytes; None: do not.
+        until: the time (CLOCK_MONOTONIC) at which reading it pauses: asked again, it goes on; None: not before the end.
     """
     if (why := why_not(path)) is not None:
         return _useless(path, why)
@@ -110,6 +117,7 @@ def file_facts(path: str, why_not: WhyNot, hashed_up_to: Bytes | None = None) ->
     except (OSError, ValueError) as error:
         return _useless(path, getattr(error, "strerror", None) or str(error))
     is_hashed = hashed_up_to is not None and stat.S_ISREG(found.st_mode) and found.st_size <= hashed_up_to
+    digest = _DIGESTS.of(path, until) if is_hashed else None
     return FileFacts(
         path,
         exists=True,
@@ -117,7 +125,8 @@ def file_facts(path: str, why_not: WhyNot, hashed_up_to: Bytes | None = None) ->
         writable=os.access(path, os.W_OK),
         size_bytes=Bytes(found.st_size),
         identity=_identity(path, found),
-        sha256=_sha256(path, found.st_mtime_ns, found.st_size) if is_hashed else None,
+        sha256=None if digest is None else digest.sha256,
+        read_bytes=Bytes(0) if digest is None else digest.read_bytes,
     )
 
 
@@ -171,16 +180,3 @@ def _mount_of(device: int) -> tuple[str, str]:
             kind, source, *_ = after.split()
             return kind, source
     return "", ""
-
-
-@lru_cache(maxsize=256)
-def _sha256(path: str, _mtime_ns: int, _size: int) -> str | None:
-    """Return a file's hash; cached by modification time and size, since a check must not read kernels every time."""
-    digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as file:
-            while block := file.read(_HASH_BLOCK):
-                digest.update(block)
-    except OSError:
-        return None
-    return digest.hexdigest()

@@ -72,6 +72,7 @@ class FileFacts:
     size_bytes: Bytes
     identity: str  #: file system type, inode, size; or why it is not known
     sha256: str | None = None  #: only of files that nobody writes, where it can be had (agent/files.py)
+    read_bytes: int = 0  #: of it for that; less than all, and no sum yet: the reading goes on when asked again
     error: str | None = None
     #: of a file that is not there: what is free where it would be made; None: it cannot be made, or nobody said so
     room_bytes: Bytes | None = None

@@ -144,6 +144,13 @@ def check_fixed_file(case: Case, path: str, *, what: str) -> Iterator[Blocker]:
         )
     elif here is not None and is_same_file(here, there):
         return
+    elif here is not None and _unread(here) + _unread(there) > 0:
+        yield Blocker(
+            "disk.fixed-being-read",
+            f"{name} is another file on {host}, and whether it has the same content is not known yet:"
+            f" {_how_far(here)} are read on {source}, {_how_far(there)} on {host}",
+            "check again: the reading goes on where it stopped, and is done once",
+        )
     elif here is None or None in (here.sha256, there.sha256):
         yield Blocker(
             "disk.fixed-not-compared",
@@ -157,6 +164,15 @@ def check_fixed_file(case: Case, path: str, *, what: str) -> Iterator[Blocker]:
             f"{name} has other content on {host}: {_content(there)}, on {source} it is {_content(here)}",
             f"copy it from {source} to {host}; look first who else uses the file that is there",
         )
+
+
+def _unread(file: FileFacts) -> int:
+    """Return how much of a file that is being read is left."""
+    return file.size_bytes - file.read_bytes if file.sha256 is None and file.read_bytes else 0
+
+
+def _how_far(file: FileFacts) -> str:
+    return f"{format_bytes(file.read_bytes)} of {format_bytes(file.size_bytes)}"
 
 
 def _why_not_compared(file: FileFacts | None) -> str:
