@@ -1,0 +1,74 @@
+"""Where the states of this host's TPMs are: one directory per guest that has a row here, and gone with the row.
+
+A TPM that was set back to an older state accepts what it has refused since (a counter, a revoked key), so no old state
+may ever be started by accident: what comes with a guest, or begins with it, gets a new directory, and one that nobody
+has a row for is removed.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from collections.abc import Collection
+
+from vmferry.core.errors import Broken
+from vmferry.core.ids import GuestName
+
+#: What an emulator writes before its guest first runs. Source: swtpm 0.7.1, swtpm_nvstore_dir.c
+_PERMANENT = "tpm2-00.permall"
+
+
+class TpmStates:
+    """The directories of the states.
+
+    Args:
+        directory: the agent's own, into which nobody else may look.
+    """
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self._directory = directory
+
+    def path(self, name: GuestName) -> pathlib.Path:
+        """Return where a guest's state is."""
+        return self._directory / name
+
+    def renew(self, name: GuestName, uid: int | None) -> None:
+        """Make an empty directory for a guest that begins or comes here; whatever is there goes first.
+
+        Raises:
+            Broken: it cannot be made.
+        """
+        path = self.path(name)
+        try:
+            if path.exists():
+                shutil.rmtree(path)
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.mkdir(mode=0o700)
+            if uid is not None:
+                os.chown(path, uid, uid)
+        except OSError as error:
+            raise Broken(f"state of a TPM cannot be kept in {path}: {error.strerror}", fix="make room there") from error
+
+    def check(self, name: GuestName) -> None:
+        """Check that a guest which ran here finds its state again: with another TPM it would lose all of its keys.
+
+        Raises:
+            Broken: it is gone.
+        """
+        if not (self.path(name) / _PERMANENT).is_file():
+            raise Broken(
+                f"state of guest {name}'s TPM is not in {self.path(name)}; it would start with a new and empty one",
+                fix=f"bring it back; or give it a new one: `vmferry guest remove {name}`, then `vmferry guest run`",
+            )
+
+    def remove(self, name: GuestName) -> None:
+        """Remove a state for good. Idempotent."""
+        shutil.rmtree(self.path(name), ignore_errors=True)
+
+    def keep_only(self, names: Collection[GuestName]) -> None:
+        """Remove what an agent that was killed has left of guests that are not here any more."""
+        if self._directory.is_dir():
+            for path in self._directory.iterdir():
+                if path.name not in names:
+                    shutil.rmtree(path, ignore_errors=True)

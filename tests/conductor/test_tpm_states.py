@@ -1,0 +1,130 @@
+"""The states of TPMs: one per guest of this host, never an older one, and none of a guest that is not here."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.conductor.fakes import SPEC, WatchedLink
+from tests.conductor.pair import Host, wait_finished, wait_until
+
+from vmferry.conductor.tpm_states import TpmStates
+from vmferry.core.errors import Broken
+from vmferry.core.handover.states import SourceState
+from vmferry.core.ids import GuestName
+from vmferry.ports.hypervisor import GuestEventKind
+
+NAME = GuestName("web-8")
+WITH_TPM = replace(SPEC, name=NAME, tpm="2.0", disks=())
+
+
+def state(host: Host) -> Path:
+    """Return where the guest's state is on a host."""
+    return host.run_dir / "tpm" / NAME
+
+
+def test_what_begins_gets_an_empty_directory(tmp_path: Path) -> None:
+    """Whatever lies there goes; nobody else may look in."""
+    states = TpmStates(tmp_path / "tpm")
+    states.renew(NAME, None)
+    (states.path(NAME) / "tpm2-00.permall").touch()
+    states.renew(NAME, None)
+    assert list(states.path(NAME).iterdir()) == []
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "tpm", states.path(NAME))] == [0o700, 0o700]
+
+
+def test_a_state_that_is_gone_is_told(tmp_path: Path) -> None:
+    """A directory without a permanent state is none: an emulator would make a new one there."""
+    states = TpmStates(tmp_path)
+    for _ in range(2):
+        with pytest.raises(Broken, match="new and empty one"):
+            states.check(NAME)
+        states.renew(NAME, None)
+    (states.path(NAME) / "tpm2-00.permall").touch()
+    states.check(NAME)
+
+
+def test_what_nobody_has_a_row_for_goes(tmp_path: Path) -> None:
+    """An agent that was killed between a row and its state leaves one behind; the others stay."""
+    states = TpmStates(tmp_path / "tpm")
+    states.keep_only(set())
+    for name in ("web-8", "web-9"):
+        states.renew(GuestName(name), None)
+    states.keep_only({NAME})
+    assert [path.name for path in (tmp_path / "tpm").iterdir()] == ["web-8"]
+
+
+def test_a_full_host_is_told(tmp_path: Path) -> None:
+    """A directory that cannot be made is an error that names it."""
+    (tmp_path / "file").touch()
+    with pytest.raises(Broken, match="state of a TPM cannot be kept in"):
+        TpmStates(tmp_path / "file").renew(NAME, None)
+
+
+async def test_a_state_is_there_as_long_as_its_guest(hosts: tuple[Host, Host]) -> None:
+    """It stays over a stop, and goes with the guest; one that was lost keeps the guest from starting."""
+    host = hosts[0]
+    await host.guests.run(WITH_TPM)
+    await host.guests.stop(NAME)
+    kept = state(host) / "kept"
+    kept.touch()
+    await host.guests.start(NAME)
+    assert kept.exists()
+    await host.guests.stop(NAME)
+    (state(host) / "tpm2-00.permall").unlink()
+    with pytest.raises(Broken, match="new and empty one"):
+        await host.guests.start(NAME)
+    await host.guests.remove(NAME)
+    assert not state(host).exists()
+
+
+async def test_a_run_that_fails_leaves_no_state(hosts: tuple[Host, Host]) -> None:
+    """Nothing is left of a guest that did not start."""
+    host = hosts[0]
+    host.hypervisor.refuse_next("start", Broken("no"))  # type: ignore[attr-defined]
+    with pytest.raises(Broken, match="no"):
+        await host.guests.run(WITH_TPM)
+    assert not state(host).exists()
+
+
+async def test_a_move_leaves_none_behind_and_finds_none(hosts: tuple[Host, Host]) -> None:
+    """The destination begins with an empty directory, whatever was left there; the source's goes with its row."""
+    source, destination = hosts
+    await source.guests.run(WITH_TPM)
+    state(destination).mkdir(parents=True)
+    (state(destination) / "old").touch()
+    moving = await source.migrate(destination, guest=NAME)
+    await wait_finished(source, destination)
+    assert moving.state is SourceState.DONE
+    assert not state(source).exists()
+    assert [path.name for path in state(destination).iterdir()] == ["tpm2-00.permall"]
+
+
+async def test_a_failed_move_leaves_none_there(hosts: tuple[Host, Host]) -> None:
+    """What was made for the arrival goes; the source's is as it was."""
+    source, destination = hosts
+    await source.guests.run(WITH_TPM)
+    (state(source) / "kept").touch()
+    destination.hypervisor.refuse_next("prepare_migration", Broken("no"))  # type: ignore[attr-defined]
+    moving = await source.migrate(destination, guest=NAME)
+    await wait_finished(source, destination)
+    assert moving.state is not SourceState.DONE
+    await wait_until(lambda: not state(destination).exists(), "the end of the state there")
+    assert (state(source) / "kept").exists()
+
+
+async def test_an_emulator_that_ends_is_noted(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """The guest runs on, and its row says what is the matter, also when it happened while no agent listened."""
+    host = hosts[0]
+    await host.guests.run(WITH_TPM)
+    qemu = next(one for one in link.processes.values() if one.guest.spec.name == NAME)
+    await asyncio.sleep(0)  # whoever notes it listens from now on
+    qemu.emit(GuestEventKind.TPM_ENDED)
+    await wait_until(lambda: "emulator ended" in (host.guests.row(NAME).note or ""), "the note")
+    assert host.guests.process(NAME) is not None
+    host.guests.put(host.guests.row(NAME), note=None)
+    qemu.has_lost_tpm = True
+    await host.restart()
+    await wait_until(lambda: "emulator ended" in (host.guests.row(NAME).note or ""), "the note")
