@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +101,40 @@ async def test_a_move_leaves_none_behind_and_finds_none(hosts: tuple[Host, Host]
     assert moving.state is SourceState.DONE
     assert not state(source).exists()
     assert [path.name for path in state(destination).iterdir()] == ["tpm2-00.permall"]
+
+
+async def test_what_arrived_is_on_disk_before_the_source_removes_its_own(
+    hosts: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the time of the flush both hosts have the state; a flush that fails is told and ends nothing."""
+    source, destination = hosts
+    await source.guests.run(WITH_TPM)
+    seen = []
+
+    def flush(_: TpmStates, name: GuestName) -> None:
+        seen.append((name, state(source).exists(), state(destination).exists()))
+        raise OSError("disk is gone")
+
+    monkeypatch.setattr(TpmStates, "flush", flush)
+    moving = await source.migrate(destination, guest=NAME)
+    await wait_finished(source, destination)
+    assert moving.state is SourceState.DONE
+    assert seen == [(NAME, True, True)]
+
+
+def test_a_flush_follows_and_awaits_nothing(tmp_path: Path) -> None:
+    """Whatever the emulator's user puts there is an error at most: no link is followed, no pipe is waited for."""
+    states = TpmStates(tmp_path / "tpm")
+    states.renew(NAME, None)
+    (states.path(NAME) / "tpm2-00.permall").write_text("state")
+    states.flush(NAME)
+    (states.path(NAME) / "link").symlink_to(tmp_path)
+    with pytest.raises(OSError, match="link"):
+        states.flush(NAME)
+    (states.path(NAME) / "link").unlink()
+    os.mkfifo(states.path(NAME) / "pipe")
+    with pytest.raises(OSError, match="Invalid argument"):
+        states.flush(NAME)
 
 
 async def test_a_failed_move_leaves_none_there(hosts: tuple[Host, Host]) -> None:

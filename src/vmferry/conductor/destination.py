@@ -342,6 +342,7 @@ class Destination:
         except VmferryError as error:
             await self._start_failed(process, error)
             return
+        await self._guests.flush_tpm(self.name)  # the guest runs; the source removes its own when it hears so
         self.runner.post(_E.GUEST_STARTED)
 
     async def _let_run(self, process: GuestProcess) -> None:

@@ -434,6 +434,15 @@ class Guests:
             _log.warning("a process that was started and never recorded was ended", guest=row.guest.spec.name)
         return None
 
+    async def flush_tpm(self, name: GuestName) -> None:
+        """Have the state of an arrived guest's TPM outlive a loss of power; whoever had it before then removes it."""
+        row = self.journal.guest(name)
+        if row is not None and row.guest.has_tpm:
+            try:
+                await asyncio.to_thread(self._tpm_states.flush, name)
+            except OSError as error:
+                _log.warning("state of a TPM is not flushed", guest=name, error=str(error))
+
     def note_of_tpm(self, name: GuestName) -> str | None:
         """Return what is to be told of a guest's TPM; None: nothing."""
         process = self.process(name)

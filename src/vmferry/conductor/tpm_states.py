@@ -62,6 +62,20 @@ class TpmStates:
                 fix=f"bring it back; or give it a new one: `vmferry guest remove {name}`, then `vmferry guest run`",
             )
 
+    def flush(self, name: GuestName) -> None:
+        """Have a state outlive a loss of power: an emulator renames what it wrote into place, and flushes nothing.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        for path in (*self.path(name).iterdir(), self.path(name)):
+            # The directory is the emulator's: nothing in it is followed or waited for.
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
     def remove(self, name: GuestName) -> None:
         """Remove a state for good. Idempotent."""
         shutil.rmtree(self.path(name), ignore_errors=True)
