@@ -13,9 +13,11 @@ from tests.conductor.pair import Host, wait_finished, wait_until
 
 from vmferry.conductor.tpm_states import TpmStates
 from vmferry.core.errors import Broken
-from vmferry.core.handover.states import SourceState
+from vmferry.core.handover.states import DestinationState, SourceState
 from vmferry.core.ids import GuestName
+from vmferry.core.migration import RunState
 from vmferry.ports.hypervisor import GuestEventKind
+from vmferry.testing.fake_qemu import FakeQemu
 
 NAME = GuestName("web-8")
 WITH_TPM = replace(SPEC, name=NAME, tpm="2.0", disks=())
@@ -154,7 +156,7 @@ async def test_an_emulator_that_ends_is_noted(hosts: tuple[Host, Host], link: Wa
     """The guest runs on, and its row says what is the matter, also when it happened while no agent listened."""
     host = hosts[0]
     await host.guests.run(WITH_TPM)
-    qemu = next(one for one in link.processes.values() if one.guest.spec.name == NAME)
+    qemu = qemu_on(host, link)
     await asyncio.sleep(0)  # whoever notes it listens from now on
     qemu.emit(GuestEventKind.TPM_ENDED)
     await wait_until(lambda: "emulator ended" in (host.guests.row(NAME).note or ""), "the note")
@@ -163,3 +165,58 @@ async def test_an_emulator_that_ends_is_noted(hosts: tuple[Host, Host], link: Wa
     qemu.has_lost_tpm = True
     await host.restart()
     await wait_until(lambda: "emulator ended" in (host.guests.row(NAME).note or ""), "the note")
+
+
+def qemu_on(host: Host, link: WatchedLink) -> FakeQemu:
+    """Return the process of the guest with a TPM on a host."""
+    row = host.journal.guest(NAME)
+    assert row is not None
+    assert row.process is not None
+    return link.processes[row.process.pid]
+
+
+async def test_an_arrival_whose_emulator_ends_is_given_up(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """Before all is loaded the move ends at once, long before QEMU would fail in the guest's pause."""
+    source, destination = hosts
+    await source.guests.run(WITH_TPM)
+    source.hold.ask(SourceState.PRECOPY)
+    moving = await source.migrate(destination, guest=NAME)
+    await source.hold.wait_reached(SourceState.PRECOPY)
+    qemu_on(destination, link).emit(GuestEventKind.TPM_ENDED)
+    await wait_until(lambda: destination.journal.guest(NAME) is None, "the end of the arrival")
+    source.hold.let_go(SourceState.PRECOPY)
+    await wait_finished(source, destination)
+    assert moving.state is not SourceState.DONE
+    assert source.guests.process(NAME) is not None
+    assert not state(destination).exists()
+
+
+async def test_an_emulator_that_ended_while_nobody_listened_is_seen(
+    hosts: tuple[Host, Host], link: WatchedLink
+) -> None:
+    """An arrival is looked at when it begins to be watched, and its guest when it is here."""
+    source, destination = hosts
+    await source.guests.run(WITH_TPM)
+    destination.hold.ask(DestinationState.LOADED)
+    await source.migrate(destination, guest=NAME)
+    await destination.hold.wait_reached(DestinationState.LOADED)
+    qemu_on(destination, link).has_lost_tpm = True
+    destination.hold.let_go(DestinationState.LOADED)
+    await wait_finished(source, destination)
+    await wait_until(lambda: "emulator ended" in (destination.guests.row(NAME).note or ""), "the note")
+
+
+async def test_post_copy_is_not_begun_without_it(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """Asked for right before the point of no return: the guest goes on where it is."""
+    source, destination = hosts
+    await source.guests.run(WITH_TPM)
+    source.hold.ask(SourceState.PRECOPY)
+    moving = await source.migrate(destination, guest=NAME, postcopy_after=1)
+    await source.hold.wait_reached(SourceState.PRECOPY)
+    qemu_on(source, link).has_lost_tpm = True
+    source.hold.let_go(SourceState.PRECOPY)
+    await wait_finished(source, destination)
+    assert moving.state is SourceState.ABORTED
+    assert "what emulates the TPM of guest web-8 has ended" in str(moving.runner.why)
+    assert qemu_on(source, link).state is RunState.RUNNING
+    assert not state(destination).exists()
