@@ -12,7 +12,7 @@ from tests.conductor.fakes import SPEC, WatchedLink
 from tests.conductor.pair import Host, wait_finished, wait_until
 
 from vmferry.conductor.tpm_states import TpmStates
-from vmferry.core.errors import Broken
+from vmferry.core.errors import BadInput, Broken, Refused
 from vmferry.core.handover.states import DestinationState, SourceState
 from vmferry.core.ids import GuestName
 from vmferry.core.migration import RunState
@@ -38,6 +38,16 @@ def test_what_begins_gets_an_empty_directory(tmp_path: Path) -> None:
     assert [path.stat().st_mode & 0o777 for path in (tmp_path / "tpm", states.path(NAME))] == [0o700, 0o700]
 
 
+def test_a_name_never_leads_out(tmp_path: Path) -> None:
+    """Nothing is made, removed or looked at elsewhere, whatever a peer calls its guest."""
+    (tmp_path / "victim").mkdir()
+    states = TpmStates(tmp_path / "tpm")
+    for act in (states.remove, states.check, states.check_free, states.flush, lambda name: states.renew(name, None)):
+        with pytest.raises(BadInput, match="cannot be the name"):
+            act(GuestName("../victim"))
+    assert (tmp_path / "victim").is_dir()
+
+
 def test_a_state_that_is_gone_is_told(tmp_path: Path) -> None:
     """A directory without a permanent state is none: an emulator would make a new one there."""
     states = TpmStates(tmp_path)
@@ -49,14 +59,26 @@ def test_a_state_that_is_gone_is_told(tmp_path: Path) -> None:
     states.check(NAME)
 
 
-def test_what_nobody_has_a_row_for_goes(tmp_path: Path) -> None:
-    """An agent that was killed between a row and its state leaves one behind; the others stay."""
-    states = TpmStates(tmp_path / "tpm")
-    states.keep_only(set())
-    for name in ("web-8", "web-9"):
-        states.renew(GuestName(name), None)
-    states.keep_only({NAME})
-    assert [path.name for path in (tmp_path / "tpm").iterdir()] == ["web-8"]
+async def test_a_state_without_a_row_is_kept(hosts: tuple[Host, Host]) -> None:
+    """A journal that was lost says nothing of whose keys these are: a new guest of that name does not replace them."""
+    host = hosts[0]
+    (state(host) / "keys").mkdir(parents=True)
+    await host.restart()
+    with pytest.raises(Refused, match="of which the journal knows nothing"):
+        await host.guests.run(WITH_TPM)
+    assert host.journal.guest(NAME) is None
+    assert (state(host) / "keys").exists()
+
+
+async def test_a_state_goes_before_its_row(hosts: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that is killed between the two has a row left, by which it is done again."""
+    host = hosts[0]
+    await host.guests.run(WITH_TPM)
+    await host.guests.stop(NAME)
+    seen = []
+    monkeypatch.setattr(TpmStates, "remove", lambda *_: seen.append(host.journal.guest(NAME) is not None))
+    await host.guests.remove(NAME)
+    assert seen == [True]
 
 
 def test_a_full_host_is_told(tmp_path: Path) -> None:

@@ -227,6 +227,8 @@ class Guests:
                     f"Guest {spec.name} exists already on host {self.settings.name}",
                     fix=f"choose another name, or: vmferry guest start {spec.name}",
                 )
+            if spec.tpm is not None:
+                self._tpm_states.check_free(spec.name)
             guest = await self._hypervisor.freeze(spec)
             token = Token(Epoch(1), self.settings.name, running=True)
             row = GuestRow(guest, token, Desired.RUNNING, None, None, self._free_uid())
@@ -356,11 +358,12 @@ class Guests:
 
     async def forget(self, name: GuestName) -> None:
         """Forget the row of a guest that has no process, and what is left of its runs here. Idempotent."""
+        directory = self._directory(name)
         await self._beats.close(name)
+        self._tpm_states.remove(name)
         self.journal.remove_guest(name)
         # Another guest of this name gets another user, who could neither read nor write what is left.
-        shutil.rmtree(self._directory(name), ignore_errors=True)
-        self._tpm_states.remove(name)
+        shutil.rmtree(directory, ignore_errors=True)
 
     async def kill(self, name: GuestName) -> None:
         """End the process at once and prove it dead; the row stays. Idempotent."""
@@ -377,7 +380,6 @@ class Guests:
         A process that lives but does not answer (frozen, or too busy) is asked again in the background: it is neither
         adopted nor dead, and nobody may conclude anything from it; `adopted` waits for that.
         """
-        self._tpm_states.keep_only({row.guest.spec.name for row in self.journal.guests()})
         for row in self.journal.guests():
             name = row.guest.spec.name
             self._reached[name] = asyncio.Event()

@@ -1,8 +1,8 @@
 """Where the states of this host's TPMs are: one directory per guest that has a row here, and gone with the row.
 
 A TPM that was set back to an older state accepts what it has refused since (a counter, a revoked key), so no old state
-may ever be started by accident: what comes with a guest, or begins with it, gets a new directory, and one that nobody
-has a row for is removed.
+may ever be started by accident: what comes with a guest, or begins with it, gets a new directory. A state is removed
+before its row, so that none is left without one whenever an agent is killed.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
-from collections.abc import Collection
 
-from vmferry.core.errors import Broken
-from vmferry.core.ids import GuestName
+from vmferry.core.errors import BadInput, Broken, Refused
+from vmferry.core.ids import GuestName, is_name
 
 #: What an emulator writes before its guest first runs. Source: swtpm 0.7.1, swtpm_nvstore_dir.c
 _PERMANENT = "tpm2-00.permall"
@@ -30,8 +29,26 @@ class TpmStates:
         self._directory = directory
 
     def path(self, name: GuestName) -> pathlib.Path:
-        """Return where a guest's state is."""
+        """Return where a guest's state is; never outside of the directory, whoever named the guest.
+
+        Raises:
+            BadInput: that is no name.
+        """
+        if not is_name(name):
+            raise BadInput(f"{name[:80]!r} cannot be the name of a guest")
         return self._directory / name
+
+    def check_free(self, name: GuestName) -> None:
+        """Check that a new guest finds nothing here: what has no row any more was not forgotten by an agent.
+
+        Raises:
+            Refused: the journal was lost or set back; all keys of an earlier guest may be in there.
+        """
+        if self.path(name).exists():
+            raise Refused(
+                f"the state of an earlier guest's TPM is in {self.path(name)}, of which the journal knows nothing",
+                fix="bring the journal back; or move that directory away, if nobody needs its keys",
+            )
 
     def renew(self, name: GuestName, uid: int | None) -> None:
         """Make an empty directory for a guest that begins or comes here; whatever is there goes first.
@@ -79,10 +96,3 @@ class TpmStates:
     def remove(self, name: GuestName) -> None:
         """Remove a state for good. Idempotent."""
         shutil.rmtree(self.path(name), ignore_errors=True)
-
-    def keep_only(self, names: Collection[GuestName]) -> None:
-        """Remove what an agent that was killed has left of guests that are not here any more."""
-        if self._directory.is_dir():
-            for path in self._directory.iterdir():
-                if path.name not in names:
-                    shutil.rmtree(path, ignore_errors=True)
