@@ -100,7 +100,9 @@ class Scene:
 async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
     """A guest with the port, running under a helper."""
     host = HostName("host-a")
-    guests = Guests(HostSettings(host, tmp_path, None), FakeJournal(), FakeHypervisor(host, FakeLink()), NoBeats())
+    guests = Guests(
+        HostSettings(host, tmp_path, None, tmp_path / "tpm"), FakeJournal(), FakeHypervisor(host, FakeLink()), NoBeats()
+    )
     helper = Helper()
     server = await asyncio.start_unix_server(helper.serve, tmp_path / "throttle.sock")
 

@@ -126,7 +126,7 @@ class Host:
     def build(self) -> None:
         """Make guests and hand-overs anew, as a starting agent does."""
         self.gone = asyncio.Event()
-        settings = HostSettings(self.name, self.run_dir, self.uids)
+        settings = HostSettings(self.name, self.run_dir, self.uids, self.run_dir / "tpm")
         self.guests = Guests(settings, self.journal, self.hypervisor, NoBeats())
         around = Surroundings(
             peer=lambda host: DirectPeer(self.pair, host),
@@ -180,10 +180,11 @@ class Host:
         bandwidth: BytesPerSecond | None = None,
         stream: StreamWish = DEFAULT_STREAM,
         copy_disks: bool = False,
+        guest: GuestName = GUEST,
     ) -> Source:
-        """Open a hand-over of the one guest."""
+        """Open a hand-over, of the one guest as a rule."""
         handover = await self.handovers.open(
-            GUEST,
+            guest,
             destination.name,
             downtime_limit_ms=downtime_limit_ms,
             bandwidth=bandwidth,

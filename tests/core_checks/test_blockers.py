@@ -24,7 +24,7 @@ from tests.core_checks.conftest import (
 
 from vmferry.core.checks import Case, find_blockers, memory_needed
 from vmferry.core.errors import Blocker
-from vmferry.core.guest import Acceleration, BiosBoot, Disk, FrozenDevice, NetworkKind, Nic, UefiBoot
+from vmferry.core.guest import TPM_DRIVER, Acceleration, BiosBoot, Disk, FrozenDevice, NetworkKind, Nic, UefiBoot
 from vmferry.core.host import FileFacts
 from vmferry.core.units import MIB, Bytes
 
@@ -70,6 +70,16 @@ def without_romfile(case: Case) -> Case:
 def with_driver(case: Case, driver: str) -> Case:
     """Return the case with one device of another driver."""
     return with_guest(case, devices=(FrozenDevice("dev0", driver, "pcie.0", "0x5"),))
+
+
+def with_tpm(case: Case) -> Case:
+    """Return the case with a TPM in the guest, and what emulates it on both hosts."""
+    case = with_guest(case, devices=(*case.guest.devices, FrozenDevice("tpm0", TPM_DRIVER, "isa.0", "")))
+    hosts = [
+        dataclasses.replace(with_qemu(host, devices=host.qemu.devices | {TPM_DRIVER}), tpm_emulator=(0, 7, 1))
+        for host in (case.source, case.destination)
+    ]
+    return dataclasses.replace(case, source=hosts[0], destination=hosts[1])
 
 
 def with_uefi(case: Case) -> Case:
@@ -261,7 +271,24 @@ CASES: dict[str, tuple[Callable[[Case], Case], str, list[str], list[str]]] = {
         [NVRAM],
         ["storage that both"],
     ),
-    "TPM": (lambda c: with_spec(c, tpm="/var/lib/swtpm/web-7"), "tpm.state-stays", ["/var/lib/swtpm/web-7"], ["stop"]),
+    "no TPM there": (
+        lambda c: with_destination(with_tpm(c), tpm_emulator=None),
+        "tpm.emulator-missing",
+        ["host-b", "agent is older"],
+        ["install swtpm", "host-b"],
+    ),
+    "older TPM there": (
+        lambda c: with_destination(with_tpm(c), tpm_emulator=(0, 6, 9)),
+        "tpm.emulator-older",
+        ["host-b is 0.6.9", "0.7.1 on host-a"],
+        ["swtpm 0.7 or newer"],
+    ),
+    "TPM has ended": (
+        lambda c: with_runtime(with_tpm(c), has_lost_tpm=True),
+        "tpm.emulator-ended",
+        ["web-7", "host-a"],
+        ["vmferry guest stop web-7"],
+    ),
     "bridge": (
         lambda c: with_destination(c, bridges=frozenset({"br1", "br2"})),
         "network.bridge-missing",
@@ -290,6 +317,23 @@ def test_a_guest_that_can_move_has_no_blocker(case: Case) -> None:
     assert find(case) == ()
     assert find(with_runtime(case, run_state="paused")) == ()
     assert find(with_uefi(case)) == ()
+
+
+def test_a_tpm_moves_where_it_can(case: Case) -> None:
+    """With an emulator there that is as new in its first two numbers, or newer, nothing is in the way."""
+    for version in ((0, 7, 0), (0, 7, 1), (0, 10, 1), (1, 0, 0)):
+        assert find(with_destination(with_tpm(case), tpm_emulator=version)) == ()
+
+
+def test_all_that_is_wrong_with_a_tpm_is_told_at_once(case: Case) -> None:
+    """Ended here and missing there are two blockers."""
+    spoiled = with_destination(with_runtime(with_tpm(case), has_lost_tpm=True), tpm_emulator=None)
+    assert [blocker.code for blocker in find(spoiled)] == ["tpm.emulator-ended", "tpm.emulator-missing"]
+
+
+def test_a_tpm_that_was_never_built_is_none(case: Case) -> None:
+    """What an older agent's guest file said of a TPM was passed over: such a guest moves."""
+    assert find(with_spec(case, tpm="/var/lib/swtpm/web-7")) == ()
 
 
 def test_neighbouring_protocols_work_together(case: Case) -> None:

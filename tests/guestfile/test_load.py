@@ -34,7 +34,7 @@ acceleration = "tcg"
 beat = true
 control = true
 throttle = true
-tpm = "/var/lib/swtpm/web-7"
+tpm = "2.0"
 echo = "10.0.0.7:7007"
 
 [boot]
@@ -98,7 +98,7 @@ def test_a_full_file_gives_every_key() -> None:
         beat=True,
         control=True,
         throttle=True,
-        tpm="/var/lib/swtpm/web-7",
+        tpm="2.0",
         echo="10.0.0.7:7007",
     )
 
@@ -133,7 +133,9 @@ ONE_LINE = {
     'acceleration = "xen"': ("acceleration", ["'xen'"], ["auto, kvm, tcg"]),
     "beat = 1": ("beat", ["1 (a number)"], ["true or false"]),
     'echo = "10.0.0.7:7007"': ("echo", ["without a nic"], ["[[nic]]"]),
-    'tpm = "swtpm"': ("tpm", ["'swtpm'"], ["absolute"]),
+    'tpm = "1.2"': ("tpm", ["'1.2'"], ['"2.0"']),
+    'tpm = "/var/lib/swtpm"': ("tpm", ["'/var/lib/swtpm'"], ['"2.0"', "kept by the agent"]),
+    "tpm = true": ("tpm", ["True"], ["a text"]),
     "memroy = 3": ("memroy", ["unknown key"], ["memory?", "vcpus"]),
 }
 

@@ -46,6 +46,8 @@ FORGED: dict[str, Forge] = {
     "port of another name": device("virtserialport", properties=(("name", "org.qemu.guest_agent.0"),)),
     "serial port on the monitor": device("isa-serial", backend="qmp"),
     "disk on the firmware": device("virtio-blk-pci", backend="uefi-nvram"),
+    "TPM of the host": device("tpm-tis", backend="tpm,path=/dev/tpm0"),
+    "TPM with a property": device("tpm-tis", backend="tpm", properties=(("ppi", True),)),
     "place that is none": device("isa-serial", bus="isa.0,x=y"),
     "address that is none": device("virtio-net-pci", addr="0x10,x=y"),
     "id that is none": device("virtio-net-pci", id="nic0,x=y"),

@@ -80,6 +80,10 @@ CHAINS = replace(
 THROTTLED = replace(LINUX, throttle=True)
 THROTTLE_ALONE = replace(BIOS, throttle=True)
 
+#: On both families: the TPM is an ISA device.
+TPM = replace(UEFI, tpm="2.0")
+TPM_I440FX = replace(BIOS, machine="pc-i440fx-7.2", tpm="2.0")
+
 RESOURCES = HostResources("/run/vmferry/guests/web-7", 70001, 40001)
 CASES = {
     "bios": (BIOS, Descriptors(), False),
@@ -88,6 +92,8 @@ CASES = {
     "throttle": (THROTTLED, Descriptors((7, 8, 6), (9, None), kernel=10, initrd=11, emergency=12), False),
     "throttle-alone": (THROTTLE_ALONE, Descriptors(), False),
     "uefi-kvm": (UEFI, Descriptors((7,), uefi_code=8, uefi_nvram=9), False),
+    "tpm": (TPM, Descriptors((7,), uefi_code=8, uefi_nvram=9, emergency=10, tpm=11), False),
+    "tpm-i440fx-incoming": (TPM_I440FX, Descriptors(tpm=7), True),
     "chains": (CHAINS, Descriptors((7, 8, 9), backing=((10, 11), (12,), ())), False),
     "micro-i440fx": (MICRO, Descriptors((7, 8, 9), kernel=10), False),
 }

@@ -8,7 +8,7 @@ import pytest
 from tests.qemu.test_command_line import BIOS, LINUX, MICRO, make_frozen
 
 from vmferry.core.errors import BadInput
-from vmferry.core.guest import Backing, Disk, DiskFormat, GuestSpec, IoPath, NetworkKind, Nic
+from vmferry.core.guest import Backing, Disk, DiskFormat, GuestSpec, IoPath, KernelBoot, NetworkKind, Nic
 from vmferry.core.units import Bytes
 from vmferry.qemu.cpu import freeze_cpu, parse_cpu, without_enforce
 from vmferry.qemu.freeze import MAX_DISKS, MAX_NICS, check_machine
@@ -57,6 +57,7 @@ def test_given_macs_stay() -> None:
         (replace(BIOS, disks=(Disk("/a", DiskFormat.RAW, backing=(Backing("/b"),)),)), "raw stands on"),
         (replace(BIOS, disks=(Disk("/a", backing=(Backing("/b"),) * 17),)), "17 images"),
         (replace(BIOS, disks=(Disk("/a", cache="unsafe"),)), "unsafe"),
+        (replace(BIOS, tpm="2.0", boot=KernelBoot("/kernel", "/initrd")), "a TPM beside an initrd"),
         (replace(BIOS, vcpus=0), "vcpus"),
         (replace(BIOS, memory_bytes=Bytes(0)), "memory"),
         (replace(BIOS, memory_bytes=Bytes((1 << 24) + 1)), "whole pages"),

@@ -84,7 +84,7 @@ async def guests(tmp_path: Path, image: Path) -> AsyncIterator[Guests]:
     guest = await hypervisor.freeze(replace(SPEC, disks=(Disk(str(image), cache="writeback"),)))
     journal = FakeJournal()
     journal.put_guest(GuestRow(guest, Token(Epoch(1), HOST_A, running=True), Desired.RUNNING, None))
-    guests = Guests(HostSettings(HOST_A, tmp_path, None), journal, hypervisor, NoBeats())
+    guests = Guests(HostSettings(HOST_A, tmp_path, None, tmp_path / "tpm"), journal, hypervisor, NoBeats())
     yield guests
     if guests.process(SPEC.name) is not None:
         await guests.stop(SPEC.name)

@@ -24,6 +24,7 @@ from vmferry.pki.stream_directory import StreamDirectory
 from vmferry.pki.stream_rules import Use
 from vmferry.ports.hypervisor import Certificates, GuestProcess, Hypervisor
 from vmferry.ports.peer import Peer
+from vmferry.qemu import tpm
 
 
 def certificates_of(source: HostFacts, destination: HostFacts) -> Certificates | None:
@@ -124,7 +125,8 @@ class Checking:
             reasons = (await process.query_migration()).blocked_reasons
             not_mirrored = await _not_mirrored(guest, process) if copy_disks else ()
         files = await asyncio.to_thread(guest_files, guest, self.why_not)
-        return GuestRuntime(run_state, None if busy == own_operation else busy, reasons, files, not_mirrored)
+        lost_tpm = process is not None and process.has_lost_tpm
+        return GuestRuntime(run_state, None if busy == own_operation else busy, reasons, files, not_mirrored, lost_tpm)
 
     async def probe(self, guest: FrozenGuest) -> GuestProbe:
         """Return what a guest would find here; nothing is reserved.
@@ -212,6 +214,8 @@ class Checking:
         """Return why this host cannot run a guest: files, firmware variables, network, memory."""
         told = await asyncio.to_thread(complaints, spec, self.why_not)
         told += [*self._network(spec), *await self._memory(spec)]
+        if spec.tpm is not None and await asyncio.to_thread(tpm.query_version) is None:
+            told.append("it has a TPM, and there is no swtpm here that emulates one")
         others = [row.guest.spec for row in self.guests.journal.guests()]
         return told + await asyncio.to_thread(shared_variables, spec, others)
 

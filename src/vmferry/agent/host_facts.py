@@ -17,6 +17,7 @@ from vmferry.core.units import Bytes
 from vmferry.disks.files import image_tool
 from vmferry.ports.hypervisor import Hypervisor
 from vmferry.ports.store import GuestRow, Journal
+from vmferry.qemu import tpm
 from vmferry.qemu.userfault import why_no_userfault
 
 _SYS_NET = Path("/sys/class/net")
@@ -73,6 +74,7 @@ class HostView:
             why_no_postcopy=why_no_userfault(offer.qemu_uid, qemu.version),
             pipelines=offer.pipelines,
             makes_images=image_tool() is not None,
+            tpm_emulator=await asyncio.to_thread(tpm.query_version),
             certificates=None if offer.certificates is None else await asyncio.to_thread(offer.certificates),
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 
 from vmferry.qemu.log_limit import cut
-from vmferry.qemu.run_dir import CONSOLE_LOG, QEMU_LOG
+from vmferry.qemu.run_dir import CONSOLE_LOG, QEMU_LOG, TPM_LOG
 
 _log = structlog.get_logger("vmferry.logs")
 
@@ -53,7 +53,7 @@ class LogKeeper:
             directories = list(self._guests_dir.iterdir())
         except OSError:
             return  # no guest yet
-        for path in [directory / name for directory in directories for name in (CONSOLE_LOG, QEMU_LOG)]:
+        for path in [directory / name for directory in directories for name in (CONSOLE_LOG, QEMU_LOG, TPM_LOG)]:
             try:
                 cut(path.parent, path.name, self._limit_bytes)
             except OSError as error:

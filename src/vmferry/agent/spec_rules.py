@@ -43,7 +43,7 @@ def _rows(spec: GuestSpec) -> Iterator[_Row]:
         yield from _given(f"nics[{index}].mac", words.mac, nic.mac)
         ports = [port for pair in nic.forward_udp for port in pair]
         yield from ((f"nics[{index}].forward_udp", _from_1_to(_LAST_PORT), port) for port in ports)
-    yield from _given("tpm", words.absolute_path, spec.tpm)
+    yield from _given("tpm", words.tpm_version, spec.tpm)
     yield from _given("echo", words.echo, spec.echo)
 
 

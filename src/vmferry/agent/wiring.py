@@ -102,7 +102,9 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     first_uid, last_uid = config.qemu.uids
     uids = None if QemuHypervisor.runs_as(first_uid) is None else range(first_uid, last_uid + 1)
     beats = BeatBook()
-    guests = Guests(HostSettings(fleet.name, config.run_dir, uids), journal, hypervisor, beats)
+    guests = Guests(
+        HostSettings(fleet.name, config.run_dir, uids, config.state_dir / "tpm"), journal, hypervisor, beats
+    )
     first, last = config.migration.ports
     listen = config.migration.address or await _ip_of(fleet.address)
     configured = config.migration.pipelines

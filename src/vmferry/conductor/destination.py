@@ -265,10 +265,14 @@ class Destination:
         """Ask once what events may have told while nobody listened."""
         sample = await process.query_migration()
         await self._saw_status(process, sample.status, sample.error)
+        if process.has_lost_tpm:
+            self._lost_tpm()
 
     async def _saw(self, process: GuestProcess, event: GuestEvent) -> None:
         if event.kind is GuestEventKind.EXITED:
             self._died(event.detail)
+        elif event.kind is GuestEventKind.TPM_ENDED:
+            self._lost_tpm()
         elif event.kind is GuestEventKind.MIGRATION and event.status is not None:
             error = None
             if event.status is MigrationStatus.FAILED:
@@ -295,6 +299,11 @@ class Destination:
     def _died(self, detail: str | None) -> None:
         self.error = f"QEMU of guest {self.name} at the destination died" + (f": {detail}" if detail else "")
         self.runner.post(_E.QEMU_DIED, self.error)
+
+    def _lost_tpm(self) -> None:
+        """Give up while that costs the guest nothing: the state of its TPM would find no place here."""
+        self.error = f"what emulates the TPM of guest {self.name} at the destination has ended"
+        self.runner.post(_E.STREAM_FAILED, self.error, only_in=_T.RECEIVING)
 
     async def _ask_source(self, process: GuestProcess) -> None:
         """Ask the source what became of the hand-over: its orders may have been lost on the way."""
@@ -337,6 +346,7 @@ class Destination:
         except VmferryError as error:
             await self._start_failed(process, error)
             return
+        await self._guests.flush_tpm(self.name)  # the guest runs; the source removes its own when it hears so
         self.runner.post(_E.GUEST_STARTED)
 
     async def _let_run(self, process: GuestProcess) -> None:
@@ -371,7 +381,7 @@ class Destination:
         self._calls.ways.finish(self.arrival.handover)
         row = self._guests.journal.guest(self.name)
         if row is not None and row.note == ARRIVING:
-            self._guests.put(row, note=None)
+            self._guests.put(row, note=self._guests.note_of_tpm(self.name))
         await self._with_images(self._calls.disk_files.keep)
         process = self._guests.process(self.name)
         if process is None:

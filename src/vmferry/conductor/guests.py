@@ -15,6 +15,7 @@ from typing import Protocol
 
 import structlog
 
+from vmferry.conductor.tpm_states import TpmStates
 from vmferry.core.errors import BadInput, GuestBusy, NotFound, Refused, TimedOut, VmferryError
 from vmferry.core.guest import Desired, FrozenGuest, GuestSpec
 from vmferry.core.ids import Epoch, GuestName, HostName, is_name
@@ -35,6 +36,7 @@ _NOTES = {
     GuestEventKind.POWERED_OFF: "powered off by the guest",
     GuestEventKind.PANICKED: "guest panicked",
     GuestEventKind.EXITED: "its QEMU process ended unexpectedly",
+    GuestEventKind.TPM_ENDED: "its TPM's emulator ended: the TPM fails until the guest is stopped and started",
     GuestEventKind.IO_ERROR: "stopped on an I/O error of its disk",
 }
 #: Run states in which a guest's RAM is whole and its vCPUs stand: `cont` makes it go on.
@@ -90,6 +92,7 @@ class HostSettings:
     name: HostName
     run_dir: pathlib.Path
     uids: range | None  #: unprivileged uids, one per guest; None when the agent is not root
+    tpm_dir: pathlib.Path  #: where the states of guests' TPMs are; survives a reboot of the host
 
 
 class Guests:
@@ -113,6 +116,7 @@ class Guests:
         self.journal = journal
         self._hypervisor = hypervisor
         self._beats = beats
+        self._tpm_states = TpmStates(settings.tpm_dir)
         self._adopting: dict[GuestName, asyncio.Task[None]] = {}
         self._reached: dict[GuestName, asyncio.Event] = {}  #: of those that are, or were, being adopted
         self._processes: dict[GuestName, GuestProcess] = {}
@@ -223,11 +227,14 @@ class Guests:
                     f"Guest {spec.name} exists already on host {self.settings.name}",
                     fix=f"choose another name, or: vmferry guest start {spec.name}",
                 )
+            if spec.tpm is not None:
+                self._tpm_states.check_free(spec.name)
             guest = await self._hypervisor.freeze(spec)
             token = Token(Epoch(1), self.settings.name, running=True)
             row = GuestRow(guest, token, Desired.RUNNING, None, None, self._free_uid())
             self.journal.put_guest(row)
             try:
+                self._renew_tpm(row)
                 return await self._start(row)
             except BaseException:
                 await self.let_go(spec.name)
@@ -235,10 +242,12 @@ class Guests:
 
     async def start(self, name: GuestName) -> GuestRow:
         """Start a stopped guest that this host owns; on failure no process is left."""
-        self.row(name)
+        row = self.row(name)
         async with self.operation(name, "guest start"):
             if await self._lives(name):
                 raise BadInput(f"Guest {name} is running already", owner=self.settings.name)
+            if row.guest.has_tpm:
+                self._tpm_states.check(name)
             await self._end_process(name)
             try:
                 return await self._start(self.row(name))
@@ -257,6 +266,8 @@ class Guests:
     async def launch(self, row: GuestRow, *, incoming: bool) -> GuestRow:
         """Start the process of a row (paused) and journal it; used by starts and arrivals alike."""
         name = row.guest.spec.name
+        if incoming:
+            self._renew_tpm(row)
         port = await self._beat_port(row)
         resources = self._resources(row, port)
         process = await self._hypervisor.start(row.guest, resources, incoming=incoming)
@@ -347,10 +358,12 @@ class Guests:
 
     async def forget(self, name: GuestName) -> None:
         """Forget the row of a guest that has no process, and what is left of its runs here. Idempotent."""
+        directory = self._directory(name)
         await self._beats.close(name)
+        self._tpm_states.remove(name)
         self.journal.remove_guest(name)
         # Another guest of this name gets another user, who could neither read nor write what is left.
-        shutil.rmtree(self._directory(name), ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
     async def kill(self, name: GuestName) -> None:
         """End the process at once and prove it dead; the row stays. Idempotent."""
@@ -423,6 +436,21 @@ class Guests:
             _log.warning("a process that was started and never recorded was ended", guest=row.guest.spec.name)
         return None
 
+    async def flush_tpm(self, name: GuestName) -> None:
+        """Have the state of an arrived guest's TPM outlive a loss of power; whoever had it before then removes it."""
+        row = self.journal.guest(name)
+        if row is not None and row.guest.has_tpm:
+            try:
+                await asyncio.to_thread(self._tpm_states.flush, name)
+            except OSError as error:
+                _log.warning("state of a TPM is not flushed", guest=name, error=str(error))
+
+    def note_of_tpm(self, name: GuestName) -> str | None:
+        """Return what is to be told of a guest's TPM; None: nothing."""
+        process = self.process(name)
+        lost = process is not None and process.has_lost_tpm
+        return _NOTES[GuestEventKind.TPM_ENDED] if lost else None
+
     def note_crash(self, name: GuestName, why: str) -> None:
         """Write into the row that the guest crashed here."""
         row = self.journal.guest(name)
@@ -452,7 +480,10 @@ class Guests:
         self._watchers[name] = asyncio.create_task(self._watch(name, process), name=f"watch:{name}")
 
     async def _watch(self, name: GuestName, process: GuestProcess) -> None:
-        async for event in process.events():
+        events = process.events()
+        if process.has_lost_tpm:  # before anybody listened
+            await self._note(name, GuestEvent(GuestEventKind.TPM_ENDED, 0))
+        async for event in events:
             await self._note(name, event)
 
     async def _note(self, name: GuestName, event: GuestEvent) -> None:
@@ -464,7 +495,8 @@ class Guests:
         row = self.journal.guest(name)
         if row is None or row.token.owner != self.settings.name or (ended and name in self._busy):
             return
-        _log.info("guest stopped", guest=name, why=note, detail=event.detail)
+        what = "guest lost its TPM" if event.kind is GuestEventKind.TPM_ENDED else "guest stopped"
+        _log.info(what, guest=name, why=note, detail=event.detail)
         self.put(row, note=note, process=None if ended else row.process)
 
     async def _end_process(self, name: GuestName) -> None:
@@ -498,7 +530,13 @@ class Guests:
         return process is not None and await process.query_run_state() not in _ENDED
 
     def _resources(self, row: GuestRow, beat_port: int | None) -> HostResources:
-        return HostResources(str(self._directory(row.guest.spec.name)), row.uid, beat_port)
+        name = row.guest.spec.name
+        tpm_dir = str(self._tpm_states.path(name)) if row.guest.has_tpm else None
+        return HostResources(str(self._directory(name)), row.uid, beat_port, tpm_dir)
+
+    def _renew_tpm(self, row: GuestRow) -> None:
+        if row.guest.has_tpm:
+            self._tpm_states.renew(row.guest.spec.name, row.uid)
 
     def _directory(self, name: GuestName) -> pathlib.Path:
         """Return where a guest's run is kept; never outside of the run directory, whoever named the guest.

@@ -164,7 +164,8 @@ class PostcopySource:
             process = self._alive()
             sample = await process.query_migration()
             if sample.status is _M.PRE_SWITCHOVER and _now() - self._continued_at > _CONTINUES_S:
-                if why := sample.error or await self._why_not_there() or await self._why_no_disks():
+                why = sample.error or await self._why_not_there() or await self._why_no_disks()
+                if why := why or self._why_no_tpm(process):
                     if (await process.query_migration()).status is not _M.PRE_SWITCHOVER:
                         continue  # it was on its way: nothing leads back
                     self._post(_E.STREAM_FAILED, why, only_in=_S.POSTCOPY_CROSSING)
@@ -214,6 +215,10 @@ class PostcopySource:
         except VmferryError as error:
             return error.what
         return None
+
+    def _why_no_tpm(self, process: GuestProcess) -> str | None:
+        """Return why the state of its TPM cannot be had; QEMU 10.0 would fail for it, stay `device` and never end."""
+        return f"what emulates the TPM of guest {self._trip.guest} has ended" if process.has_lost_tpm else None
 
     async def _ask_loaded(self) -> PeerStatus | None:
         with contextlib.suppress(VmferryError):

@@ -339,6 +339,7 @@ class GuestSaving:
                     await self._let_run(saving.guest, process)
             except VmferryError as error:
                 failure = error
+        await self._guests.flush_tpm(saving.guest)
         try:
             await self._files.consume(saving.path, saving.id)
         except VmferryError as error:

@@ -17,6 +17,9 @@ from vmferry.core.units import Bytes
 
 #: Name of the virtio-serial port through which the guest's own throttle helper is reached (docs/write-throttle.md).
 THROTTLE_PORT: Final = "org.vmferry.throttle.0"
+#: What a guest's TPM is, and QEMU's device for it: an ISA device, on q35 and i440fx alike.
+TPM_VERSION: Final = "2.0"
+TPM_DRIVER: Final = "tpm-tis"
 
 
 class Acceleration(enum.StrEnum):
@@ -145,7 +148,7 @@ class GuestSpec:
     nics: tuple[Nic, ...] = ()
     beat: bool = False  #: the guest beats, one byte at a time, on I/O port 0xe9 (isa-debugcon)
     control: bool = False  #: the built-in linux guest's control channel (org.vmferry.control)
-    tpm: str | None = None  #: directory of swtpm state; a blocker for now
+    tpm: str | None = None  #: `TPM_VERSION`: it has one, emulated
     echo: str | None = None  #: "ADDRESS:PORT" of a UDP echo in the guest, for network_outage (`echo_address`)
     throttle: bool = False  #: the port of the write throttle (`THROTTLE_PORT`)
 
@@ -195,3 +198,8 @@ class FrozenGuest:
     devices: tuple[FrozenDevice, ...]
     macs: tuple[str, ...]  #: one per NIC, in the order of spec.nics
     boot_hashes: tuple[tuple[str, str], ...] = field(default=())  #: (path, sha256) of kernel, initrd, firmware code
+
+    @property
+    def has_tpm(self) -> bool:
+        """Tell whether a TPM was built into it; what an older agent's guest file says of one was never built."""
+        return any(device.driver == TPM_DRIVER for device in self.devices)

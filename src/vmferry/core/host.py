@@ -59,6 +59,8 @@ class HostFacts:
     makes_images: bool = True  #: qemu-img is there; an older agent does not say, and refuses the arrival if it is not
     #: for streams that are encrypted by certificates; None: it has none, or its agent is older
     certificates: StreamCertificates | None = None
+    #: version of what emulates a TPM 2.0; None: there is none, or its agent is older and cannot take such a guest
+    tpm_emulator: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +102,4 @@ class GuestRuntime:
     source_files: tuple[FileFacts, ...]
     #: (path, why) of images that no mirror carries over; asked only where images may be copied
     not_mirrored: tuple[tuple[str, str], ...] = ()
+    has_lost_tpm: bool = False  #: what emulates its TPM has ended

@@ -6,7 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from vmferry.core.guest import DIRECT_CACHES, MOST_BACKING, Acceleration, DiskFormat, IoPath, NetworkKind
+from vmferry.core.guest import (
+    DIRECT_CACHES,
+    MOST_BACKING,
+    TPM_VERSION,
+    Acceleration,
+    DiskFormat,
+    IoPath,
+    NetworkKind,
+)
 from vmferry.core.ids import NAME_PATTERN
 from vmferry.guestfile import words
 
@@ -48,6 +56,7 @@ Path = Annotated[IoPath, BeforeValidator(words.io_path), _schema(enum=[path.valu
 AccelerationWord = Annotated[Acceleration, _word(Acceleration)]
 FormatWord = Annotated[DiskFormat, _word(DiskFormat)]
 NetworkWord = Annotated[NetworkKind, _word(NetworkKind)]
+TpmVersion = Annotated[str, AfterValidator(words.tpm_version), _schema(enum=[TPM_VERSION])]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -152,7 +161,11 @@ class GuestTable(BaseModel):
         " --throttle 40-writes` slows the writes of programs that run under `vmferry-throttle` in the guest"
         " (docs/write-throttle.md); nothing changes as long as nobody asks for it",
     )
-    tpm: FilePath | None = Field(None, description="directory of a TPM's state; such a guest cannot be moved yet")
+    tpm: TpmVersion | None = Field(
+        None,
+        description='`"2.0"`: it has a TPM, emulated by swtpm, which every host needs then; its state is kept by the'
+        " agent and travels with the guest (docs/tpm.md); not with `initrd`",
+    )
     boot: BootTable = Field(description="what it boots from")
     disk: list[DiskTable] = Field([], description="its disks, in this order")
     nic: list[NicTable] = Field([], description="its network cards, in this order")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from vmferry.core.guest import DIRECT_CACHES, IoPath, echo_address
+from vmferry.core.guest import DIRECT_CACHES, TPM_VERSION, IoPath, echo_address
 from vmferry.core.ids import NAME_PATTERN
 from vmferry.core.units import GIB, KIB, MIB
 
@@ -46,6 +46,13 @@ def guest_name(value: str) -> str:
     """Return a guest's name: a DNS label in lower case."""
     if _NAME.fullmatch(value) is None:
         raise ValueError("1 to 63 of a-z, 0-9 and -, not - at either end; the name becomes a file name and an id")
+    return value
+
+
+def tpm_version(value: str) -> str:
+    """Return what TPM a guest has."""
+    if value != TPM_VERSION:
+        raise ValueError(f'"{TPM_VERSION}": the state of a TPM is kept by the agent')
     return value
 
 

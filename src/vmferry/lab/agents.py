@@ -49,7 +49,7 @@ class AgentProcess:
         """The worker that the supervisor runs now; None between a death and the restart."""
         supervisor = self.supervisor
         found = children(supervisor.pid) if supervisor else []
-        return next((child for child in found if "qemu-system" not in command_line(child.pid)), None)
+        return next((child for child in found if not _is_a_guests(command_line(child.pid))), None)
 
     def kill_worker(self) -> Identity:
         """Kill -9 the worker and wait until it is gone; the supervisor will start another.
@@ -130,3 +130,8 @@ class AgentProcess:
     def _signal(self, process: Identity | None, number: signal.Signals) -> None:
         if process is not None:
             send(process, number)
+
+
+def _is_a_guests(command: str) -> bool:
+    """Tell whether a process serves a guest: those whose agent has died become the supervisor's."""
+    return "qemu-system" in command or Path(command.partition(" ")[0]).name == "swtpm"

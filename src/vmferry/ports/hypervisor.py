@@ -55,6 +55,7 @@ class GuestEventKind(enum.StrEnum):
     ROUND_ENDED = "round-ended"  #: MIGRATION_PASS
     EXITED = "exited"  #: the process is gone
     IO_ERROR = "io-error"
+    TPM_ENDED = "tpm-ended"  #: the process that emulates its TPM is gone, QEMU is not: each TPM command fails
     MIRROR_FAILED = "mirror-failed"  #: the copy of an image ended before it was to
 
 
@@ -107,6 +108,7 @@ class HostResources:
     run_dir: str  #: the guest's own directory: QMP socket, pid, logs, keys
     uid: int | None  #: unprivileged user of the process; None = the agent's own
     beat_port: int | None = None  #: UDP port on 127.0.0.1 to which beats go
+    tpm_dir: str | None = None  #: directory of the state of its TPM; None: it has none
 
 
 class GuestProcess(Protocol):
@@ -119,6 +121,10 @@ class GuestProcess(Protocol):
     @property
     def mirrors(self) -> DiskMirrors:
         """Mirrors of its images."""
+
+    @property
+    def has_lost_tpm(self) -> bool:
+        """Tell whether what emulates the guest's TPM has ended while the guest lives."""
 
     def is_alive(self) -> bool:
         """Tell whether the process exists now; False is proof (same pid, start time and boot)."""

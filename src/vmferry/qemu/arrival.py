@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Mapping
 
 from vmferry.core.errors import BadInput
-from vmferry.core.guest import THROTTLE_PORT, Acceleration, FrozenDevice, FrozenGuest, KernelBoot
+from vmferry.core.guest import THROTTLE_PORT, TPM_DRIVER, Acceleration, FrozenDevice, FrozenGuest, KernelBoot
 from vmferry.core.ids import is_name
 from vmferry.qemu.freeze import DRIVERS, check_machine, check_spec
 
@@ -48,6 +48,7 @@ _PROPERTIES: Mapping[str, Mapping[str, Rule]] = {
     "isa-serial": {"index": _is_number},
     "pcie-root-port": {"chassis": _is_number, "port": _is_number, "multifunction": _is_switch},
     "pvpanic": {},
+    TPM_DRIVER: {},
     "virtio-blk-pci": _DISK,
     "virtio-net-pci": _NIC,
     "virtio-serial-pci": {"max_ports": _is_number},
@@ -59,6 +60,7 @@ _BACKENDS: Mapping[str, str] = {
     "ide-cd": "image[0-9]+",
     "isa-debugcon": "beat",
     "isa-serial": "console",
+    TPM_DRIVER: "tpm",
     "virtio-blk-pci": "image[0-9]+",
     "virtio-net-pci": "net[0-9]+",
     "virtserialport": "control|throttle",

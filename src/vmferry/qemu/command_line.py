@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from vmferry.core.disks import NVRAM_NODE, disk_node
 from vmferry.core.guest import (
     DIRECT_CACHES,
+    TPM_DRIVER,
     Acceleration,
     Disk,
     DiskFormat,
@@ -43,6 +44,7 @@ FIRST_BACKING_SET = 1000
 _BACKEND_PROPERTY = {
     **dict.fromkeys(("virtio-blk-pci", "ide-hd", "ide-cd"), "drive"),
     **dict.fromkeys(("virtio-net-pci", "e1000"), "netdev"),
+    TPM_DRIVER: "tpmdev",
 }
 
 
@@ -58,6 +60,7 @@ class Descriptors:
     uefi_nvram: int | None = None
     emergency: int | None = None  #: the emergency line's end that QEMU serves
     backing: tuple[tuple[int, ...], ...] = ()  #: of the images below each disk; empty: below none
+    tpm: int | None = None  #: the connection to the TPM's emulator
 
 
 def command_line(
@@ -75,6 +78,7 @@ def command_line(
         *_monitors(guest, resources, descriptors.emergency),
         *_disks(guest.spec.disks, descriptors),
         *_nics(guest.spec.nics, descriptors.taps, incoming=incoming),
+        *_tpm(descriptors.tpm),
     ]
     for device in guest.devices:
         argv += ["-device", _json(device_options(device))]
@@ -251,6 +255,12 @@ def _nics(nics: tuple[Nic, ...], taps: tuple[int | None, ...], *, incoming: bool
             # An arrival gets its forwards when it runs (forwards.py): the ports may still be the source's.
             argv += ["-netdev", f"user,id=net{index}{'' if incoming else forwards}"]
     return argv
+
+
+def _tpm(fd: int | None) -> list[str]:
+    if fd is None:
+        return []
+    return ["-chardev", f"socket,id=tpm-emulator,fd={fd}", "-tpmdev", "emulator,id=tpm,chardev=tpm-emulator"]
 
 
 def _file_node(name: str, fd: int | None, number: int, *, read_only: bool) -> list[str]:

@@ -1,7 +1,7 @@
 """Decide a guest's hardware once: ids, addresses, MACs. Pure; chance and hashes come in from outside.
 
 Layout on q35 (pcie.0): 0x2.0-0x2.3 root ports for what is plugged in later, 0x3 virtio-serial, 0x4-0xf disks,
-0x10-0x1e NICs. i440fx (pci.0) has no root ports. The serial port, pvpanic and debugcon are ISA devices.
+0x10-0x1e NICs. i440fx (pci.0) has no root ports. The serial port, pvpanic, debugcon and the TPM are ISA devices.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from vmferry.core.errors import BadInput
 from vmferry.core.guest import (
     DIRECT_CACHES,
     THROTTLE_PORT,
+    TPM_DRIVER,
     Acceleration,
     FrozenDevice,
     FrozenGuest,
     GuestSpec,
     IoPath,
+    KernelBoot,
     NetworkKind,
 )
 from vmferry.core.ids import GuestUuid
@@ -41,6 +43,7 @@ DRIVERS = frozenset(
         "isa-serial",
         "pcie-root-port",
         "pvpanic",
+        TPM_DRIVER,
         "virtio-blk-pci",
         "virtio-net-pci",
         "virtio-serial-pci",
@@ -124,6 +127,12 @@ def check_spec(spec: GuestSpec) -> None:
         (len(spec.nics) > MAX_NICS, f"{len(spec.nics)} NICs, expected at most {MAX_NICS}"),
         *((d.cache not in CACHE_MODES, f"cache = {d.cache!r}, expected one of {CACHE_MODES}") for d in spec.disks),
         *((True, what) for what in wrong_chains(spec)),
+        # The log that the firmware keeps of a TPM (64 KiB) pushes its ACPI tables down to where QEMU loads an initrd:
+        # seen on 7.2 and 10.0, Linux then comes up without ACPI and finds no TPM.
+        (
+            spec.tpm is not None and isinstance(spec.boot, KernelBoot) and spec.boot.initrd is not None,
+            "a TPM beside an initrd, which QEMU loads over the firmware's tables; expected a boot from a disk",
+        ),
         *((n.network is NetworkKind.BRIDGE and not n.bridge, "a NIC on a bridge has no bridge") for n in spec.nics),
     ]
     for wrong, what in problems:
@@ -157,6 +166,7 @@ def _devices(spec: GuestSpec, macs: tuple[str, ...]) -> list[FrozenDevice]:
     return [
         FrozenDevice("serial0", "isa-serial", "isa.0", "", (("index", 0),), "console"),
         FrozenDevice("pvpanic0", "pvpanic", "isa.0", ""),
+        *([FrozenDevice("tpm0", TPM_DRIVER, "isa.0", "", (), "tpm")] if spec.tpm is not None else []),
         *(_root_ports() if q35 else ()),
         *_channels(spec, bus),
         *_disk_devices(spec, bus, q35=q35),

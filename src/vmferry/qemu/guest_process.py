@@ -45,6 +45,7 @@ from vmferry.qemu.qmp import CONNECT_TIMEOUT_S, QmpSession, SaidNo
 from vmferry.qemu.reconnection import TELLS_CONNECTING, Reconnection
 from vmferry.qemu.run_dir import LOCAL_URI, RunDir
 from vmferry.qemu.sockets import connect
+from vmferry.qemu.tpm import TpmWatch
 
 QUIT_TIMEOUT_S = 10.0
 #: A QEMU of an earlier agent that has not answered for so long may be waiting for a page.
@@ -76,6 +77,7 @@ class QemuGuestProcess:
         uid: its user, None for the agent's own.
         line: our end of its emergency line, if it is at hand; owned from here on.
         files: gives this host's certificates.
+        tpm: watches and ends the emulator of its TPM; None: it has none, or nobody shall.
 
     Source: docs/interop/qmp-spec, qapi/{run-state,migration,misc}.json.
     """
@@ -88,8 +90,10 @@ class QemuGuestProcess:
         uid: int | None,
         line: emergency.Line | None = None,
         files: CertificateFiles = no_certificates,
+        tpm: TpmWatch | None = None,
     ) -> None:
         self._name = spec.name
+        self._tpm = tpm or TpmWatch(spec.name, None)
         self._memory_bytes = spec.memory_bytes
         self._forwards = forwards_of(spec)
         self._process = process
@@ -123,7 +127,7 @@ class QemuGuestProcess:
         except BaseException:
             await self._disconnect()
             raise
-        self._watcher = asyncio.create_task(self._watch(), name=f"watch-{self._name}")
+        self._begin_watching()
 
     async def reconnect(self) -> None:
         """Connect to a process that an earlier agent started, and watch it from now on.
@@ -147,7 +151,11 @@ class QemuGuestProcess:
         except BaseException:
             await self._disconnect()
             raise
+        self._begin_watching()
+
+    def _begin_watching(self) -> None:
         self._watcher = asyncio.create_task(self._watch(), name=f"watch-{self._name}")
+        self._tpm.start(self.query_run_state, self._hub.publish)
 
     async def wait_answers(self) -> None:
         """Wait until it answers questions, or is gone."""
@@ -203,6 +211,11 @@ class QemuGuestProcess:
     def run_dir(self) -> RunDir:
         """The paths of the process: console log, QEMU's own log."""
         return self._run_dir
+
+    @property
+    def has_lost_tpm(self) -> bool:
+        """Tell whether the emulator of its TPM has ended before QEMU."""
+        return self._tpm.has_ended
 
     def is_alive(self) -> bool:
         """Tell whether the process exists now; False is proof."""
@@ -518,6 +531,7 @@ class QemuGuestProcess:
             await asyncio.gather(self._watcher, return_exceptions=True)
         await self._stop_forwarder()
         self._hub.close()
+        await self._tpm.close()
         await self._disconnect()
         self._process.close()
 
@@ -538,6 +552,7 @@ class QemuGuestProcess:
         tail = self._run_dir.log_tail()
         self._hub.publish(GuestEvent(GuestEventKind.EXITED, time.monotonic_ns(), detail=tail or None))
         self._run_dir.remove_sockets()
+        await self._tpm.end()
         await self._stop_forwarder()
         await self._disconnect()
         self._process.close()

@@ -29,6 +29,7 @@ from vmferry.qemu.probe import ProbeCache, Prober
 from vmferry.qemu.process import Process, kvm_groups, spawn
 from vmferry.qemu.run_dir import RunDir
 from vmferry.qemu.start_fault import fix_of, told_by_qemu
+from vmferry.qemu.tpm import TpmWatch, serving
 from vmferry.qemu.userfault import userfault_groups
 
 #: Run states before the first `cont` of a process that was started paused.
@@ -144,25 +145,26 @@ class QemuHypervisor:
         check_frozen(guest, (await self._prober.query_facts(guest.acceleration)).machines)
         spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, guest, resources, run_dir, incoming=incoming))
         try:
-            process, line = await asyncio.shield(spawning)
+            process, line, emulator = await asyncio.shield(spawning)
         except asyncio.CancelledError:
             # The thread cannot be stopped: wait for what it makes, and undo that.
             (outcome,) = await asyncio.gather(spawning, return_exceptions=True)
             if not isinstance(outcome, BaseException):
                 outcome[1].close()
-                await _undo(outcome[0], run_dir)
+                await _undo(outcome[0], run_dir, _tpm_watch(guest, resources, outcome[2]))
             raise
-        started = QemuGuestProcess(guest.spec, process, run_dir, resources.uid, line, self._certificates)
+        tpm = _tpm_watch(guest, resources, emulator)
+        started = QemuGuestProcess(guest.spec, process, run_dir, resources.uid, line, self._certificates, tpm)
         try:
             await started.connect()
         except VmferryError as error:
-            await _undo(process, run_dir)
+            await _undo(process, run_dir, tpm)
             told = told_by_qemu(guest.spec, run_dir.log_tail())
             error.what = f"guest {guest.spec.name} did not start: {told or error.what}"
             error.fix = error.fix or fix_of(told)
             raise
         except BaseException:
-            await asyncio.shield(_undo(process, run_dir))
+            await asyncio.shield(_undo(process, run_dir, tpm))
             raise
         return started
 
@@ -178,12 +180,13 @@ class QemuHypervisor:
             TimedOut: it lives and does not answer at all; it was not touched.
         """
         process = Process.of_record(record)
-        run_dir = RunDir(Path(resources.run_dir))
+        run_dir, tpm = RunDir(Path(resources.run_dir)), _tpm_watch(guest, resources)
         if process is None:
             if not run_dir.is_served():  # it died while no agent watched: nobody else removes its sockets and its key
                 run_dir.remove_sockets()
+                await tpm.end()
             return None
-        adopted = QemuGuestProcess(guest.spec, process, run_dir, resources.uid, None, self._certificates)
+        adopted = QemuGuestProcess(guest.spec, process, run_dir, resources.uid, None, self._certificates, tpm)
         try:
             await adopted.reconnect()
         except BaseException:
@@ -191,6 +194,7 @@ class QemuHypervisor:
             process.close()
             if gone:
                 run_dir.remove_sockets()
+                await tpm.end()
                 return None
             raise
         return adopted
@@ -204,7 +208,9 @@ class QemuHypervisor:
         """
         run_dir = RunDir(Path(resources.run_dir))
         process = await asyncio.to_thread(run_dir.find_holder)
+        tpm = _tpm_watch(guest, resources)
         if process is None:
+            await tpm.end()  # its agent may have been killed between the two
             return False
         try:
             if run_dir.is_served():  # else it has not come as far as a monitor through which `cont` could have come
@@ -213,30 +219,33 @@ class QemuHypervisor:
         finally:
             process.close()
         run_dir.remove_sockets()
+        await tpm.end()
         return True
 
     def _spawn(
         self, guest: FrozenGuest, resources: HostResources, run_dir: RunDir, *, incoming: bool
-    ) -> tuple[Process, emergency.Line]:
-        """Return the process and our end of its emergency line."""
+    ) -> tuple[Process, emergency.Line, Process | None]:
+        """Return the process, our end of its emergency line, and what emulates its TPM."""
         opened = opened_for(guest, resources.uid, self._images)
         with (
             run_dir.taken(resources.uid) as lock,
             opened as (opened_files, fds),
             emergency.pair() as (theirs, ours),
+            serving(_tpm_dir(guest, resources), run_dir.tpm_log, resources.uid) as tpm,
         ):
-            descriptors = replace(opened_files, emergency=theirs.fileno())
+            connected = () if tpm is None else (tpm.connection,)
+            descriptors = replace(opened_files, emergency=theirs.fileno(), tpm=None if tpm is None else tpm.connection)
             argv = command_line(guest, resources, descriptors, incoming=incoming)
             process = spawn(
                 self._binary,
                 argv,
                 directory=run_dir.path,
                 log=run_dir.log,
-                fds=(*fds, lock, theirs.fileno(), ours.fileno()),
+                fds=(*fds, lock, theirs.fileno(), ours.fileno(), *connected),
                 uid=resources.uid,
                 groups=[*(kvm_groups() if guest.acceleration is Acceleration.KVM else ()), *userfault_groups()],
             )
-            return process, ours
+            return process, ours, None if tpm is None else tpm.process
 
     def _resolve(self, spec: GuestSpec) -> Acceleration:
         if spec.acceleration is Acceleration.AUTO:
@@ -278,7 +287,25 @@ async def _check_never_ran(guest: FrozenGuest, process: Process, run_dir: RunDir
         )
 
 
-async def _undo(process: Process, run_dir: RunDir) -> None:
+async def _undo(process: Process, run_dir: RunDir, tpm: TpmWatch) -> None:
     await process.kill()
     process.close()
     run_dir.remove_sockets()
+    await tpm.end()
+
+
+def _tpm_dir(guest: FrozenGuest, resources: HostResources) -> Path | None:
+    """Return where the state of the guest's TPM is; None when it has none.
+
+    Raises:
+        Broken: it has one, and nobody said where: a bug.
+    """
+    if not guest.has_tpm:
+        return None
+    if resources.tpm_dir is None:
+        raise Broken(f"guest {guest.spec.name} has a TPM, and there is no directory for its state")
+    return Path(resources.tpm_dir)
+
+
+def _tpm_watch(guest: FrozenGuest, resources: HostResources, emulator: Process | None = None) -> TpmWatch:
+    return TpmWatch(guest.spec.name, _tpm_dir(guest, resources), emulator)

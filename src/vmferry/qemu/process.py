@@ -49,10 +49,10 @@ def spawn(
     uid: int | None = None,
     groups: Sequence[int] = (),
 ) -> Process:
-    """Start QEMU in its own session; returns after exec. Its descriptors are `fds` and its log, nothing else.
+    """Start a program in its own session; returns after exec. Its descriptors are `fds` and its log, nothing else.
 
     Args:
-        binary: which QEMU.
+        binary: which QEMU, or what it needs beside it.
         argv: its arguments.
         directory: where it starts; entered with the agent's rights.
         log: where its own words go; made anew.
@@ -80,7 +80,7 @@ def spawn(
             )
     except OSError as error:
         raise Broken(
-            f"QEMU {binary.argv[0]} cannot be started{f' as uid {uid}' if uid is not None else ''}: {error.strerror}",
+            f"{binary.argv[0]} cannot be started{f' as uid {uid}' if uid is not None else ''}: {error.strerror}",
             fix="check that the program is there and that this user may run it",
         ) from error
     process = Process.of_pid(child.pid)
@@ -189,6 +189,24 @@ class Process:
                 f"QEMU process {self.record.pid} is still there {KILL_TIMEOUT_S:.0f} s after SIGKILL",
                 fix="it hangs in the kernel: look at its storage, then reboot the host",
             )
+
+    def end_blocking(self, grace_s: float) -> None:
+        """Wait so long for its end, then end it; returns when it is proven dead. For threads; idempotent.
+
+        Raises:
+            Broken: the kernel does not end it in time.
+        """
+        if self._ends_within(grace_s):
+            return
+        self._signal(signal.SIGKILL)
+        if not self._ends_within(KILL_TIMEOUT_S):
+            raise Broken(f"process {self.record.pid} is still there {KILL_TIMEOUT_S:.0f} s after SIGKILL")
+
+    def _ends_within(self, limit_s: float) -> bool:
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        poll.poll(limit_s * 1000)
+        return not self.is_alive()
 
     def bound_unsent(self, peer: tuple[str, int], most: int) -> int:
         """Let no more than so many bytes wait unsent on each of its connections to a peer; returns how many there are.

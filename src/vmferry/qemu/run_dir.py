@@ -22,6 +22,7 @@ CONSOLE_LOG = "console.log"
 CONTROL_SOCKET = "control.sock"
 THROTTLE_SOCKET = "throttle.sock"
 QEMU_LOG = "qemu.log"
+TPM_LOG = "swtpm.log"
 STREAM_SOCKET = "stream.sock"
 LOCAL_URI = f"unix:{STREAM_SOCKET}"  #: from the process's own directory, in which it is started
 TLS_DIR = "tls"
@@ -76,6 +77,11 @@ class RunDir:
     def log(self) -> Path:
         """What QEMU itself wrote."""
         return self.path / QEMU_LOG
+
+    @property
+    def tpm_log(self) -> Path:
+        """What the emulator of the guest's TPM wrote."""
+        return self.path / TPM_LOG
 
     @property
     def tls(self) -> Path:

@@ -50,14 +50,27 @@ def find_holder(directory: Path) -> Process | None:
     except OSError as error:
         raise Broken(f"run directory {directory} cannot be opened: {error.strerror}") from error
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _holder(os.fstat(fd), directory)
+        holder = _holder(os.fstat(fd)) if _is_taken(fd) else None
+        if holder is None and _is_taken(fd):  # else it ended while it was looked for
+            raise Broken(
+                f"run directory {directory} belongs to a process that this agent cannot see",
+                fix=f"find it with `fuser -v {directory}` and end it",
+                retry=True,
+            )
     except OSError as error:
         raise Broken(f"run directory {directory} cannot be locked: {error.strerror}") from error
     finally:
         os.close(fd)
-    return None
+    return holder
+
+
+def _is_taken(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
 
 
 def _open(directory: Path) -> int:
@@ -75,8 +88,8 @@ def _lock(fd: int, directory: Path) -> None:
         raise Broken(f"run directory {directory} cannot be locked: {error.strerror}") from error
 
 
-def _holder(directory: os.stat_result, path: Path) -> Process:
-    """Return the one process that has the locked description; others that have the directory open do not count."""
+def _holder(directory: os.stat_result) -> Process | None:
+    """Return the process that has the locked description; others that have the directory open do not count."""
     for pid in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]:
         if pid == os.getpid() or not _has_lock(pid, directory):
             continue
@@ -85,11 +98,7 @@ def _holder(directory: os.stat_result, path: Path) -> Process:
             return process
         if process is not None:
             process.close()
-    raise Broken(
-        f"run directory {path} belongs to a process that this agent cannot see",
-        fix=f"find it with `fuser -v {path}` and end it",
-        retry=True,
-    )
+    return None
 
 
 def _has_lock(pid: int, directory: os.stat_result) -> bool:

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from vmferry.core.errors import BadInput, Broken, TimedOut, VmferryError
 from vmferry.core.guest import Acceleration, FrozenGuest, GuestSpec
@@ -164,6 +165,8 @@ class FakeHypervisor:
         running = [q for q in self.link.processes.values() if q.alive and q.record.boot_id == self.boot_id]
         if any(q.guest.spec.name == guest.spec.name for q in running):
             raise Broken(f"guest {guest.spec.name} did not start: it has a process on {self.host} already")
+        if guest.has_tpm:
+            _begin_tpm(guest, resources, incoming=incoming)
         return FakeGuestProcess(self, self.link.spawn(guest, resources, self.boot_id, incoming=incoming))
 
     async def adopt(
@@ -190,6 +193,14 @@ class FakeHypervisor:
         return bool(alive)
 
 
+def _begin_tpm(guest: FrozenGuest, resources: HostResources, *, incoming: bool) -> None:
+    """Leave a state, as an emulator does; the real one would take an old state that lies there without a word."""
+    directory = None if resources.tpm_dir is None else Path(resources.tpm_dir)
+    if directory is None or not directory.is_dir() or (incoming and list(directory.iterdir())):
+        raise Broken(f"guest {guest.spec.name}: no directory, or no new one, for the state of its TPM: {directory}")
+    (directory / "tpm2-00.permall").touch()
+
+
 class FakeGuestProcess:
     """A handle on one process of the link.
 
@@ -209,6 +220,11 @@ class FakeGuestProcess:
     def record(self) -> ProcessRecord:
         """The process as the journal knows it."""
         return self.qemu.record
+
+    @property
+    def has_lost_tpm(self) -> bool:
+        """Return what the test said."""
+        return self.qemu.has_lost_tpm
 
     def is_alive(self) -> bool:
         """Tell whether the process exists now."""

@@ -97,6 +97,7 @@ class FakeQemu:
     disk_answered: int = 0
     hangs_for_a_mirror: bool = False  #: deaf until its mirrors are cut
     mirror_bandwidth: BytesPerSecond | None = None
+    has_lost_tpm: bool = False  #: what emulates its TPM has ended
     empty: set[str] = field(default_factory=set)  #: images that it does not have, or not all of
 
     def emit(self, kind: GuestEventKind, *, round_: int | None = None, detail: str | None = None) -> None:

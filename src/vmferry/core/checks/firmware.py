@@ -28,16 +28,34 @@ def check_nvram(case: Case) -> Iterator[Blocker]:
 
 
 def check_tpm(case: Case) -> Iterator[Blocker]:
-    """A TPM's state lives in a process beside QEMU, and would stay behind."""
-    if case.guest.spec.tpm is None:
+    """A TPM's state goes along in QEMU's stream: something must give it here, and something must take it there."""
+    if not case.guest.has_tpm:
         return
-    yield Blocker(
-        "tpm.state-stays",
-        f"guest {case.guest.spec.name} has a TPM whose state is in {case.guest.spec.tpm} on {case.source.name};"
-        " this version cannot move it",
-        "restart the guest without `tpm` in its file, or stop it and start it on the other host with a copy of the"
-        " state",
-    )
+    guest, host = case.guest.spec.name, case.destination.name
+    here, there = case.source.tpm_emulator, case.destination.tpm_emulator
+    if case.runtime.has_lost_tpm:
+        yield Blocker(
+            "tpm.emulator-ended",
+            f"what emulates the TPM of guest {guest} on {case.source.name} has ended, and cannot give its state",
+            f"stop the guest and start it: `vmferry guest stop {guest}`, `vmferry guest start {guest}`",
+        )
+    if there is None:
+        yield Blocker(
+            "tpm.emulator-missing",
+            f"guest {guest} has a TPM, and {host} has no swtpm that emulates one, or its agent is older",
+            f"install swtpm (Debian) on {host}, and this vmferry version",
+        )
+    elif here is not None and there[:2] < here[:2]:
+        yield Blocker(
+            "tpm.emulator-older",
+            f"swtpm on {host} is {_dotted(there)}, older than {_dotted(here)} on {case.source.name}: it may not read"
+            f" the state of guest {guest}'s TPM",
+            f"install swtpm {here[0]}.{here[1]} or newer on {host}",
+        )
+
+
+def _dotted(version: tuple[int, int, int]) -> str:
+    return ".".join(str(part) for part in version)
 
 
 def _boot_files(case: Case) -> tuple[tuple[str, str], ...]:

@@ -1,7 +1,8 @@
-/* The micro guest: dirties memory, beats, answers five letters on COM1 and nothing else.
+/* The micro guest: dirties memory, beats, answers seven letters on COM1 and nothing else.
  *
  *   o  print the oracle's verdict          c  corrupt a page behind the oracle's back
  *   p  power off (ACPI S5)    r  reboot    h  halt for good (cli; hlt)
+ *   t  use the TPM, print its state        s  print the state of the TPM
  *
  * Command line: mb= (working set, MiB, default 16) and rate= (MiB/s, whole numbers, default 0).
  */
@@ -55,6 +56,12 @@ static void obey(int letter)
 		break;
 	case 'c':
 		oracle_corrupt();
+		break;
+	case 't':
+		tpm_use();
+		break;
+	case 's':
+		tpm_report();
 		break;
 	case 'p':
 		power_off();

@@ -29,6 +29,10 @@ int serial_read(void); /* -1 when nothing has come */
 void print(const char *text);
 void print_number(u32 value);
 
+/* tpm.c: extend and write, then say what is there; only say it */
+void tpm_use(void);
+void tpm_report(void);
+
 /* clock.c */
 extern volatile u32 ticks; /* milliseconds since the start, by the PIT */
 void clock_init(void);
