@@ -160,6 +160,42 @@ async def test_local_connections_outlive_an_agent(lab: Lab, host: str) -> None:
     await remove(lab, guest)
 
 
+@pytest.mark.parametrize("host", ["host-a", "host-b"])
+async def test_post_copys_own_channel_after_a_restart(lab: Lab, host: str) -> None:
+    """Nobody can make it any more: the stream is broken before the guest has left, and the guest is whole somewhere."""
+    if not userfault.DEVICE.exists():
+        pytest.skip(f"no {userfault.DEVICE} on this machine")
+    options: dict[str, object] = {"link": "unix", "plain": True, "postcopy_after": 9, "max_bandwidth": 3 * MIB}
+    try:
+        with page_faults_for_all():
+            guest = await started(lab, GuestPlan("micro", memory_mib=64, working_set_mib=32, rate=8))
+            handover = await migrate(lab, guest, "host-b", options)
+            await wait_state(lab, "host-a", handover, "precopy")
+            lab.hosts[host].agent.kill_worker()
+            await lab.hosts[host].api.wait_answer()
+            view = await wait_finished(lab, "host-a", handover)
+            assert view.report is not None
+            if view.report.outcome == Outcome.MOVED:
+                guest.moved_to("host-b")
+            assert (await guest.oracle()).startswith("oracle clean")
+            await wait_until(lambda: _none_carry(lab), "nothing carries any more")
+    finally:
+        await empty(lab)
+
+
+async def test_nothing_carries_for_a_source_that_died(lab: Lab) -> None:
+    """Its QEMU is killed in mid-pre-copy: the guest is lost, and nothing waits for more of it on either host."""
+    guest = await started(lab, GuestPlan("micro", memory_mib=64, working_set_mib=32, rate=8))
+    handover = await migrate(lab, guest, "host-b", {"link": "unix", "channels": 2, "max_bandwidth": 4 * MIB})
+    await wait_state(lab, "host-a", handover, "precopy")
+    pid = (await guest.view()).pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await wait_finished(lab, "host-a", handover)
+    await wait_until(lambda: _none_carry(lab), "nothing carries any more")
+    await empty(lab)
+
+
 def carriers(lab: Lab, host: str) -> list[int]:
     """Return the programs of a host that carry local connections."""
     words = [(each, Path(f"/proc/{each.pid}/cmdline").read_bytes()) for each in lab.processes_of(host)]
