@@ -22,7 +22,7 @@ from vmferry.lab.hosts import FIRST_UID, Lab
 from vmferry.lab.network import Cut
 from vmferry.lab.page_faults import page_faults_for_all
 from vmferry.lab.processes import command_line, kill_all
-from vmferry.lab.scenarios import Leg, empty, migrate, move, remove, started, wait_finished, wait_state
+from vmferry.lab.scenarios import Leg, empty, migrate, move, remove, started, wait_finished, wait_state, wait_until
 from vmferry.lab.toolchain import find_qemu
 from vmferry.ports.hypervisor import RunState
 from vmferry.qemu import userfault
@@ -248,6 +248,7 @@ async def test_another_name_of_the_same_ca_is_not_let_in(
         await wait_state(newest.lab, "host-a", handover, "reserved")
         assert send_another_guest(newest, stranger) == "failed"
         assert "authz check for O=lab,CN=stranger is denied" in qemu_log(newest, "host-b", guest)
+        await wait_until(lambda: is_logged(newest, handover), "the agent says so too")
     await assert_moves(newest, guest, handover)
 
 
@@ -264,7 +265,14 @@ async def test_a_revoked_certificate_of_the_right_name_is_not_let_in(newest: Fle
         await wait_state(newest.lab, "host-a", handover, "reserved")
         assert send_another_guest(newest, old) == "failed"
         assert "The certificate has been revoked" in qemu_log(newest, "host-b", guest)
+        await wait_until(lambda: is_logged(newest, handover), "the agent says so too")
     await assert_moves(newest, guest, handover)
+
+
+async def is_logged(fleet: Fleet, handover: str) -> bool:
+    """Tell whether host-b's agent has said, since this hand-over began, that somebody was refused."""
+    _, begun, since = fleet.lab.hosts["host-b"].agent.tail(200).partition(f'"handover": "{handover}"')
+    return bool(begun) and "showed no key or certificate of the move" in since
 
 
 def look_at_disk(fleet: Fleet, shown: Path) -> subprocess.CompletedProcess[str]:

@@ -95,7 +95,11 @@ async def test_another_guest_is_not_let_in(lab: Lab, wrong_key: Path, has_key: b
 
 def refusals(lab: Lab) -> list[str]:
     """Return what host-b's agent has said of connections that were refused."""
-    return [line for line in lab.hosts["host-b"].agent.tail(200).splitlines() if "did not show the move's key" in line]
+    return [
+        line
+        for line in lab.hosts["host-b"].agent.tail(200).splitlines()
+        if "showed no key or certificate of the move" in line
+    ]
 
 
 async def _is_logged(lab: Lab, before: int) -> bool:

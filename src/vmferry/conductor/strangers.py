@@ -42,7 +42,7 @@ class Strangers:
         is_time = last or self._now() - self._told_at >= _TELL_EVERY_S
         if count > self._told and is_time:
             _log.warning(
-                "connection to an arriving guest's port refused: it did not show the move's key",
+                "connection to an arriving guest's port refused: it showed no key or certificate of the move",
                 guest=self._guest,
                 count=count - self._told,
             )

@@ -27,7 +27,7 @@ STREAM_SOCKET = "stream.sock"
 LOCAL_URI = f"unix:{STREAM_SOCKET}"  #: from the process's own directory, in which it is started
 TLS_DIR = "tls"
 #: What QEMU says of somebody without the stream's key or certificate. Seen with 7.2.22 and 10.0.2.
-REFUSED = ("TLS handshake failed", "authz check for")
+REFUSED = ("TLS handshake failed", "authz check for", "The certificate ", "No certificate was found")
 #: The end of a log that messages are made from.
 _TAIL_BYTES = 64 << 10
 
