@@ -51,6 +51,7 @@ def test_what_cannot_be_read_is_asked_again(image: Path) -> None:
     reader = Digests()
     assert reader.of(str(image.parent)) == Digest(None, Bytes(0))
     assert reader.of(str(image.with_suffix(".gone"))) == Digest(None, Bytes(0))
+    assert reader.of("/dev/zero") == Digest(None, Bytes(0))
     whole = reader.of(str(image))
     image.rename(image.with_suffix(".gone"))
     assert reader.of(str(image.with_suffix(".gone"))).sha256 == whole.sha256

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import threading
 import time
 from collections import OrderedDict
@@ -41,6 +42,7 @@ class _Reading:
     sum: Any = field(default_factory=hashlib.sha256)
     read_bytes: int = 0
     sha256: str | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)  #: one reads it at a time
 
 
 class Digests:
@@ -53,7 +55,6 @@ class Digests:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._files: OrderedDict[str, _Reading] = OrderedDict()
-        self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def of(self, path: str, until: float | None = None) -> Digest:
@@ -63,24 +64,23 @@ class Digests:
             path: the file.
             until: the time at which the reading pauses; None: not before the end.
         """
-        with self._lock_of(path):
-            try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            except OSError:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return Digest(None, Bytes(0))
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # swapped since somebody looked: it may have no end
                 return Digest(None, Bytes(0))
-            try:
-                reading = self._reading(path, descriptor)
+            reading = self._reading(path, descriptor)
+            with reading.lock:
                 self._read_on(reading, descriptor, until)
-            except OSError:  # read again from the start: an error is nothing to remember
+                return Digest(reading.sha256, Bytes(reading.read_bytes))
+        except OSError:  # read again from the start: an error is nothing to remember
+            with self._lock:
                 self._files.pop(path, None)
-                return Digest(None, Bytes(0))
-            finally:
-                os.close(descriptor)
-            return Digest(reading.sha256, Bytes(reading.read_bytes))
-
-    def _lock_of(self, path: str) -> threading.Lock:
-        with self._lock:
-            return self._locks.setdefault(path, threading.Lock())
+            return Digest(None, Bytes(0))
+        finally:
+            os.close(descriptor)
 
     def _reading(self, path: str, descriptor: int) -> _Reading:
         version = _version(descriptor)
@@ -90,8 +90,7 @@ class Digests:
                 known = self._files[path] = _Reading(version)
             self._files.move_to_end(path)
             while len(self._files) > _MOST_FILES:
-                oldest, _ = self._files.popitem(last=False)
-                self._locks.pop(oldest, None)
+                self._files.popitem(last=False)
             return known
 
     def _read_on(self, reading: _Reading, descriptor: int, until: float | None) -> None:
