@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from vmferry.pki.certificates import dump_certificate, dump_key, key_usage, make_key
+
 #: Certificates are good since then: hosts whose clocks differ believe them.
 _BACKDATE = dt.timedelta(minutes=5)
 _LIFETIME = dt.timedelta(days=2)
@@ -28,12 +30,12 @@ class StreamCa:
     """
 
     def __init__(self, name: str = "stream lab") -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._key = make_key()
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         public = self._key.public_key()
         builder = self._builder(self._name, public, dt.timedelta(0), _LIFETIME)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        builder = builder.add_extension(_usage(authority=True), critical=True)
+        builder = builder.add_extension(key_usage(sign=False, authority=True), critical=True)
         identifier = x509.SubjectKeyIdentifier.from_public_key(public)
         self.certificate = builder.add_extension(identifier, critical=False).sign(self._key, hashes.SHA256())
         self.revoked: list[int] = []  #: serial numbers
@@ -50,25 +52,25 @@ class StreamCa:
             ends_in_s: how long from now they are good; negative: they have expired.
         """
         directory.mkdir(mode=0o700, exist_ok=True)
-        (directory / "ca-cert.pem").write_bytes(_pem(self.certificate))
+        (directory / "ca-cert.pem").write_bytes(dump_certificate(self.certificate))
         for side in sides:
             certificate, key = self.issue(host, side, dt.timedelta(seconds=ends_in_s))
-            (directory / f"{side}-cert.pem").write_bytes(_pem(certificate))
+            (directory / f"{side}-cert.pem").write_bytes(dump_certificate(certificate))
             (directory / f"{side}-key.pem").touch(mode=0o600)
-            (directory / f"{side}-key.pem").write_bytes(_key_pem(key))
+            (directory / f"{side}-key.pem").write_bytes(dump_key(key))
 
     def issue(
         self, host: str, side: str, lifetime: dt.timedelta = _LIFETIME
     ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         """Return a certificate for one side of a stream, and its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = make_key()
         subject = x509.Name(
             [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "lab"), x509.NameAttribute(NameOID.COMMON_NAME, host)]
         )
         age = max(-2 * lifetime, dt.timedelta(0))  # of one that has ended: it began before
         builder = self._builder(subject, key.public_key(), age, lifetime)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        builder = builder.add_extension(_usage(authority=False), critical=True)
+        builder = builder.add_extension(key_usage(sign=True, authority=False), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([_USES[side]]), critical=False)
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         return builder.sign(self._key, hashes.SHA256()), key
@@ -96,27 +98,3 @@ class StreamCa:
         builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self._name).public_key(key)
         builder = builder.serial_number(x509.random_serial_number())
         return builder.not_valid_before(now - _BACKDATE - age).not_valid_after(now + lifetime)
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    none = serialization.NoEncryption()
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, none)
-
-
-def _usage(*, authority: bool) -> x509.KeyUsage:
-    """Return the key usage of a leaf or of the CA."""
-    return x509.KeyUsage(
-        digital_signature=not authority,
-        key_cert_sign=authority,
-        crl_sign=authority,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )

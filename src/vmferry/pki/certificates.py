@@ -133,7 +133,7 @@ def make_ca(
     name = _name(f"vmferry fleet {secrets.token_hex(8)}") if renewed is None else renewed.subject
     builder = _builder(name, name, key.public_key(), now, _CA_LIFETIME)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_usage(sign=False, authority=True), critical=True)
+    builder = builder.add_extension(key_usage(sign=False, authority=True), critical=True)
     builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     return builder.sign(key, hashes.SHA256())
 
@@ -161,7 +161,7 @@ def sign_identity(
         names.append(x509.DNSName(identity.server_name))
     builder = _builder(_name(f"{identity.kind} {identity.name}"[:64]), ca.subject, public_key, now, lifetime)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(_usage(sign=True, authority=False), critical=True)
+    builder = builder.add_extension(key_usage(sign=True, authority=False), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
     builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
@@ -241,7 +241,7 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
-def _usage(*, sign: bool, authority: bool) -> x509.KeyUsage:
+def key_usage(*, sign: bool, authority: bool) -> x509.KeyUsage:
     """Return the key usage of a leaf or of the CA."""
     return x509.KeyUsage(
         digital_signature=sign,
