@@ -521,7 +521,6 @@ class Source:
         self._calls.leaving(self)
         if self.disks.paths:  # while the journal still says which
             await asyncio.to_thread(self._calls.disk_files.put_aside, self.request.handover, self.disks.paths)
-        self._calls.ways.finish(self.request.handover)
         await self._guests.let_go(self.name)
         self.marks.mark("tidied")
         self.runner.post(_E.TIDIED)

@@ -80,9 +80,11 @@ class _Program:
         finally:
             loop.remove_reader(self.control)
         answer, descriptors, _, _ = socket.recv_fds(self.control, _MOST_ANSWER, 1)
-        if answer == what:
+        if answer == what and not self.is_closed:
             return descriptors
-        why = answer.removeprefix(carry.FAILED).decode("utf-8", "replace") or "it has died"
+        for descriptor in descriptors:  # it was ended meanwhile
+            os.close(descriptor)
+        why = answer.removeprefix(carry.FAILED).decode("utf-8", "replace") or "nothing carries it any more"
         raise Broken(f"QEMU's local socket for a stream cannot be used: {why}")
 
 
@@ -112,17 +114,7 @@ class LocalRelays:
         self._listening: dict[HandoverId, asyncio.Task[None]] = {}
 
     async def into(self, path: str, connection: StreamConnection, uid: int | None, handover: HandoverId) -> None:
-        """Join a connection with a new one to QEMU's local socket.
-
-        Args:
-            path: where QEMU listens.
-            connection: from the other host; the caller closes its own end of it.
-            uid: the guest's user, as whom the program runs; None: the agent's own.
-            handover: whose stream.
-
-        Raises:
-            Broken: QEMU does not listen (any more), or the program does not take it.
-        """
+        """Join a connection with a new one to QEMU's local socket."""
         program = await self._program(Path(path), uid, handover)
         keep_alive(connection)
         await program.order(carry.CONNECT, [connection])
@@ -133,15 +125,6 @@ class LocalRelays:
         """Listen on a local socket for QEMU, which may be told to connect then; until `finish` or `end`.
 
         A channel that cannot be connected breaks the whole stream: QEMU takes it for one that is there.
-
-        Args:
-            path: where to listen; what is left there of an earlier attempt is replaced.
-            dial: connects to the other host; called for one after the other, in the order in which QEMU connects.
-            uid: as `into`.
-            handover: whose stream.
-
-        Raises:
-            Broken, or what `dial` raises: there is no stream to the other host; QEMU must not be told then.
         """
         first = await dial()
         with contextlib.ExitStack() as failed:
