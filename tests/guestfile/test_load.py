@@ -265,3 +265,16 @@ def test_every_example_is_a_guest() -> None:
     examples = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
     assert len(examples) >= 4
     assert len({load_guest_file(str(path)).name for path in examples}) == len(examples)
+
+
+def test_a_mistyped_key_of_an_image_below_is_told_with_that_tables_keys(tmp_path: Path) -> None:
+    """Not with those of the disk around it."""
+    file = tmp_path / "web-7.toml"
+    file.write_text(
+        'name = "web-7"\nmemory = "64 MiB"\n[boot]\nfirmware = "bios"\n[[disk]]\nimage = "/srv/a.qcow2"\n'
+        'backing = [{ image = "/srv/b.raw", formt = "raw" }]\n'
+    )
+    with pytest.raises(
+        BadInput, match=r"backing\[0\]\.formt: unknown key; allowed: format\? Known here: image, format\b(?!, io)"
+    ):
+        load_guest_file(str(file))

@@ -15,7 +15,7 @@ from vmferry.core.guest import Backing, BiosBoot, Boot, Disk, GuestSpec, KernelB
 from vmferry.core.ids import GuestName
 from vmferry.core.units import Bytes
 from vmferry.guestfile.combinations import find_combinations
-from vmferry.guestfile.model import BootTable, DiskTable, GuestTable, NicTable
+from vmferry.guestfile.model import BackingTable, BootTable, DiskTable, GuestTable, NicTable
 from vmferry.guestfile.positions import MOST_PARTS, Path, TooDeep, find_lines, line_of
 from vmferry.guestfile.problems import Problem, invalid
 
@@ -23,7 +23,12 @@ from vmferry.guestfile.problems import Problem, invalid
 MAX_BYTES = 1024 * 1024
 
 _TOML_PLACE = re.compile(r"^(.*) \(at (?:line (\d+), column \d+|end of document)\)$")
-_TABLES: dict[str, type[BaseModel]] = {"boot": BootTable, "disk": DiskTable, "nic": NicTable}
+_TABLES: dict[str, type[BaseModel]] = {
+    "boot": BootTable,
+    "disk": DiskTable,
+    "nic": NicTable,
+    "backing": BackingTable,
+}
 _RANGES = {"greater_than_equal", "less_than_equal"}
 _TYPES = {
     "int_type": "a whole number",
@@ -129,15 +134,19 @@ def _allowed(kind: str, key: str, row: dict[str, Any]) -> str:
 
 def _known_keys(path: Path) -> str:
     """Say which keys the table has, the most similar one first."""
-    model = _TABLES.get(str(path[0]), GuestTable) if len(path) > 1 else GuestTable
-    known = list(model.model_fields)
+    known = list(_table_of(path).model_fields)
     close = difflib.get_close_matches(str(path[-1]), known, n=1)
     return (f"{close[0]}? Known here: " if close else "") + ", ".join(known)
 
 
+def _table_of(path: Path) -> type[BaseModel]:
+    """Return the table in which a key stands; `backing` is one within a disk."""
+    tables = [_TABLES[part] for part in path[:-1] if isinstance(part, str) and part in _TABLES]
+    return tables[-1] if tables else GuestTable
+
+
 def _description(path: Path) -> str:
-    model = _TABLES.get(str(path[0]), GuestTable) if len(path) > 1 else GuestTable
-    field = model.model_fields.get(str(path[-1]))
+    field = _table_of(path).model_fields.get(str(path[-1]))
     return (field.description or "a value") if field is not None else "a value"
 
 
