@@ -11,7 +11,7 @@ from movers.base import AFTER_S, QUIET_S, Mover
 
 from grid import plots
 from grid.cells import GOAL_GAP_MS, UNLIMITED_MIB_S, Cell, feasibility
-from grid.rounds import RACE_FACTOR, RACE_ROUNDS, Block, Record
+from grid.rounds import FAR, RACE_FACTOR, RACE_ROUNDS, Block, Record
 from grid.stats import FACTOR, MIN_ROUNDS, Contest, Interval, Row, contests, rows_of
 
 BAR_EFFICIENCY = 0.95
@@ -98,6 +98,7 @@ def _how(found: Mapping[str, Any], asked: argparse.Namespace, record: Record) ->
         " Who is not likely to win a cell is not run there again, by a rule that was fixed beforehand: others' movers"
         f" after a round in which they did not arrive, and after {RACE_ROUNDS} rounds in all of which the gap was over"
         f" the goal or they took more than {RACE_FACTOR:g} times as long as the quickest of ours that risks no more;"
+        f" one such round is enough where it was {FAR} times the goal, or {FAR * RACE_FACTOR:g} times as long;"
         f" ours only after {RACE_ROUNDS} rounds without an arrival. Ours was tuned on single moves of some of these"
         " cells (how much of the gap is kept, when a slow end counts as none), in other runs before this one.\n"
     )

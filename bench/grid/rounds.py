@@ -23,6 +23,8 @@ from grid.figures import Figures
 #: more. Ours never are, but for not arriving in so many rounds.
 RACE_ROUNDS = 2
 RACE_FACTOR = 1.5
+#: Of others' movers that are so many times beyond either bound one round is enough.
+FAR = 2
 OURS = "vmferry"
 #: Before anything was measured: boot, quiet window, move, oracle.
 FIRST_GUESS_S = 25.0
@@ -107,10 +109,12 @@ class Record:
         tries = [move for move in before if move.mover == mover]
         if mover.startswith(OURS):
             return len(tries) >= RACE_ROUNDS and not any(move.arrived for move in tries)
-        if len(tries) < RACE_ROUNDS or not all(move.arrived for move in tries):
-            return not all(move.arrived for move in tries)
-        return all(move.gap_ms is None or move.gap_ms > GOAL_GAP_MS for move in tries) or all(
-            _took_longer(move, before) for move in tries
+        if not all(move.arrived for move in tries):
+            return True
+        beyond = 1 if len(tries) >= RACE_ROUNDS else FAR
+        return bool(tries) and (
+            all(move.gap_ms is None or move.gap_ms > beyond * GOAL_GAP_MS for move in tries)
+            or all(_took_longer(move, before, beyond * RACE_FACTOR) for move in tries)
         )
 
     def expected_s(self, block: Block) -> float:
@@ -140,12 +144,12 @@ class Record:
                 file.write(json.dumps(line) + "\n")
 
 
-def _took_longer(move: Figures, before: Sequence[Figures]) -> bool:
-    """Return whether a move took much longer than the quickest of ours that risks no more, in its round."""
+def _took_longer(move: Figures, before: Sequence[Figures], factor: float) -> bool:
+    """Return whether a move took so many times as long as the quickest of ours that risks no more, in its round."""
     here = [each for each in before if each.round == move.round and each.mover.startswith(OURS)]
     ours = [each.total_ms for each in here if _risks(move.mover) or not _risks(each.mover)]
     quickest = min((total for total in ours if total is not None), default=None)
-    return quickest is not None and move.total_ms is not None and move.total_ms > RACE_FACTOR * quickest
+    return quickest is not None and move.total_ms is not None and move.total_ms > factor * quickest
 
 
 def _risks(mover: str) -> bool:

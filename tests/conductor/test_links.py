@@ -209,3 +209,30 @@ async def test_a_stream_is_encrypted_by_one_thing(
     here.hold.let_go(SourceState.PRECOPY)
     await wait_finished(here, there)
     assert len(link.running()) == 1
+
+
+async def test_a_guest_moves_by_rdma(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """There and back, QEMU to QEMU and one way: what is on at both sides has no way back (the fake refuses it)."""
+    for here, there in (hosts, reversed(hosts)):
+        source = await here.migrate(there, stream=StreamWish(Transport.RDMA))
+        await wait_finished(here, there)
+        assert source.blockers == ()
+        assert "listen" in called(there)
+        assert "migrate" in called(here)
+    assert len(link.running()) == 1
+
+
+async def test_what_rdma_excludes_is_told_before(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """Each of them, by itself, is a blocker; nothing is reserved."""
+    here, there = hosts
+    by = Transport.RDMA
+    for stream, encrypted in (
+        (StreamWish(by), True),
+        (StreamWish(by, channels=2), False),
+        (StreamWish(by, compression=Compression.XBZRLE), False),
+    ):
+        source = await here.migrate(there, stream=stream, encrypted=encrypted)
+        await wait_finished(here, there)
+        assert source.blockers, stream
+    assert "listen" not in called(there)
+    assert len(link.running()) == 1

@@ -18,6 +18,7 @@ from vmferry.disks.files import image_tool
 from vmferry.ports.hypervisor import Hypervisor
 from vmferry.ports.store import GuestRow, Journal
 from vmferry.qemu import tpm
+from vmferry.qemu.rdma import why_no_rdma
 from vmferry.qemu.userfault import why_no_userfault
 
 _SYS_NET = Path("/sys/class/net")
@@ -28,6 +29,7 @@ class Offer:
     """What does not change while the agent runs."""
 
     name: HostName
+    address: str  #: of its streams, an IP address
     protocol: int
     acceleration: Acceleration
     acceleration_reason: str
@@ -72,6 +74,7 @@ class HostView:
             bridges=frozenset(self.bridges()),
             migration_ports_free=self._ports_free(),
             why_no_postcopy=why_no_userfault(offer.qemu_uid, qemu.version),
+            why_no_rdma=await asyncio.to_thread(why_no_rdma, offer.address, offer.qemu_uid),
             pipelines=offer.pipelines,
             makes_images=image_tool() is not None,
             tpm_emulator=await asyncio.to_thread(tpm.query_version),

@@ -110,6 +110,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     configured = config.migration.pipelines
     offer = Offer(
         fleet.name,
+        listen,
         PROTOCOL,
         verdict.acceleration,
         verdict.reason,

@@ -49,9 +49,10 @@ PostcopyOption = Annotated[
 LinkOption = Annotated[
     str | None,
     typer.Option(
-        metavar="tcp|fd|unix",
+        metavar="tcp|fd|unix|rdma",
         help="How the stream travels: QEMU to QEMU over a port of its own (tcp, the default), or over a connection that"
-        " the agents make on their stream port (fd), or over one such connection for each channel (unix).",
+        " the agents make on their stream port (fd), or over one such connection for each channel (unix), or from"
+        " memory to memory by both hosts' RDMA devices (rdma; one channel, no post-copy, with --plain only).",
     ),
 ]
 

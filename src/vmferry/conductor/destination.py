@@ -209,7 +209,7 @@ class Destination:
             most = int(self._incoming.setup.parameters.get("multifd-channels", 0)) + _OTHER_CHANNELS
             self._ticket = self._calls.ways.door.expect(self.arrival.handover, self._take_stream, most)
         else:
-            await process.listen(self.arrival.reply.address, self.arrival.reply.port)
+            await process.listen(self.arrival.reply.address, self.arrival.reply.port, self._incoming.link)
         self.runner.post(_E.QEMU_LISTENS)
 
     async def _make_images(self, copies: Sequence[ImageCopy]) -> None:

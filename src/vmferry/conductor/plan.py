@@ -15,6 +15,7 @@ from vmferry.core.capabilities import (
     Level,
     Resource,
     StreamWish,
+    Transport,
     Wanted,
     Wish,
     choose,
@@ -198,10 +199,16 @@ def choose_stream(asked: Asked, wishes: Wishes, qemus: Qemus) -> CapabilitySet:
     theirs = {one.name for one in named}
     policys = (one for one in _wanted(wishes) if one.name not in theirs)
     stream = asked.stream
-    handover = HANDOVER if stream.pipeline is None else tuple(one for one in HANDOVER if one.name != _WAY_BACK)
+    handover = tuple(one for one in HANDOVER if one.name != _WAY_BACK) if stream.one_way else HANDOVER
     wish = Wish((*handover, *postcopy, *named, *policys), stream.transport, encrypted=stream.qemu_encrypts)
-    offered = frozenset({Resource.USERFAULTFD} if asked.postcopy else ())  # the checks have looked at the destination
-    return choose(wish, qemus[0], qemus[1], offered)
+    return choose(wish, qemus[0], qemus[1], _looked_at(asked))
+
+
+def _looked_at(asked: Asked) -> frozenset[Resource]:
+    """Return what the checks (core/checks) have found on the hosts, or have told to be missing."""
+    postcopy = {Resource.USERFAULTFD} if asked.postcopy else set()
+    rdma = {Resource.RDMA_DEVICE, Resource.LOCKED_MEMORY} if asked.stream.transport is Transport.RDMA else set()
+    return frozenset(postcopy | rdma)
 
 
 def _wanted(wishes: Wishes) -> list[Wanted]:

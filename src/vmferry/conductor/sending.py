@@ -13,6 +13,9 @@ from vmferry.ports.hypervisor import GuestProcess
 from vmferry.ports.peer import ReserveReply
 from vmferry.ports.stream import StreamConnection, StreamWays
 
+#: Nothing of the stream passes the agents.
+_QEMU_TO_QEMU = (Transport.TCP, Transport.RDMA)
+
 
 async def send(
     process: GuestProcess,
@@ -35,14 +38,14 @@ async def send(
     """
     if way is None:
         raise Broken(f"Hand-over {request.handover} has no stream set up")
-    if way.ticket is None and (request.link, request.pipeline) != (Transport.TCP, None):
+    if way.ticket is None and request.stream.transport not in _QEMU_TO_QEMU:
         raise Broken(
             f"The destination's agent listens for no stream by {request.pipeline or request.link}",
             fix="update it, or leave --link and --pipeline out",
             side="destination",
         )
     if way.ticket is None:
-        await process.migrate(way.address, way.port)
+        await process.migrate(way.address, way.port, request.stream.transport)
         return
     dial = functools.partial(ways.door.dial, way.address, way.ticket, request.handover)
     if request.link is Transport.UNIX:

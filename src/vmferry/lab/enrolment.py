@@ -47,8 +47,14 @@ async def wait_command(host: LabHost) -> list[str]:
         TimedOut: it did not; the error has the end of its log.
     """
     deadline = time.monotonic() + CODE_TIMEOUT_S
-    while not (found := _COMMAND.search(host.agent.tail(200))):
+    while not (found := find_command(host.agent.tail(200))):
         if time.monotonic() > deadline:
             raise TimedOut(f"Agent of {host.name} printed no enrolment code; its log ends with:\n{host.agent.tail()}")
         await asyncio.sleep(0.02)
-    return shlex.split(found[1])
+    return found
+
+
+def find_command(log: str) -> list[str]:
+    """Return the arguments of the command that an agent's log names; empty when there is none yet."""
+    found = _COMMAND.search(log)
+    return shlex.split(found[1]) if found else []

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vmferry.core.capabilities import Transport
 from vmferry.core.guest import FrozenGuest, GuestSpec
 from vmferry.core.host import QemuFacts
 from vmferry.core.migration import MigrationSample, MigrationStatus, RunState
@@ -160,11 +161,11 @@ class GuestProcess(Protocol):
     async def prepare_migration(self, setup: MigrationSetup, *, incoming: bool) -> None:
         """Set capabilities, parameters and TLS credentials; the same call on both sides."""
 
-    async def listen(self, address: str, port: int) -> None:
-        """Listen for the stream (incoming side, started with -S -incoming defer)."""
+    async def listen(self, address: str, port: int, by: Transport = Transport.TCP) -> None:
+        """Listen for the stream (incoming side, started with -S -incoming defer); by TCP or RDMA."""
 
-    async def migrate(self, address: str, port: int) -> None:
-        """Start sending; returns when QEMU accepted the order."""
+    async def migrate(self, address: str, port: int, by: Transport = Transport.TCP) -> None:
+        """Start sending, by TCP or RDMA; returns when QEMU accepted the order."""
 
     async def take_stream(self, connection: StreamConnection) -> None:
         """Receive over a connection that is there (instead of `listen`); the caller closes its own end of it."""

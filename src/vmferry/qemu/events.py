@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, MigrationStatus
+from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, MigrationStatus, RunState
 
 #: how many events a reader may be behind before the unimportant ones are dropped, oldest first
 BACKLOG = 256
@@ -103,6 +103,14 @@ def _migration(data: Mapping[str, Any], at_ns: int) -> GuestEvent | None:
 
 def _migration_pass(data: Mapping[str, Any], at_ns: int) -> GuestEvent | None:
     return GuestEvent(GuestEventKind.ROUND_ENDED, at_ns, round=int(data.get("pass", 0)))
+
+
+def run_state(word: str) -> RunState:
+    """Return QEMU's run state as ours; an unknown one is OTHER."""
+    try:
+        return RunState(word)
+    except ValueError:
+        return RunState.OTHER
 
 
 def migration_status(word: object) -> MigrationStatus:

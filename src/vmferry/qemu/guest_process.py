@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from vmferry.core.capabilities import Transport
 from vmferry.core.errors import Broken, VmferryError
 from vmferry.core.guest import GuestSpec
 from vmferry.core.migration import POSTCOPY, POSTCOPY_BROKEN
@@ -28,7 +29,7 @@ from vmferry.ports.stream import StreamConnection
 from vmferry.qemu import emergency, given
 from vmferry.qemu.credentials import CertificateFiles, Credentials, no_certificates
 from vmferry.qemu.disk_mirror import QemuDiskMirrors
-from vmferry.qemu.events import EventHub, translate
+from vmferry.qemu.events import EventHub, run_state, translate
 from vmferry.qemu.forwards import forwards_of, open_forwards
 from vmferry.qemu.guest_pages import sample_pages
 from vmferry.qemu.migration import (
@@ -42,6 +43,7 @@ from vmferry.qemu.migration import (
 )
 from vmferry.qemu.process import Process
 from vmferry.qemu.qmp import CONNECT_TIMEOUT_S, QmpSession, SaidNo
+from vmferry.qemu.rdma import LockedMemory
 from vmferry.qemu.reconnection import TELLS_CONNECTING, Reconnection
 from vmferry.qemu.run_dir import LOCAL_URI, RunDir
 from vmferry.qemu.sockets import connect
@@ -57,14 +59,6 @@ _log = structlog.get_logger(__name__)
 #: Everything is loaded, the vCPUs stand still, and no stream is open: only here does `cont` mean "start now".
 #: At `inmigrate` QEMU 10.0 accepts an early `cont` and starts the guest when loading ends, before any commit.
 STARTABLE = frozenset({RunState.PAUSED, RunState.PRELAUNCH, RunState.POSTMIGRATE, RunState.IO_ERROR})
-
-
-def run_state(word: str) -> RunState:
-    """Return QEMU's run state as ours; an unknown one is OTHER."""
-    try:
-        return RunState(word)
-    except ValueError:
-        return RunState.OTHER
 
 
 class QemuGuestProcess:
@@ -106,6 +100,7 @@ class QemuGuestProcess:
         self._connecting: asyncio.Task[None] | None = None  #: to a QEMU that does not answer yet
         self._hub = EventHub()
         self._reconnection = Reconnection(spec.name, run_dir.log)
+        self._locked_memory = LockedMemory(spec, process.record.pid)
         self._sends_to: tuple[str, int] | None = None  #: the destination, once `migrate` was said by this object
         self._has_state_file = False  #: it was, or may have been, given a file
         self.mirrors = QemuDiskMirrors(spec.name, self._session, self._version, process, self._out_of_band)
@@ -313,20 +308,23 @@ class QemuGuestProcess:
         if self._has_state_file:
             await given.let_go_of_file(self._session)
             self._has_state_file = False
+        self._locked_memory.restore()
         await self._credentials.remove()
 
-    async def listen(self, address: str, port: int) -> None:
+    async def listen(self, address: str, port: int, by: Transport = Transport.TCP) -> None:
         """Listen for the stream, once: QEMU 10.0 does not listen again after a failure.
 
         Raises:
             Broken: the port is taken (end the process then), or it was not started to receive.
         """
-        await self._session.execute("migrate-incoming", {"uri": uri(address, port)})
+        self._locked_memory.allow(by)
+        await self._session.execute("migrate-incoming", {"uri": uri(address, port, by)})
 
-    async def migrate(self, address: str, port: int) -> None:
+    async def migrate(self, address: str, port: int, by: Transport = Transport.TCP) -> None:
         """Start sending."""
-        await self._session.execute("migrate", {"uri": uri(address, port)})
-        self._sends_to = (address, port)
+        self._locked_memory.allow(by)
+        await self._session.execute("migrate", {"uri": uri(address, port, by)})
+        self._sends_to = (address, port) if by is Transport.TCP else None
 
     async def take_stream(self, connection: StreamConnection) -> None:
         """Receive over a connection that is there, once.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vmferry.core.capabilities import Transport
 from vmferry.core.capabilities.conflict import find_conflict
 from vmferry.core.errors import BadInput
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
@@ -122,10 +123,10 @@ def _known(chosen: Mapping[str, bool | int | str], known: frozenset[str]) -> dic
     return dict(chosen)
 
 
-def uri(address: str, port: int) -> str:
-    """Return a TCP address as QEMU takes it; an IPv6 one in brackets."""
+def uri(address: str, port: int, by: Transport = Transport.TCP) -> str:
+    """Return an address of TCP or RDMA as QEMU takes it; an IPv6 one in brackets."""
     host = f"[{address}]" if ":" in address else address
-    return f"tcp:{host}:{port}"
+    return f"{by}:{host}:{port}"
 
 
 def sample(info: Mapping[str, Any]) -> MigrationSample:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmferry.core.capabilities import Transport
 from vmferry.core.errors import BadInput, Broken, TimedOut, VmferryError
 from vmferry.core.guest import Acceleration, FrozenGuest, GuestSpec
 from vmferry.core.host import QemuFacts
@@ -297,9 +298,10 @@ class FakeGuestProcess:
         """Forget the key. Idempotent."""
         self._call("cleanup_migration")
 
-    async def listen(self, address: str, port: int) -> None:
+    async def listen(self, address: str, port: int, by: Transport = Transport.TCP) -> None:
         """Listen, once, prepared and started to receive."""
         self._call("listen")
+        self._check_rdma("migrate-incoming", by)
         await self._listen((address, port))
 
     async def _listen(self, address: tuple[str, int]) -> None:
@@ -309,10 +311,19 @@ class FakeGuestProcess:
         self._require(not started, "listen", "The incoming migration has already been started")
         self._link.listen(self.qemu, address)
 
-    async def migrate(self, address: str, port: int) -> None:
+    async def migrate(self, address: str, port: int, by: Transport = Transport.TCP) -> None:
         """Start sending, prepared and from a state that allows it."""
         self._call("migrate")
+        self._check_rdma("migrate", by)
         await self._migrate((address, port))
+
+    def _check_rdma(self, name: str, by: Transport) -> None:
+        """Refuse what QEMU takes, and would hang or fail with later."""
+        self._require(by in (Transport.TCP, Transport.RDMA), name, f"unknown migration protocol: {by}")
+        if by is Transport.RDMA:
+            wrong = [one for one in ("return-path", "multifd", "postcopy-ram", "xbzrle") if self._has(one)]
+            clear = self.qemu.setup is not None and not self.qemu.setup.encrypted
+            self._require(clear and not wrong, name, f"RDMA with {', '.join(wrong) or 'TLS'}")
 
     async def _migrate(self, address: tuple[str, int]) -> None:
         self._require(not self._is_migrating(), "migrate", "There's a migration process in progress")

@@ -12,7 +12,7 @@ from vmferry.core.capabilities.wish import Level, Transport, Wanted
 DEFAULT_CHANNELS = 2
 MOST_CHANNELS = 64
 #: The ways that a hand-over may be told to take.
-LINKS = (Transport.TCP, Transport.FD, Transport.UNIX)
+LINKS = (Transport.TCP, Transport.FD, Transport.UNIX, Transport.RDMA)
 
 
 class Compression(enum.StrEnum):
@@ -59,6 +59,14 @@ class StreamWish:
     def transport(self) -> Transport:
         """Return what QEMU has to do with: a pipeline's end is a pipe, which goes one way."""
         return self.link if self.pipeline is None else Transport.PIPE
+
+    @property
+    def one_way(self) -> bool:
+        """Tell whether no word comes back: that all was loaded is then the destination's own word.
+
+        RDMA could carry one, but QEMU would wait for it on a link that is broken (docs/design/streams.md).
+        """
+        return self.transport in (Transport.PIPE, Transport.RDMA)
 
     @property
     def qemu_encrypts(self) -> bool:

@@ -25,6 +25,7 @@ from vmferry.core.checks.qemu import (
     check_machine,
     check_tcg_source,
 )
+from vmferry.core.checks.rdma import check_rdma
 from vmferry.core.checks.reasons import check_blocked_reasons
 from vmferry.core.checks.run_state import check_busy, check_run_state
 from vmferry.core.errors import Blocker
@@ -43,6 +44,7 @@ FAMILIES = (
     check_capabilities,
     check_postcopy,
     check_pipeline,
+    check_rdma,
     check_certificates,
     check_tcg_source,
     check_known_incompatibilities,

@@ -4,7 +4,8 @@ What network namespaces cannot show (locks between kernels, a host that loses it
 not have) is shown between two of them.
 """
 
+from vmferry.lab.nested.fleet import NestedFleet
 from vmferry.lab.nested.host import HostPlan, NestedHost
 from vmferry.lab.nested.lab import NestedLab
 
-__all__ = ["HostPlan", "NestedHost", "NestedLab"]
+__all__ = ["HostPlan", "NestedFleet", "NestedHost", "NestedLab"]

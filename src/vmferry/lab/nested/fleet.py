@@ -1,0 +1,144 @@
+"""Agents in nested hosts: one each, in one fleet, with guests that are run and asked there through the real commands.
+
+    async with NestedFleet(lab.hosts) as fleet:
+        await fleet.must("guest", "list", "--json")
+
+Everything lies in the hosts' own memory: a host that loses its power has lost it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import tomli_w
+
+from vmferry.core.errors import Broken, TimedOut
+from vmferry.lab.commands import Ran
+from vmferry.lab.enrolment import find_command, operator_environment
+from vmferry.lab.guest_plans import GuestPlan
+from vmferry.lab.guests import build
+from vmferry.lab.nested.host import NestedHost
+from vmferry.lab.toolchain import QemuBinary, cache_dir, find_qemus
+
+FOLDER = Path("/run/vmferry-lab")
+LOG = FOLDER / "agent.log"
+#: The nested hosts have one slow CPU each: a command takes seconds to start.
+_COMMAND_TIMEOUT_S = 180.0
+_READY_TIMEOUT_S = 120.0
+_VMFERRY = (sys.executable, "-m", "vmferry")
+_ASK = """
+import asyncio, sys
+from pathlib import Path
+from vmferry.lab.channel import ask
+socket = next(Path(sys.argv[1]).rglob(sys.argv[2] + "/console.sock"))
+print(asyncio.run(ask(socket, sys.argv[3], sys.argv[4], float(sys.argv[5]))))
+"""
+
+
+class NestedFleet:
+    """Agents in hosts that are up; the first host has the CA and the operator.
+
+    Args:
+        hosts: by name; they are somebody else's, and stay up.
+        qemus: of each host; the newest on this machine by default.
+    """
+
+    def __init__(self, hosts: Mapping[str, NestedHost], qemus: Mapping[str, QemuBinary] | None = None) -> None:
+        self.hosts = dict(hosts)
+        self._first = next(iter(self.hosts))
+        self._qemus = dict(qemus or {})
+
+    async def __aenter__(self) -> Self:
+        """Start the agents and make them a fleet; on failure nothing is left."""
+        try:
+            await asyncio.gather(*(self._begin(name) for name in self.hosts))
+            ca = ("--ca-dir", str(FOLDER / "state" / "ca"))
+            await self.must("ca", "init", *ca)
+            for name in self.hosts:
+                await self.must(*await self._wait_command(name), *ca)
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End agents and guests, and remove what they have written."""
+        await self.close()
+
+    async def close(self) -> None:
+        """End everything that was started in hosts that are up; idempotent."""
+        for host in self.hosts.values():
+            if host.is_up:
+                # nothing else in the host has this folder in its command line: agents, QEMUs and what serves them
+                await host.shell(f"pkill -9 -f '[v]mferry-lab' || true; rm -rf {FOLDER}")
+
+    async def cli(self, *arguments: str, timeout_s: float = _COMMAND_TIMEOUT_S) -> Ran:
+        """Run the operator's command line on the first host and return what it did."""
+        env = (f"{name}={value}" for name, value in operator_environment(FOLDER / "operator").items())
+        return await self.hosts[self._first].run("env", *env, *_VMFERRY, *arguments, timeout_s=timeout_s)
+
+    async def must(self, *arguments: str, timeout_s: float = _COMMAND_TIMEOUT_S) -> str:
+        """Run the operator's command line and return its standard output.
+
+        Raises:
+            Broken: its exit code was not 0.
+        """
+        ran = await self.cli(*arguments, timeout_s=timeout_s)
+        if ran.exit_code:
+            said = (ran.stderr or ran.stdout).strip()
+            raise Broken(f"`vmferry {' '.join(arguments)}` ended with {ran.exit_code}: {said}")
+        return ran.stdout
+
+    async def run_guest(self, plan: GuestPlan, host: str) -> None:
+        """Run a micro guest on a host and wait until its workload works.
+
+        Raises:
+            Broken: the command refused.
+            TimedOut: the workload does not work in time.
+        """
+        image = await asyncio.to_thread(build, plan.kind, cache_dir())
+        file = FOLDER / f"{plan.name}.toml"
+        await self.hosts[self._first].must("tee", str(file), text=plan.toml(image))
+        await self.must("guest", "run", str(file), "--on", host)
+        await self.oracle(plan.name, host, _READY_TIMEOUT_S)
+
+    async def oracle(self, guest: str, host: str, timeout_s: float = 60.0) -> str:
+        """Return what a micro guest on a host says about its memory: "oracle clean ..." or "oracle DIRTY ..."."""
+        arguments = (str(FOLDER / "run"), guest, "o", "oracle", str(timeout_s))
+        return (await self.hosts[host].python(_ASK, *arguments, timeout_s=timeout_s + 30)).strip()
+
+    async def log(self, host: str) -> str:
+        """Return what a host's agent has written."""
+        return await self.hosts[host].must("cat", str(LOG))
+
+    async def _begin(self, name: str) -> None:
+        """Start an agent that is not enrolled yet."""
+        host = self.hosts[name]
+        await host.shell(f"mkdir -m 711 {FOLDER} {FOLDER}/state {FOLDER}/run")
+        await host.must("tee", str(FOLDER / "agent.toml"), text=tomli_w.dumps(self._settings(name)))
+        agent = " ".join((*_VMFERRY, "agent", "--config", str(FOLDER / "agent.toml")))
+        await host.shell(f"setsid {agent} </dev/null >{LOG} 2>&1 &")
+
+    async def _wait_command(self, name: str) -> list[str]:
+        for _ in range(int(_READY_TIMEOUT_S)):
+            if found := find_command(await self.log(name)):
+                return found
+            await asyncio.sleep(1)
+        raise TimedOut(f"Agent of nested host {name} printed no enrolment code; its log:\n{await self.log(name)}")
+
+    def _settings(self, name: str) -> dict[str, object]:
+        qemu = self._qemus.get(name) or find_qemus()[0]
+        return {
+            "name": name,
+            "listen": self.hosts[name].plan.ip,
+            "advertise": self.hosts[name].plan.ip,
+            "state_dir": str(FOLDER / "state"),
+            "run_dir": str(FOLDER / "run"),
+            "image_dirs": [str(FOLDER), str(cache_dir())],
+            "memory_reserve": "64MiB",
+            "qemu": {"argv": list(qemu.argv), "env": qemu.env, "uids": "700000-700499"},
+        }
