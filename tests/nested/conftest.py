@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
-from tests.nested import nfs, rdma
+from tests.nested import nfs
 
 from vmferry.lab.nested import NestedLab
+from vmferry.lab.nested.rdma import PACKAGES
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def lab() -> AsyncIterator[NestedLab]:
     """Two nested hosts."""
-    async with NestedLab(packages=(*nfs.PACKAGES, *rdma.PACKAGES)) as made:
+    async with NestedLab(packages=(*nfs.PACKAGES, *PACKAGES)) as made:
         yield made

@@ -12,8 +12,6 @@ from tests.nested.qemus import PID_FILE
 from vmferry.lab.nested import NestedHost
 from vmferry.lab.toolchain import QemuBinary
 
-#: How programs find the kernel's soft-RoCE device.
-PACKAGES = ("ibverbs-providers",)
 PORT = 49152
 LOG = "/run/qemu.log"
 _SOCKET = "/run/qemu.sock"
@@ -36,16 +34,6 @@ for question in [{"execute": "qmp_capabilities"}, *json.loads(sys.argv[2])]:
     said.append(answer)
 print(json.dumps(said[1:]))
 """
-
-
-async def add_device(host: NestedHost) -> None:
-    """Make the host's network card an RDMA device; rxe wants crc32 to be there first."""
-    await host.shell("modprobe -a crc32_generic rdma_rxe ib_uverbs rdma_ucm; rdma link add rxe0 type rxe netdev eth0")
-
-
-async def remove_device(host: NestedHost) -> None:
-    """Take it away again, if it is there."""
-    await host.shell("! rdma link | grep -q rxe0 || rdma link del rxe0")
 
 
 async def start_qemu(host: NestedHost, qemu: QemuBinary, *, arrives: bool) -> None:

@@ -16,6 +16,7 @@ from tests.qemus import VERSIONS, find_or_skip
 
 from vmferry.core.errors import Broken
 from vmferry.lab.nested import NestedHost, NestedLab
+from vmferry.lab.nested.rdma import add_device, remove_device
 from vmferry.lab.scenarios import wait_until
 
 pytestmark = [
@@ -41,13 +42,13 @@ async def hosts(lab: NestedLab) -> AsyncIterator[tuple[NestedHost, NestedHost]]:
     for host in (host_a, host_b):
         if not host.is_up:
             await host.start()
-        await rdma.add_device(host)
+        await add_device(host)
     yield host_a, host_b
     await host_a.set_link(up=True)
     for host in (host_a, host_b):
         await host.shell(f"[ ! -e {PID_FILE} ] || kill -9 $(cat {PID_FILE}); rm -f {PID_FILE}")
         await end_qemus(host)
-        await rdma.remove_device(host)
+        await remove_device(host)
 
 
 async def begin(
@@ -133,7 +134,7 @@ async def hangs(host: NestedHost) -> None:
 async def test_a_host_without_a_device_is_told(hosts: tuple[NestedHost, NestedHost]) -> None:
     """The destination refuses to listen, and the source to send, before anything has moved."""
     for host in hosts:
-        await rdma.remove_device(host)
+        await remove_device(host)
         await rdma.start_qemu(host, find_or_skip((10, 0)), arrives=host is hosts[1])
     for host, command in zip(hosts, ("migrate", "migrate-incoming"), strict=True):
         (answer,) = await ask(host, by_rdma(command, hosts[1]))

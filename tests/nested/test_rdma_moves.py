@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from tests.nested import rdma
 from tests.qemus import find_or_skip
 
 from vmferry.lab.guest_plans import micro_guest
 from vmferry.lab.nested import NestedFleet, NestedHost, NestedLab
+from vmferry.lab.nested.rdma import add_device, remove_device
 from vmferry.lab.scenarios import wait_until
 
 pytestmark = [
@@ -40,7 +40,7 @@ async def fleet(lab: NestedLab) -> AsyncIterator[NestedFleet]:
     for host in lab.hosts.values():
         if not host.is_up:
             await host.start()
-        await rdma.add_device(host)
+        await add_device(host)
     newest = find_or_skip((10, 0))
     try:
         async with NestedFleet(lab.hosts, dict.fromkeys(lab.hosts, newest)) as made:
@@ -49,7 +49,7 @@ async def fleet(lab: NestedLab) -> AsyncIterator[NestedFleet]:
     finally:
         for host in lab.hosts.values():
             await host.set_link(up=True)
-            await rdma.remove_device(host)
+            await remove_device(host)
 
 
 async def sent_packets(host: NestedHost) -> int:
@@ -88,7 +88,7 @@ async def test_what_is_missing_is_told_before(fleet: NestedFleet) -> None:
     assert "rdma excludes postcopy-ram" in postcopy
     (channels,) = await blockers(fleet, *BY_RDMA, "--channels", "2")
     assert "rdma excludes multifd" in channels
-    await rdma.remove_device(fleet.hosts["host-b"])
+    await remove_device(fleet.hosts["host-b"])
     (missing,) = await blockers(fleet, *BY_RDMA)
     assert missing.startswith("stream.rdma-missing")
     assert "of host-b, it has no RDMA device" in missing

@@ -144,14 +144,14 @@ class NestedHost:
         """
         return await self.must("sh", "-euc", script, timeout_s=timeout_s)
 
-    async def python(self, code: str, *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+    async def python(self, code: str, *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S, text: str = "") -> str:
         """Run Python code in the host, with this interpreter and what it can import, and return what it printed.
 
         Raises:
             Broken: it raised something, or the host ended.
             TimedOut: it did not end in time.
         """
-        return await self.must(sys.executable, "-c", code, *arguments, timeout_s=timeout_s)
+        return await self.must(sys.executable, "-c", code, *arguments, timeout_s=timeout_s, text=text)
 
     async def set_link(self, *, up: bool) -> None:
         """Plug the network cable in or out; the host sees its carrier come or go.
