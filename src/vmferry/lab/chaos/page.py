@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from vmferry.core.capabilities import Transport
 from vmferry.sim.matrix import CELLS, PLACES
 
 Table = Callable[[Sequence[str], Iterable[Sequence[object]]], str]
@@ -66,22 +67,25 @@ question is lost in the cut, TCP repeats it seconds later, and two seconds witho
 """
 
 
-def page(made: str, cells: Sequence[Mapping[str, Any]], table: Table) -> str:
-    """Return the page.
+def page(made: str, cells: Sequence[Mapping[str, Any]], table: Table, link: Transport = Transport.TCP) -> str:
+    """Return the page; faults of which no cell was run have no column.
 
     Args:
         made: under which conditions.
         cells: each cell's record (`Result.record`).
         table: makes a Markdown table.
+        link: how streams travelled.
     """
+    faults = [fault for fault in CELLS if any(cell["fault"] == fault for cell in cells)]
     by_place = {(cell["side"], cell["state"], cell["fault"]): cell for cell in cells}
-    parts = [_HEAD, made, f"\n{_sum(cells)}\n"]
+    travelled = "" if link is Transport.TCP else f"\nStreams went by `--link {link}`.\n"
+    parts = [_HEAD, made, travelled, f"\n{_sum(cells)}\n"]
     for side, places in PLACES.items():
         rows = [
-            (f"`{place}`", *(_cell(by_place.get((str(side), str(place), fault))) for fault in CELLS))
+            (f"`{place}`", *(_cell(by_place.get((str(side), str(place), fault))) for fault in faults))
             for place in places
         ]
-        parts += [f"\n## In a state of the {side}\n\n", table(("State", *CELLS), rows)]
+        parts += [f"\n## In a state of the {side}\n\n", table(("State", *faults), rows)]
     return "".join([*parts, _not_passed(cells), _METHOD])
 
 

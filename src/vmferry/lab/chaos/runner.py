@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, ExitStack
 from typing import Self
 
+from vmferry.core.capabilities import Transport
 from vmferry.core.errors import VmferryError
 from vmferry.lab.chaos import reality
 from vmferry.lab.chaos.beat_watch import BeatWatch
@@ -30,9 +31,14 @@ _AGENT_DEATHS = 3
 
 
 class Chaos:
-    """A lab in which cells are run; an async context manager. A lab that is not as it was is replaced by a new one."""
+    """A lab in which cells are run; an async context manager. A lab that is not as it was is replaced by a new one.
 
-    def __init__(self) -> None:
+    Args:
+        link: how streams travel.
+    """
+
+    def __init__(self, link: Transport = Transport.TCP) -> None:
+        self._link = link
         self._stack = AsyncExitStack()
         self._machine = ExitStack()
         self._stage: tuple[Lab, BeatWatch] | None = None
@@ -63,7 +69,7 @@ class Chaos:
             stage = await self._renew()
         self._deaths += "agent" in cell.fault
         began = time.monotonic()
-        result = await _run(cell, *stage)
+        result = await _run(cell, self._link, *stage)
         result.seconds = time.monotonic() - began
         if result.verdict is not Verdict.PASS:
             self._stage = None
@@ -82,13 +88,13 @@ class Chaos:
         return self._stage
 
 
-async def _run(cell: Cell, lab: Lab, watch: BeatWatch) -> Result:
+async def _run(cell: Cell, link: Transport, lab: Lab, watch: BeatWatch) -> Result:
     """Start a guest, bring its hand-over to the state, strike, wait for rest, judge."""
     history = History()
     expected = cell.expected()
     holds = Holds(lab, *HOSTS.values())
     holds.release_all()
-    scene = Scene(lab, await started(lab, GUEST), watch, history, holds)
+    scene = Scene(lab, await started(lab, GUEST), watch, history, holds, link)
     watch.forget()
     history.note("the guest runs at the source")
     try:

@@ -8,6 +8,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import dataclass, field
 
+from vmferry.core.capabilities import Transport
 from vmferry.core.errors import Broken
 from vmferry.core.handover.states import Side
 from vmferry.lab.agents import AgentProcess
@@ -21,6 +22,8 @@ from vmferry.lab.processes import Identity, command_line, kill_all, send
 from vmferry.lab.scenarios import migrate
 
 HOSTS = {Side.SOURCE: "host-a", Side.DESTINATION: "host-b"}
+#: In the command line of what carries a stream between local sockets and the network.
+CARRIER = "links/carry.py"
 #: The hand-over must come to a hold within this; it takes well under a second unless it goes another way.
 REACH_S = 15.0
 
@@ -34,6 +37,7 @@ class Scene:
     watch: BeatWatch
     history: History
     holds: Holds
+    link: Transport = Transport.TCP  #: how the stream travels
     handover: str = ""
     remarks: list[str] = field(default_factory=list)
     asking: list[asyncio.Task[None]] = field(default_factory=list)  #: requests whose answer may never come
@@ -56,6 +60,13 @@ class Scene:
         """Return every QEMU process of the guest on a side, found without agent or QMP."""
         sign = f"guest={self.guest.name},"
         return [found for found in self.lab.processes_of(HOSTS[side]) if sign in command_line(found.pid)]
+
+    def carrier(self, side: Side) -> Identity | None:
+        """Return the process of a side that has the stream's connections; None when there is none."""
+        if self.link is not Transport.UNIX:
+            return self.qemu(side)
+        processes = self.lab.processes_of(HOSTS[side])
+        return next((found for found in processes if CARRIER in command_line(found.pid)), None)
 
     def stop_qemu(self, side: Side) -> None:
         """Have a QEMU stand still (SIGSTOP) until `let_go`.
@@ -109,7 +120,8 @@ class Scene:
 
     async def begin(self, options: dict[str, object] | None = None) -> None:
         """Open the hand-over."""
-        self.handover = await migrate(self.lab, self.guest, HOSTS[Side.DESTINATION], options)
+        asked = {"link": str(self.link), **(options or {})}
+        self.handover = await migrate(self.lab, self.guest, HOSTS[Side.DESTINATION], asked)
         self.history.note(f"hand-over {self.handover} opened")
 
     def journal_state(self, side: Side) -> tuple[str, bool]:

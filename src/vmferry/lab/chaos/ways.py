@@ -65,11 +65,11 @@ async def _stream_broken(scene: Scene, state: AnyState) -> None:
     """Reset the stream when the guest runs there; a frozen agent is asked to listen anew, and does not."""
     await _by_postcopy(scene, _S.POSTCOPY_RUNNING)
     scene.freeze_agent(Side.DESTINATION)
-    qemu = scene.qemu(Side.SOURCE)
-    if qemu is None:
-        raise Broken("No QEMU at the source")
-    broken = break_off(scene.lab.inside(HOSTS[Side.SOURCE]), qemu.pid)
-    scene.history.note(f"reset {broken} connections of the source's QEMU")
+    carrier = scene.carrier(Side.SOURCE)
+    if carrier is None:
+        raise Broken("Nothing at the source has the stream's connections")
+    broken = break_off(scene.lab.inside(HOSTS[Side.SOURCE]), carrier.pid)
+    scene.history.note(f"reset {broken} connections of the stream at the source")
     await _on_to(scene, _S.POSTCOPY_RUNNING, state)
 
 
@@ -132,8 +132,8 @@ async def _all_sent(scene: Scene, side: Side) -> list[str]:
 
 
 def _queues(scene: Scene, side: Side) -> list[str]:
-    qemu = scene.qemu(side)
-    return [] if qemu is None else queues(qemu.pid)
+    carrier = scene.carrier(side)
+    return [] if carrier is None else queues(carrier.pid)
 
 
 async def _orphaned(scene: Scene, state: AnyState) -> None:
