@@ -1,9 +1,10 @@
-"""What becomes of a guest whose stream is spoilt, in every state of a hand-over that has one: foretold, then done.
+"""What becomes of a guest whose stream or disk is spoilt, in every state of a hand-over: foretold, then done.
 
     ./run bench stream_faults [--only 'precopy: reset, tcp']
 
 A man in the middle (vmferry.lab.relay) resets, half closes, stalls or changes the stream, by each way that a stream can
-take; what carries it is killed, and the server of copied disks. Two hosts in network namespaces, real agents and QEMU,
+take; what carries it is killed, and the server of copied disks; a third process locks a shared disk as soon as it can;
+the destination's file system is full. Two hosts in network namespaces, real agents and QEMU,
 the micro guest; with disks the linux guest, which writes to its own.
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from _bench import conditions, conditions_text, table, write
+from _disk_faults import SmallDirectory, Stranger, small_directory, stops_for_want_of_room
 
 from vmferry.core.errors import VmferryError
 from vmferry.core.progress import Outcome
@@ -31,18 +33,25 @@ from vmferry.lab.guest_runs import GuestRun
 from vmferry.lab.hosts import Lab
 from vmferry.lab.page_faults import page_faults_for_all
 from vmferry.lab.relay import PORTS, STREAM_PORT, Harm, Relay, settings
-from vmferry.lab.scenarios import empty, migrate, started, wait_finished, wait_state
+from vmferry.lab.scenarios import empty, migrate, started, wait_finished, wait_state, wait_until
 from vmferry.ports.hypervisor import RunState
 
 SOURCE, DESTINATION = "host-a", "host-b"
 LINKS = ("tcp", "fd", "unix")
-DISK = "copied disk"
+DISK, SHARED = "copied disk", "shared disk"
+LOCKED, FULL = "a stranger locks it", "no room at the destination"
 CAT = {"send": ["cat"], "receive": ["cat"]}
 STALL_S = 30.0
 SLOW = 6 * MIB
 BUSY = GuestPlan("micro", memory_mib=64, working_set_mib=32, rate=8)
 #: In these nothing passes while the hand-over is held there: the harm is done to what is open, and the hold ends.
-HELD = ("pre-switchover", "loaded")
+HELD = ("pre-switchover", "switchover", "source-completed", "loaded", "committed", "acquired", "starting")
+#: These are states of the destination.
+AT_DESTINATION = ("acquired", "starting")
+#: In these the guest's disk belongs to a QEMU of ours, and a stranger is refused.
+OURS = ("precopy", "pre-switchover")
+#: The stranger goes again after this.
+_STAYS_S = 3.0
 DISK_BYTES = 48 * MIB
 STAYS, ARRIVES, EITHER = ("source",), ("destination",), ("source", "destination")
 
@@ -53,8 +62,10 @@ A cell shows where the guest runs afterwards. *reset*: both hosts get a reset. *
 nothing more comes, the source hears nothing. *stalled*: nothing passes for 30 s, either way. *flipped bytes*: a bit in
 each of twenty bytes of an encrypted stream; in the clear nothing could find that. *helper*: what carries the stream
 beside QEMU, the program of `--link unix` or a pipeline's command. `pre-switchover` and `loaded` are held while the harm
-is done; in `loaded` the stream has done its work. A cut link, and agents and QEMUs that die, stand in
-[fault-matrix.md](../fault-matrix.md), a disk that is full in [disks.md](../disks.md)."""
+is done; in `loaded` the stream has done its work. *A stranger locks it*: a third process opens the disk that both hosts
+share as soon as that state is reached, and goes after 3 s; while a QEMU of ours has it, it is refused. *No room*: the
+destination's file system is filled; a guest that arrived stands (QEMU stops it) until there is room and it is resumed.
+A cut link, and agents and QEMUs that die, stand in [fault-matrix.md](../fault-matrix.md)."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,12 @@ def cells() -> Iterator[Cell]:
     for state in ("copying-disks", "precopy", "pre-switchover"):
         yield Cell(state, "disk server killed", DISK, STAYS)
         yield Cell(state, Harm.RESET.value, DISK, STAYS)
+    yield Cell("copying-disks", FULL, DISK, STAYS)
+    yield Cell("precopy", FULL, DISK, STAYS)
+    for state in ("pre-switchover", "source-completed", "loaded", "committed"):
+        yield Cell(state, FULL, DISK, ARRIVES)
+    for state in ("precopy", *HELD):
+        yield Cell(state, LOCKED, SHARED, ARRIVES if state in OURS else STAYS)
 
 
 class Wrong(Exception):
@@ -119,6 +136,9 @@ class Faults:
 
     def __init__(self, lab: Lab, relay: Relay) -> None:
         self._lab, self._relay = lab, relay
+        self._image = Path()  #: of the cell's guest
+        self._stranger: Stranger
+        self._small: SmallDirectory | None = None
 
     async def run(self, cell: Cell) -> Result:
         """Do it; what cannot be done has not passed."""
@@ -133,25 +153,56 @@ class Faults:
         return Result(cell.name, seen, seen in cell.expected, why, round(time.monotonic() - began, 1))
 
     async def _do(self, cell: Cell) -> tuple[str, str]:
-        guest = await started(self._lab, self._plan(cell))
-        hold = self._lab.hosts[SOURCE].hold_dir / f"source.{cell.state}"
+        async with contextlib.AsyncExitStack() as undo:
+            if cell.fault == FULL:
+                self._small = undo.enter_context(small_directory(self._lab, DESTINATION, DISK_BYTES))
+                undo.callback(setattr, self, "_small", None)
+            guest = await started(self._lab, self._plan(cell))
+            handover = await self._struck(guest, cell)
+            if cell.fault == Harm.STALL.value:
+                await asyncio.sleep(STALL_S)
+                self._relay.let_go()
+            elif cell.fault == LOCKED:
+                undo.push_async_callback(self._stranger.go)
+                await asyncio.sleep(_STAYS_S)
+                await self._stranger.go()
+            view = await wait_finished(self._lab, SOURCE, handover)
+            if view.report is None:
+                raise Wrong("a finished hand-over has no report")
+            if view.report.outcome is Outcome.MOVED:
+                guest.moved_to(DESTINATION)
+            if cell.fault == FULL and guest.host == DESTINATION:
+                await self._goes_on_with_room(guest)
+            try:
+                return await self._place(guest, cell), str(view.report.reason or "")
+            finally:
+                await empty(self._lab)  # before the small file system goes
+
+    async def _struck(self, guest: GuestRun, cell: Cell) -> str:
+        """Begin the hand-over, do the harm in the cell's state, and return its id."""
+        side = "destination" if cell.state in AT_DESTINATION else "source"
+        hold = self._lab.hosts[DESTINATION if side == "destination" else SOURCE].hold_dir / f"{side}.{cell.state}"
+        reached = hold.with_name(f"{hold.name}.reached")
         try:
             if cell.state in HELD:
                 hold.touch()
             handover = await migrate(self._lab, guest, DESTINATION, options(cell))
-            await wait_state(self._lab, SOURCE, handover, cell.state)
+            if cell.state in HELD:
+                await wait_until(lambda: _exists(reached), f"the hand-over is {cell.state}")
+            else:
+                await wait_state(self._lab, SOURCE, handover, cell.state)
             await self._strike(cell)
         finally:
             hold.unlink(missing_ok=True)
-        if cell.fault == Harm.STALL.value:
-            await asyncio.sleep(STALL_S)
-            self._relay.let_go()
-        view = await wait_finished(self._lab, SOURCE, handover)
-        if view.report is None:
-            raise Wrong("a finished hand-over has no report")
-        if view.report.outcome is Outcome.MOVED:
-            guest.moved_to(DESTINATION)
-        return await self._place(guest, cell), str(view.report.reason or "")
+            reached.unlink(missing_ok=True)
+        return handover
+
+    async def _goes_on_with_room(self, guest: GuestRun) -> None:
+        """Hold that a guest without room stands, and give it room."""
+        if not await stops_for_want_of_room(guest):
+            raise Wrong("there is no room for what the guest writes, and it was not stopped")
+        self._room().make_room()
+        await self._lab.hosts[guest.host].api.post(f"/v1/guests/{guest.name}/resume")
 
     async def _place(self, guest: GuestRun, cell: Cell) -> str:
         """Return where the guest runs, whole, and nowhere else."""
@@ -163,35 +214,59 @@ class Faults:
             raise Wrong(f"there are QEMUs on {qemus}")
         if not (oracle := await guest.oracle()).startswith("oracle clean"):
             raise Wrong(oracle)
-        if cell.way == DISK:
+        if cell.way in (DISK, SHARED):
             if not (disk := await guest.disk()).startswith("disk clean"):
                 raise Wrong(disk)
-            there = [path.name for path in self._lab.hosts[DESTINATION].local_dir.iterdir()]
+            there = [path.name for path in self._destination_folder().iterdir()]
             if any("arriving" in name for name in there):
                 raise Wrong(f"half a copy stays: {there}")
         return "destination" if guest.host == DESTINATION else "source"
 
     def _plan(self, cell: Cell) -> GuestPlan:
-        """Return the guest that the cell needs; its disk is full of random bytes."""
-        if cell.way != DISK:
+        """Return the guest that the cell needs; its disk is full of random bytes, or of holes that it fills."""
+        if cell.way not in (DISK, SHARED):
             return BUSY
-        image = self._lab.local / f"web-7-{time.monotonic_ns()}.raw"
-        (self._lab.hosts[SOURCE].local_dir / image.name).write_bytes(os.urandom(DISK_BYTES))
-        disk = DiskPlan(image, "raw")
+        name = f"web-7-{time.monotonic_ns()}.raw"
+        folder = self._lab.directory if cell.way == SHARED else self._lab.hosts[SOURCE].local_dir
+        if cell.fault in (LOCKED, FULL) and cell.state != "copying-disks":
+            with (folder / name).open("wb") as empty_image:
+                empty_image.truncate(DISK_BYTES)
+        else:
+            (folder / name).write_bytes(os.urandom(DISK_BYTES))
+        self._image = (self._lab.directory if cell.way == SHARED else self._lab.local) / name
+        disk = DiskPlan(self._image, "raw")
         return GuestPlan("linux", memory_mib=128, working_set_mib=16, rate=4, disk_rate=4, disks=(disk,))
 
     async def _strike(self, cell: Cell) -> None:
-        """Do the harm to what is open, or to the first bytes that pass."""
+        """Do the harm."""
+        if cell.fault == LOCKED:
+            await self._have_it_locked(ours=cell.state in OURS)
+        elif cell.fault == FULL:
+            if cell.state == "copying-disks":
+                await self._half_copied()
+            self._room().fill()
+        elif cell.fault in (harm.value for harm in Harm):
+            await self._spoil(cell, Harm(cell.fault))
+        else:
+            await self._kill_helper(cell)
+
+    async def _have_it_locked(self, *, ours: bool) -> None:
+        self._stranger = Stranger(self._image)
+        if await self._stranger.try_to_hold() is ours:
+            raise Wrong(f"the stranger {'has' if ours else 'does not get'} the image")
+
+    async def _spoil(self, cell: Cell, harm: Harm) -> None:
+        """Do something to the connections that are open, or to the first bytes that pass."""
         ports = PORTS[1:] if cell.way == DISK else (*PORTS, STREAM_PORT)
-        if cell.fault in (harm.value for harm in Harm):
-            harm = Harm(cell.fault)
-            if cell.state not in HELD or harm is Harm.FLIP:
-                self._relay.harm(harm, after_bytes=0 if cell.state in HELD else MIB, ports=ports)
-            elif not self._relay.harm_now(harm, ports) and cell.state != "loaded":
-                raise Wrong("there is no connection to harm")
-            if cell.state not in HELD:
-                await asyncio.wait_for(self._relay.done.wait(), 30)
-            return
+        if cell.state not in HELD or harm is Harm.FLIP:
+            self._relay.harm(harm, after_bytes=0 if cell.state in HELD else MIB, ports=ports)
+        elif not self._relay.harm_now(harm, ports) and cell.state != "loaded":
+            raise Wrong("there is no connection to harm")
+        if cell.state not in HELD:
+            await asyncio.wait_for(self._relay.done.wait(), 30)
+
+    async def _kill_helper(self, cell: Cell) -> None:
+        """Kill what carries the stream or serves the disk."""
         side = DESTINATION if cell.way == DISK or cell.fault.endswith("destination") else SOURCE
         if cell.way == DISK and cell.state == "copying-disks":
             await self._half_copied()
@@ -203,10 +278,18 @@ class Faults:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def _room(self) -> SmallDirectory:
+        if self._small is None:
+            raise Wrong("the destination's file system is not a small one")
+        return self._small
+
+    def _destination_folder(self) -> Path:
+        return self._small.path if self._small else self._lab.hosts[DESTINATION].local_dir
+
     async def _half_copied(self) -> None:
         """Wait until a third of the disk is at the destination."""
         while True:
-            found = [path.stat().st_blocks * 512 for path in self._lab.hosts[DESTINATION].local_dir.iterdir()]
+            found = [path.stat().st_blocks * 512 for path in self._destination_folder().iterdir()]
             if max(found, default=0) > DISK_BYTES // 3:
                 return
             await asyncio.sleep(0.02)
@@ -219,9 +302,13 @@ def options(cell: Cell) -> dict[str, object]:
         asked |= {"pipeline": "cat", "plain": True}
     elif cell.way == DISK:
         asked |= {"copy_disks": True}
-    else:
+    elif cell.way != SHARED:
         asked |= {"link": cell.way}
     return asked | ({"postcopy_after": 1} if cell.state.startswith("postcopy") else {})
+
+
+async def _exists(file: Path) -> bool:
+    return file.exists()  # noqa: ASYNC240 - on a local file system
 
 
 def has_word(pid: int, word: bytes) -> bool:
