@@ -191,7 +191,7 @@ class MigrateOptions(Request):
     )
     postcopy: bool = False  #: post-copy may be used where pre-copy cannot end
     postcopy_after: Annotated[int | None, Field(ge=1, le=1000)] = None  #: begin it when this round begins (1: at once)
-    link: Literal["tcp", "fd", "unix"] | None = None  #: how the stream travels (docs/streams.md); None: tcp
+    link: Literal["tcp", "fd", "unix", "rdma"] | None = None  #: how the stream travels (docs/streams.md); None: tcp
     channels: Annotated[int | None, Field(ge=1, le=MOST_CHANNELS)] = None  #: None: one, or what the compression needs
     pipeline: NameField | None = None  #: of both hosts' configurations, instead of a link
     copy_disks: bool = False  #: copy the images that the hosts do not share (docs/disks.md)
