@@ -27,7 +27,7 @@ from vmferry.agent.views import guest_view, handover_view, past_events, saved_vi
 from vmferry.api import models as m
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.handovers import Handovers, Postcopy
-from vmferry.conductor.plan import Asked, Choice, left_out_text
+from vmferry.conductor.plan import Asked, Choice, all_blockers, left_out_text
 from vmferry.conductor.saving import GuestSaving
 from vmferry.core.capabilities import Compression, Encryption, StreamWish, Transport
 from vmferry.core.convergence import DEFAULT
@@ -199,7 +199,8 @@ class Service:
         )
         chosen = await self.handovers.foresee(asked, found.qemus)
         left_out = tuple(left_out_text(left) for left in chosen.left_out)
-        blockers = found.blockers + await self.handovers.brake_blockers(name, options.throttle) or chosen.blockers
+        blockers = found.blockers + await self.handovers.brake_blockers(name, options.throttle)
+        blockers = all_blockers(blockers, chosen)
         promised = None if blockers else found.guarantee
         itself = destination == self.links.name
         link = None if itself else await self.links.view(destination, options.max_bandwidth)

@@ -46,6 +46,8 @@ PostcopyOption = Annotated[
     ),
 ]
 
+PlainOption = Annotated[bool, typer.Option("--plain", help="Do not encrypt the stream. Default: TLS (--encryption).")]
+
 LinkOption = Annotated[
     str | None,
     typer.Option(
@@ -112,6 +114,7 @@ def check(  # noqa: PLR0913 - one for each option of the command
     max_gap: MaxGapOption = None,
     throttle: ThrottleOption = None,
     postcopy: PostcopyOption = False,
+    plain: PlainOption = False,
     link: LinkOption = None,
     channels: ChannelsOption = None,
     compression: CompressionOption = None,
@@ -131,7 +134,8 @@ def check(  # noqa: PLR0913 - one for each option of the command
     source = fleet.find_guest(guest)
     body: dict[str, Any] = {"destination": destination}
     options = _bandwidth(bandwidth) | _choice(policy, max_gap, None, throttle) | _postcopy(postcopy, None)
-    if options := options | _stream(link, channels, compression, pipeline, encryption) | _disks(copy_disks):
+    options |= _stream(link, channels, compression, pipeline, encryption) | _disks(copy_disks)
+    if options := options | ({"plain": True} if plain else {}):
         body["options"] = options
     reply = fleet.ask(source, "POST", f"/v1/guests/{guest}/check", body)
     if as_json:
@@ -146,10 +150,7 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
     guest: GuestArgument,
     destination: DestinationArgument,
     *,
-    plain: Annotated[
-        bool,
-        typer.Option("--plain", help="Do not encrypt the stream. Default: TLS (--encryption)."),
-    ] = False,
+    plain: PlainOption = False,
     bandwidth: BandwidthOption = None,
     downtime_limit: Annotated[
         str | None,

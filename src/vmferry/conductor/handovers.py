@@ -20,7 +20,17 @@ from vmferry.conductor.feed import Feed
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.lives import Lives
 from vmferry.conductor.marks import Marks
-from vmferry.conductor.plan import UNLIMITED, Asked, Choice, Qemus, check_asked, choose_stream, make_facts, policy_of
+from vmferry.conductor.plan import (
+    UNLIMITED,
+    Asked,
+    Choice,
+    Qemus,
+    all_blockers,
+    check_asked,
+    choose_stream,
+    make_facts,
+    policy_of,
+)
 from vmferry.conductor.postcopy_destination import FETCHING
 from vmferry.conductor.recorder import JournalRecorder, Parties
 from vmferry.conductor.rows import Request, claim_of, replayed, request_of, row_of, source_row
@@ -32,7 +42,7 @@ from vmferry.core.bandwidth import expect
 from vmferry.core.capabilities import DEFAULT_STREAM, CapabilitySet, StreamWish
 from vmferry.core.convergence import Guarded
 from vmferry.core.convergence.facts import Throttle
-from vmferry.core.errors import Blocker, GuestBusy, Refused
+from vmferry.core.errors import Blocker, GuestBusy, Refused, VmferryError
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.events import Happened, SourceEvent
 from vmferry.core.handover.machine import Machine
@@ -228,11 +238,22 @@ class Handovers:
         checked = await self._around.check(request)
         blockers = checked.blockers
         blockers += await self.brake_blockers(request.guest, request.throttle)
-        if not blockers:
-            self._sources[request.handover].take_copies(checked.copies)
-            await self._settle_stream(self._sources[request.handover], checked.qemus)
-        blockers = blockers or await steering.prepare(checked.qemus, checked.certificates)
+        if blockers:
+            return await self._with_streams_own(blockers, request, checked.qemus), None
+        self._sources[request.handover].take_copies(checked.copies)
+        await self._settle_stream(self._sources[request.handover], checked.qemus)
+        blockers = await steering.prepare(checked.qemus, checked.certificates)
         return blockers, None if blockers else checked.guarantee
+
+    async def _with_streams_own(
+        self, found: tuple[Blocker, ...], request: Request, qemus: Qemus
+    ) -> tuple[Blocker, ...]:
+        """Return every reason at once, as `vmferry check` does; what is wrong with a goal is told when it is alone."""
+        asked = self._asked(request, self._sources[request.handover].guest)
+        try:
+            return all_blockers(found, await self.foresee(asked, qemus))
+        except VmferryError:
+            return found
 
     async def _settle_stream(self, source: Source, qemus: Qemus) -> None:
         """Decide what was left to us about the stream, by the guest's own pages."""

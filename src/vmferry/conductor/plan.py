@@ -33,7 +33,7 @@ from vmferry.core.convergence.orders import (
 )
 from vmferry.core.convergence.registry import find
 from vmferry.core.convergence.throttle import most_stall_ms
-from vmferry.core.errors import BadInput
+from vmferry.core.errors import BadInput, Blocker
 from vmferry.core.host import QemuFacts
 from vmferry.core.rounds.following import may_follow
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
@@ -52,6 +52,8 @@ ANY_THROTTLE = "any"
 POSTCOPY = "postcopy-ram"
 #: A pipe has none; the destination's own word comes over its agent in any case.
 _WAY_BACK = "return-path"
+#: A check (core/checks) tells these better than the rules of streams, which would tell them too.
+_TOLD_ALREADY = {"qemu.capability-missing", "postcopy.capability-missing", "stream.rdma-in-the-clear"}
 _FOLLOWING = "max-postcopy-bandwidth"
 #: The lightest brake that QEMU has: 0.1 ms of sleep in 10 ms. A capability cannot be switched off under way.
 _AT_REST = 1
@@ -202,6 +204,12 @@ def choose_stream(asked: Asked, wishes: Wishes, qemus: Qemus) -> CapabilitySet:
     handover = tuple(one for one in HANDOVER if one.name != _WAY_BACK) if stream.one_way else HANDOVER
     wish = Wish((*handover, *postcopy, *named, *policys), stream.transport, encrypted=stream.qemu_encrypts)
     return choose(wish, qemus[0], qemus[1], _looked_at(asked))
+
+
+def all_blockers(found: tuple[Blocker, ...], chosen: CapabilitySet) -> tuple[Blocker, ...]:
+    """Return every reason at once: those of guest and hosts, and those of the stream that are not among them."""
+    told = {blocker.code for blocker in found}
+    return found if told & _TOLD_ALREADY else found + chosen.blockers
 
 
 def _looked_at(asked: Asked) -> frozenset[Resource]:

@@ -73,8 +73,11 @@ class NestedFleet:
         """End everything that was started in hosts that are up; idempotent."""
         for host in self.hosts.values():
             if host.is_up:
-                # nothing else in the host has this folder in its command line: agents, QEMUs and what serves them
-                await host.shell(f"pkill -9 -f '[v]mferry-lab' || true; rm -rf {FOLDER}")
+                # agents first, which might start another; neither pattern is what this command line itself has
+                await host.shell(
+                    "for of in '[v]mferry-lab' '[q]emu-system'; do while pkill -9 -f $of; do sleep 0.1; done; done"
+                )
+                await host.must("rm", "-rf", str(FOLDER))
 
     async def cli(self, *arguments: str, timeout_s: float = _COMMAND_TIMEOUT_S) -> Ran:
         """Run the operator's command line on the first host and return what it did."""

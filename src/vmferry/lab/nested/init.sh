@@ -26,6 +26,8 @@ $B mount -t tmpfs run /newroot/run
 $B mkdir -p /newroot/dev/pts /newroot/dev/shm
 $B mount -t devpts devpts /newroot/dev/pts
 $B mount -t tmpfs shm /newroot/dev/shm
+# What udev makes on a host: QEMU opens files by it.
+$B ln -s /proc/self/fd /newroot/dev/fd
 $B hostname "$vmferry_name"
 $B ip link set lo up
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
