@@ -45,7 +45,7 @@ STALL_S = 30.0
 SLOW = 6 * MIB
 BUSY = GuestPlan("micro", memory_mib=64, working_set_mib=32, rate=8)
 #: In these nothing passes while the hand-over is held there: the harm is done to what is open, and the hold ends.
-HELD = ("pre-switchover", "switchover", "source-completed", "loaded", "committed", "acquired", "starting")
+HELD = ("pre-switchover", "switchover", "loaded", "committed", "acquired", "starting")
 #: These are states of the destination.
 AT_DESTINATION = ("acquired", "starting")
 #: In these the guest's disk belongs to a QEMU of ours, and a stranger is refused.
@@ -121,7 +121,7 @@ def cells() -> Iterator[Cell]:
         yield Cell(state, Harm.RESET.value, DISK, STAYS)
     yield Cell("copying-disks", FULL, DISK, STAYS)
     yield Cell("precopy", FULL, DISK, STAYS)
-    for state in ("pre-switchover", "source-completed", "loaded", "committed"):
+    for state in ("pre-switchover", "switchover", "loaded", "committed"):
         yield Cell(state, FULL, DISK, ARRIVES)
     for state in ("precopy", *HELD):
         yield Cell(state, LOCKED, SHARED, ARRIVES if state in OURS else STAYS)
@@ -302,7 +302,9 @@ def options(cell: Cell) -> dict[str, object]:
         asked |= {"pipeline": "cat", "plain": True}
     elif cell.way == DISK:
         asked |= {"copy_disks": True}
-    elif cell.way != SHARED:
+    elif cell.way == SHARED:
+        asked = {} if cell.state in HELD else {"max_bandwidth": 6 * SLOW}
+    else:
         asked |= {"link": cell.way}
     return asked | ({"postcopy_after": 1} if cell.state.startswith("postcopy") else {})
 

@@ -74,9 +74,8 @@ class NestedFleet:
         for host in self.hosts.values():
             if host.is_up:
                 # agents first, which might start another; neither pattern is what this command line itself has
-                await host.shell(
-                    "for of in '[v]mferry-lab' '[q]emu-system'; do while pkill -9 -f $of; do sleep 0.1; done; done"
-                )
+                for words in ("[v]mferry-lab", "[q]emu-system"):
+                    await host.shell(f"while pkill -9 -f '{words}'; do sleep 0.1; done")
                 await host.must("rm", "-rf", str(FOLDER))
 
     async def cli(self, *arguments: str, timeout_s: float = _COMMAND_TIMEOUT_S) -> Ran:
