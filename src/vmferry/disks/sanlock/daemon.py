@@ -1,0 +1,71 @@
+"""Asks sanlock's daemon: one connection per question, each with a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from vmferry.core.errors import Broken, TimedOut
+from vmferry.disks.sanlock import wire
+
+#: More than any answer has: 2000 hosts, or a process's leases.
+_MOST_BYTES = 4 << 20
+#: For questions that need no storage.
+_QUICK_S = 5.0
+_START = "start it (`systemctl start wdmd sanlock`) and look at its log (`sanlock client log_dump`)"
+
+
+class Daemon:
+    """The daemon of this host.
+
+    Args:
+        where: its socket.
+    """
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+
+    async def ask(self, request: bytes, limit_s: float = _QUICK_S) -> tuple[int, bytes]:
+        """Return the result of a request, below zero where it was refused, and what else was answered.
+
+        Raises:
+            Broken: nobody answers there, or nothing that sanlock would say.
+            TimedOut: it took longer than the limit; whether it was carried out is not known.
+        """
+        try:
+            async with asyncio.timeout(limit_s), self._connected() as (reader, writer):
+                writer.write(request)
+                result, length = wire.parse_header(await reader.readexactly(wire.HEADER.size))
+                return result, await reader.readexactly(min(length, _MOST_BYTES))
+        except TimeoutError as error:
+            raise TimedOut(
+                f"sanlock's daemon at {self.where} has not answered within {limit_s:g} s",
+                fix="look at its storage and its log: `sanlock client log_dump`",
+            ) from error
+        except (OSError, ValueError, asyncio.IncompleteReadError) as error:
+            raise self._broken(error) from error
+
+    async def ask_status(self) -> bytes:
+        """Return how the daemon is set up, in its own words; raises as `ask` does."""
+        try:
+            async with asyncio.timeout(_QUICK_S), self._connected() as (reader, writer):
+                writer.write(wire.status())
+                return await reader.read()
+        except TimeoutError as error:
+            raise TimedOut(f"sanlock's daemon at {self.where} has not answered within {_QUICK_S:g} s") from error
+        except OSError as error:
+            raise self._broken(error) from error
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        reader, writer = await asyncio.open_unix_connection(self.where)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+    def _broken(self, error: Exception) -> Broken:
+        told = error.strerror if isinstance(error, OSError) and error.strerror else error
+        return Broken(f"sanlock's daemon does not answer at {self.where}: {told}", fix=_START)
