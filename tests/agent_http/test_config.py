@@ -60,6 +60,7 @@ def test_everything() -> None:
     assert config.sanlock is not None
     assert (config.sanlock.lockspace, config.sanlock.host_id) == ("fleet-1", 7)
     assert (config.sanlock.dir, config.sanlock.image_dirs) == (Path("/srv/nfs/leases"), (Path("/srv/nfs"),))
+    assert config.own_dirs[-1] == config.sanlock.dir
     assert config.sanlock.socket == Path("/run/sanlock/sanlock.sock")
 
 

@@ -133,6 +133,7 @@ async def test_a_process_begins_with_its_leases(hosts: TwoHosts) -> None:
     with process(await hosts.a.starting(SPEC, taking=True)) as here:
         assert await hosts.a.missing(SPEC, here) == ()
         environment = Path(f"/proc/{here}/environ").read_bytes()
+        assert f"p {here} web-7" in hosts.daemons.status("host-a")
         with process(await hosts.b.starting(SPEC, taking=False)) as there:
             assert await hosts.b.missing(SPEC, there) == IMAGES
             with pytest.raises(Refused, match="web-7.qcow2 is leased by host id 1 of lockspace vmferry, which is ali"):
@@ -150,6 +151,13 @@ async def test_a_second_process_does_not_begin(hosts: TwoHosts) -> None:
             with refused, process(begun):
                 pass
         assert "host id 1 of lockspace vmferry, which is this host" in str(await hosts.a.why_not(SPEC))
+
+
+async def test_the_next_process_waits_for_the_last_one(hosts: TwoHosts) -> None:
+    """A guest that is stopped and started again at once has its leases again: its daemon is a moment behind."""
+    for _ in range(10):
+        with process(await hosts.a.starting(MANY, taking=True)) as here:
+            assert await hosts.a.missing(MANY, here) == ()
 
 
 async def test_leases_go_from_host_to_host(hosts: TwoHosts) -> None:

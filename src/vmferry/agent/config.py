@@ -176,6 +176,12 @@ class AgentConfig(_Table):
         return self
 
     @property
+    def own_dirs(self) -> tuple[Path, ...]:
+        """Directories below which no guest is given a file: the agent's own, and the leases that fence guests."""
+        leases = () if self.sanlock is None else (self.sanlock.dir,)
+        return (self.state_dir, self.run_dir, self.authority_dir, *leases)
+
+    @property
     def identity_dir(self) -> Path:
         """Where the agent's identity is."""
         return self.state_dir / "identity"

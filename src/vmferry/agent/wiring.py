@@ -92,7 +92,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     journal = await asyncio.to_thread(SqliteJournal, config.state_dir / "journal.sqlite")
     binary = QemuBinaryConfig(config.qemu.argv, config.qemu.env).resolved()
     verdict = await decide(binary, config.state_dir, override=config.qemu.acceleration)
-    images = image_dirs(config.image_dirs, (config.state_dir, config.run_dir, config.authority_dir))
+    images = image_dirs(config.image_dirs, config.own_dirs)
     tls_dir = config.migration.tls_dir
     certificates = None if tls_dir is None else StreamDirectory(tls_dir, fleet.name)
     hypervisor = QemuHypervisor(

@@ -11,7 +11,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -122,6 +123,27 @@ class SanlockDaemons:
     def freeze(self, host: str) -> None:
         """Stop (SIGSTOP) a daemon: it answers nothing, and its host falls silent in the lockspace."""
         os.killpg(self._daemons[host].pid, signal.SIGSTOP)
+
+    def runs(self, host: str) -> bool:
+        """Tell whether a host's daemon was started and not killed."""
+        return host in self._daemons
+
+    @contextmanager
+    def process_with(self, host: str, lease: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a process of nobody's on a host that has a lease, by its name, until it is killed."""
+        resource = f"{LOCKSPACE}:{lease}:{self.leases / lease}.lease:0"
+        command = [self._program, "client", "command", "-r", resource, "-c", "/bin/sleep", "1000"]
+        process = subprocess.Popen(command, env={**self._environment, **self._of(host)}, stdout=subprocess.DEVNULL)
+        try:
+            until = time.monotonic() + _STARTS_S
+            while f":{lease}:" not in self.status(host):
+                if process.poll() is not None or time.monotonic() > until:
+                    raise Broken(f"No process of {host} gets lease {lease}")
+                time.sleep(0.05)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
     def status(self, host: str) -> str:
         """Return what a daemon says of its processes and leases."""

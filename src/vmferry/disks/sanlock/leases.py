@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +83,9 @@ class SanlockLeases:
         leases = [await self._made(path) for path in images]
         requests = [("the registration", wire.register())]
         if taking:
-            requests += [("a lease of its disks", wire.acquire(some, None)) for some in _by_request(leases)]
+            requests += [("a lease of its disks", wire.acquire(some, spec.name, None)) for some in _by_request(leases)]
         requests.append(("to close the registration", wire.restrict()))
-        told = ",".join(f"{label}={message.hex()}" for label, message in requests)
+        told = ",".join(f"{label}={zlib.compress(message).hex()}" for label, message in requests)
         return (sys.executable, "-I", "-S", str(_PROGRAM), str(self._daemon.where), told)
 
     async def why_not(self, spec: GuestSpec) -> str | None:
@@ -118,7 +119,7 @@ class SanlockLeases:
         leases = [await self._made(path) for path in missing]
         taken: list[str] = []
         for some in _by_request(leases):
-            result, _ = await self._ask_about(pid, wire.acquire(some, pid))
+            result, _ = await self._ask_about(pid, wire.acquire(some, spec.name, pid))
             if result < 0:
                 with contextlib.suppress(VmferryError):
                     await self._release(pid, taken)

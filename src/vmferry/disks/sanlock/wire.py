@@ -118,14 +118,15 @@ def restrict() -> bytes:
     return request(Command.RESTRICT, flags=_RESTRICT_ALL, data2=_OWN)
 
 
-def acquire(leases: Sequence[Lease], pid: int | None) -> bytes:
+def acquire(leases: Sequence[Lease], owner: str, pid: int | None) -> bytes:
     """Return the request for at most `MOST_LEASES` leases, all or none.
 
     Args:
         leases: which.
+        owner: how people find the process in `sanlock client status`.
         pid: for which registered process; None: the one that asks.
     """
-    body = b"".join(_lease(each) for each in leases) + _OPTIONS.pack(b"", 0, 0)
+    body = b"".join(_lease(each) for each in leases) + _OPTIONS.pack(owner[: LONGEST_NAME - 1].encode(), 0, 0)
     return request(Command.ACQUIRE, body, flags=_NOWAIT, data=len(leases), data2=_OWN if pid is None else pid)
 
 
