@@ -76,6 +76,9 @@ class FakeLeases:
         taken = [path for path in paths if self._link.lessee(path) is not None]
         return f"image {taken[0]} is leased by host id 3" if taken and not self.is_down else None
 
+    async def why_refused(self, spec: GuestSpec, words: str) -> str | None:
+        return await self.why_not(spec) if "sanlock refused" in words else None
+
     async def take(self, spec: GuestSpec, pid: int) -> None:
         self._check_up()
         if not await self.is_registered(pid):

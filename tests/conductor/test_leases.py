@@ -18,6 +18,7 @@ from vmferry.conductor.source import Source
 from vmferry.core.errors import Broken, Refused
 from vmferry.core.handover.states import AnyState, DestinationState, SourceState
 from vmferry.core.migration import RunState
+from vmferry.testing.fake_hypervisor import FakeHypervisor
 
 __all__ = ["path"]
 
@@ -244,6 +245,17 @@ async def test_a_guest_whose_lease_another_host_has_is_not_started(pair: tuple[H
     del leased.lessees[DISK]
     await here.guests.start(GUEST)
     assert_at(here, leased)
+
+
+async def test_what_qemu_says_is_told_when_it_had_its_lease(pair: tuple[Host, Host], leased: LeasedLink) -> None:
+    """A start that fails for another reason says so, whoever has the lease a moment later."""
+    here, _ = pair
+    await here.guests.stop(GUEST)
+    assert isinstance(here.hypervisor, FakeHypervisor)
+    here.hypervisor.refuse_next("start", Broken("kernel header is too old"))
+    leased.lessees[DISK] = STRANGER
+    with pytest.raises(Broken, match="kernel header is too old"):
+        await here.guests.start(GUEST)
 
 
 async def test_a_guest_is_not_started_while_there_are_no_leases(pair: tuple[Host, Host], leased: LeasedLink) -> None:

@@ -148,8 +148,10 @@ async def test_a_second_process_does_not_begin(hosts: TwoHosts) -> None:
         for leases, code in ((hosts.b, -243), (hosts.a, -17)):
             begun = await leases.starting(SPEC, taking=True)
             refused = pytest.raises(AssertionError, match=rf"sanlock refused a lease of its disks \(error {code}\)")
-            with refused, process(begun):
+            with refused as raised, process(begun):
                 pass
+            assert "host id 1" in str(await leases.why_refused(SPEC, str(raised.value)))
+        assert await hosts.b.why_refused(SPEC, "kernel header is too old") is None
         assert "host id 1 of lockspace vmferry, which is this host" in str(await hosts.a.why_not(SPEC))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
-from tests.nested import nfs, rdma
+from tests.nested import nfs, rdma, sanlock
 
 from vmferry.lab.nested import NestedLab
 
@@ -13,5 +13,5 @@ from vmferry.lab.nested import NestedLab
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def lab() -> AsyncIterator[NestedLab]:
     """Two nested hosts."""
-    async with NestedLab(packages=(*nfs.PACKAGES, *rdma.PACKAGES)) as made:
+    async with NestedLab(packages=(*nfs.PACKAGES, *rdma.PACKAGES, *sanlock.PACKAGES)) as made:
         yield made

@@ -58,7 +58,7 @@ class GuestLeases:
         try:
             return await hypervisor.start(guest, resources, incoming=incoming)
         except VmferryError as error:
-            why = await self._leases.why_not(guest.spec) if through and not incoming else None
+            why = await self._leases.why_refused(guest.spec, error.what) if through else None
             if why is None:
                 raise
             raise Refused(

@@ -33,6 +33,12 @@ class DiskLeases(Protocol):
     async def why_not(self, spec: GuestSpec) -> str | None:
         """Return which lease of a guest's images is another's; None when none is, or nobody can tell. Never raises."""
 
+    async def why_refused(self, spec: GuestSpec, words: str) -> str | None:
+        """Return why a process that ended with these words did not get its leases; None: it ended for another reason.
+
+        Never raises.
+        """
+
     async def take(self, spec: GuestSpec, pid: int) -> None:
         """Take all leases of a guest's images for its process, or none. Idempotent.
 
@@ -62,6 +68,10 @@ class NoDiskLeases:
         return ()
 
     async def why_not(self, spec: GuestSpec) -> str | None:  # noqa: ARG002 - as the port says
+        """Return nothing."""
+        return None
+
+    async def why_refused(self, spec: GuestSpec, words: str) -> str | None:  # noqa: ARG002 - as the port says
         """Return nothing."""
         return None
 

@@ -22,6 +22,8 @@ from vmferry.disks.sanlock.wire import Lease, Life, Refusal
 _T = TypeVar("_T")
 
 UNREADY = "disk.lease-unready"
+#: How the program says that it did not get a lease.
+_REFUSED = "sanlock refused a lease"
 _PROGRAM = Path(__file__).with_name("begin_registered.py")
 #: Storage that hangs: sanlock gives its own I/O up after some multiples of 10 s.
 _STORAGE_S = 60.0
@@ -101,6 +103,12 @@ class SanlockLeases:
         except VmferryError:
             return None
         return None
+
+    async def why_refused(self, spec: GuestSpec, words: str) -> str | None:
+        """Look who has a lease, if that is what the program says."""
+        if _REFUSED not in words:
+            return None
+        return await self.why_not(spec) or "a lease of its disks was another's, and is not any more"
 
     def _owned(self, path: str, owner: wire.Host, seen: wire.Host | None) -> str:
         who = f"image {path} is leased by host id {owner.host_id} of lockspace {self._settings.lockspace}"
