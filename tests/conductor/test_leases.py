@@ -13,6 +13,7 @@ from tests.conductor.pair import GUEST, Host, running, wait_finished, wait_until
 from tests.conductor.saving import path, saving_of
 from tests.conductor.test_handovers import state_of
 
+from vmferry.agent.recovery import Recovery
 from vmferry.conductor import guest_leases
 from vmferry.conductor.source import Source
 from vmferry.core.errors import Broken, Refused
@@ -231,6 +232,26 @@ async def test_a_qemu_that_dies_before_the_intent_gives_lease_and_guest_back(
     there.hold.let_go(DestinationState.ACQUIRED)
     await wait_finished(here, there)
     assert state_of(here, moving.request.handover, "source") == "returned"
+    assert_at(here, leased)
+
+
+async def test_recovery_tells_of_the_lease_of_a_host_that_is_off(pair: tuple[Host, Host], leased: LeasedLink) -> None:
+    """A person's word gives the guest back to its source at once, its disks only when the lease has ended."""
+    here, there = pair
+    await held_in(there, DestinationState.STARTING, here)
+    await there.stop()
+    qemu = next(each for each in leased.alive() if each is not qemu_of(here, leased))
+    leased.die(qemu, "its host is off")
+    leased.lessees[DISK] = STRANGER  # nobody gives it back
+    recovery = Recovery(here.guests, here.handovers, saving_of(here))
+    (finding,) = await recovery.fenced(there.name)
+    assert finding.owner == here.name
+    expected = f"it cannot be started here before the lease has ended: image {DISK} is leased by host id 3"
+    assert expected in finding.done
+    with pytest.raises(Refused, match="host id 3"):
+        await here.guests.start(GUEST)
+    del leased.lessees[DISK]
+    await here.guests.start(GUEST)
     assert_at(here, leased)
 
 
