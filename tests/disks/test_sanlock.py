@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from vmferry.core.errors import Broken, Refused
+from vmferry.core.errors import Broken, Refused, TimedOut
 from vmferry.core.guest import BiosBoot, Disk, GuestSpec
 from vmferry.core.ids import GuestName
 from vmferry.core.units import MIB, Bytes
@@ -265,6 +265,56 @@ async def test_no_daemon_is_told_with_what_to_do(hosts: TwoHosts) -> None:
     assert "systemctl start" in facts.problem.fix
     with pytest.raises(Broken, match="sanlock's daemon does not answer at"):
         await away.starting(SPEC, taking=True)
+
+
+async def test_a_daemon_that_hangs_is_not_waited_for(hosts: TwoHosts, ended: ExitStack) -> None:
+    """One that takes questions and answers none is told apart; nobody takes silence for having no lease."""
+    hosts.daemons.listen("host-g")
+    ended.callback(hosts.daemons.kill, "host-g")
+    settings = Settings(LOCKSPACE, 7, hosts.daemons.leases, ("/srv/nfs",))
+    hanging = SanlockLeases(settings, Daemon(hosts.daemons.socket("host-g"), quick_s=0.2))
+    hosts.daemons.freeze("host-g")
+    facts = await hanging.facts()
+    assert facts is not None
+    assert facts.problem is not None
+    assert "has not answered within 0.2 s" in facts.problem.what
+    for asking in (hanging.give(os.getpid()), hanging.missing(SPEC, os.getpid()), hanging.starting(SPEC, taking=True)):
+        with pytest.raises(TimedOut, match="has not answered"):
+            await asking
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", wire.HEADER.pack(1, 1, 9, 0, 32, 0, 0, 0)]
+)
+async def test_who_does_not_speak_like_sanlock_is_no_daemon(tmp_path: Path, answer: bytes) -> None:
+    """Nothing at all, another protocol or a header of somebody else's: broken, and nothing is concluded from it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+        writer.close()
+
+    socket = tmp_path / "sanlock.sock"
+    async with await asyncio.start_unix_server(serve, socket):
+        strange = SanlockLeases(Settings(LOCKSPACE, 1, tmp_path, ("/srv",)), Daemon(socket))
+        for asking in (strange.give(1), strange.is_registered(1), strange.missing(SPEC, 1)):
+            with pytest.raises(Broken, match="sanlock's daemon does not answer"):
+                await asking
+
+
+async def test_an_error_is_not_taken_for_having_no_lease(tmp_path: Path) -> None:
+    """A daemon that cannot say which leases a process has has not said that it has none."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(wire.HEADER.pack(wire.MAGIC, wire.PROTOCOL, wire.Command.INQUIRE, 0, 32, 0, -12, 0))
+        writer.close()
+
+    socket = tmp_path / "sanlock.sock"
+    async with await asyncio.start_unix_server(serve, socket):
+        failing = SanlockLeases(Settings(LOCKSPACE, 1, tmp_path, ("/srv",)), Daemon(socket))
+        with pytest.raises(Broken, match="does not say which leases process 1 has"):
+            await failing.give(1)
 
 
 async def test_no_lockspace_is_told_with_how_to_make_it(hosts: TwoHosts, tmp_path: Path) -> None:

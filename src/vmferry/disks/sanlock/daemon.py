@@ -13,7 +13,7 @@ from vmferry.disks.sanlock import wire
 #: More than any answer has: 2000 hosts, or a process's leases.
 _MOST_BYTES = 4 << 20
 #: For questions that need no storage.
-_QUICK_S = 5.0
+QUICK_S = 3.0
 _START = "start it (`systemctl start wdmd sanlock`) and look at its log (`sanlock client log_dump`)"
 
 
@@ -22,18 +22,25 @@ class Daemon:
 
     Args:
         where: its socket.
+        quick_s: how long it may take over questions that need no storage.
     """
 
-    def __init__(self, where: Path) -> None:
+    def __init__(self, where: Path, quick_s: float = QUICK_S) -> None:
         self.where = where
+        self.quick_s = quick_s
 
-    async def ask(self, request: bytes, limit_s: float = _QUICK_S) -> tuple[int, bytes]:
+    async def ask(self, request: bytes, limit_s: float | None = None) -> tuple[int, bytes]:
         """Return the result of a request, below zero where it was refused, and what else was answered.
+
+        Args:
+            request: of `wire`.
+            limit_s: how long it may take; None: it needs no storage.
 
         Raises:
             Broken: nobody answers there, or nothing that sanlock would say.
             TimedOut: it took longer than the limit; whether it was carried out is not known.
         """
+        limit_s = self.quick_s if limit_s is None else limit_s
         try:
             async with asyncio.timeout(limit_s), self._connected() as (reader, writer):
                 writer.write(request)
@@ -50,11 +57,11 @@ class Daemon:
     async def ask_status(self) -> bytes:
         """Return how the daemon is set up, in its own words; raises as `ask` does."""
         try:
-            async with asyncio.timeout(_QUICK_S), self._connected() as (reader, writer):
+            async with asyncio.timeout(self.quick_s), self._connected() as (reader, writer):
                 writer.write(wire.status())
                 return await reader.read()
         except TimeoutError as error:
-            raise TimedOut(f"sanlock's daemon at {self.where} has not answered within {_QUICK_S:g} s") from error
+            raise TimedOut(f"sanlock's daemon at {self.where} has not answered within {self.quick_s:g} s") from error
         except OSError as error:
             raise self._broken(error) from error
 

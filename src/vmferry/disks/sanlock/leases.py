@@ -24,6 +24,7 @@ _T = TypeVar("_T")
 UNREADY = "disk.lease-unready"
 #: How the program says that it did not get a lease.
 _REFUSED = "sanlock refused a lease"
+_LOOK = "look at its storage and its log: `sanlock client log_dump`"
 _PROGRAM = Path(__file__).with_name("begin_registered.py")
 #: Storage that hangs: sanlock gives its own I/O up after some multiples of 10 s.
 _STORAGE_S = 60.0
@@ -74,6 +75,7 @@ class SanlockLeases:
     def __init__(self, settings: Settings, daemon: Daemon) -> None:
         self._settings = settings
         self._daemon = daemon
+        self._looking: asyncio.Future[bool] | None = None
 
     async def starting(self, spec: GuestSpec, *, taking: bool) -> tuple[str, ...]:
         """Return the program that registers and then becomes QEMU; makes leases that were never needed before."""
@@ -145,11 +147,8 @@ class SanlockLeases:
     async def _release(self, pid: int, names: Sequence[str]) -> None:
         for some in _by_request(names):
             result, _ = await self._ask_about(pid, wire.release(self._settings.lockspace, some, pid))
-            if result < 0 and result != Refusal.NOT_REGISTERED:
-                raise Broken(
-                    f"sanlock could not give back leases of process {pid} (error {result})",
-                    fix="look at its storage and its log: `sanlock client log_dump`",
-                )
+            if result < 0 and result not in (Refusal.NOT_REGISTERED, Refusal.HAS_ENDED):
+                raise Broken(f"sanlock could not give back leases of process {pid} (error {result})", fix=_LOOK)
 
     async def missing(self, spec: GuestSpec, pid: int) -> tuple[str, ...]:
         """Ask the daemon which the process has."""
@@ -169,7 +168,7 @@ class SanlockLeases:
             if problem is None:
                 alive = tuple((host.host_id, host.generation) for host in await self._hosts() if host.life == Life.LIVE)
         except VmferryError as error:
-            problem = Blocker(UNREADY, error.what, error.fix or "look at sanlock's log: `sanlock client log_dump`")
+            problem = Blocker(UNREADY, error.what, error.fix or _LOOK)
         return DiskLeaseFacts(settings.lockspace, settings.host_id, settings.image_dirs, watchdog, alive, problem)
 
     async def _problem(self) -> Blocker | None:
@@ -183,7 +182,7 @@ class SanlockLeases:
         result, _ = await self._daemon.ask(wire.inquire_lockspace(*asked))
         if result == 0:
             return None
-        if not await asyncio.to_thread(files.is_there, settings.lockspace_file):
+        if await self._is_not_made():
             return Blocker(
                 UNREADY,
                 f"lockspace {settings.lockspace} does not exist: there is no {where}",
@@ -198,25 +197,36 @@ class SanlockLeases:
             " id, or the storage does not answer",
         )
 
+    async def _is_not_made(self) -> bool:
+        """Tell whether there certainly is no lockspace; one look at a time, since storage may hang for ever."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(asyncio.to_thread(files.is_there, self._settings.lockspace_file))
+        done, _ = await asyncio.wait({self._looking}, timeout=self._daemon.quick_s)
+        return bool(done) and not self._looking.result()
+
     async def _hosts(self) -> tuple[wire.Host, ...]:
         result, body = await self._daemon.ask(wire.hosts(self._settings.lockspace))
         return wire.parse_hosts(body) if result >= 0 else ()
 
     async def _held(self, pid: int) -> frozenset[str] | None:
         """Return the names of the leases that a process has; None: it is not registered."""
-        result, body = await self._ask_about(pid, wire.inquire(pid))
-        return None if result < 0 else wire.parse_held(body, self._settings.lockspace)
+        result, body = await self._ask_about(pid, wire.inquire(pid), self._daemon.quick_s)
+        if result in (Refusal.NOT_REGISTERED, Refusal.HAS_ENDED):
+            return None
+        if result < 0:
+            raise Broken(f"sanlock does not say which leases process {pid} has (error {result})", fix=_LOOK)
+        return wire.parse_held(body, self._settings.lockspace)
 
-    async def _ask_about(self, pid: int, request: bytes) -> tuple[int, bytes]:
+    async def _ask_about(self, pid: int, request: bytes, limit_s: float = _STORAGE_S) -> tuple[int, bytes]:
         """Ask something about a process, again while another order for it is under way."""
         for _ in range(_BUSY_TIMES):
-            answer = await self._daemon.ask(request, _STORAGE_S)
+            answer = await self._daemon.ask(request, limit_s)
             if answer[0] != Refusal.BUSY:
                 return answer
             await asyncio.sleep(_BUSY_AGAIN_S)
         raise Broken(
             f"sanlock takes no orders for process {pid}: it is being ended, since this host has lost its lockspace",
-            fix="look at the storage and at sanlock's log: `sanlock client log_dump`",
+            fix=_LOOK,
         )
 
     async def _made(self, path: str) -> Lease:
@@ -267,7 +277,7 @@ class SanlockLeases:
             )
         return Broken(
             f"sanlock could not take the leases of guest {name}'s disks (error {result})",
-            fix="look at its storage and its log: `sanlock client log_dump`",
+            fix=_LOOK,
         )
 
 

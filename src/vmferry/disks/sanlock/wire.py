@@ -58,6 +58,7 @@ class Refusal(enum.IntEnum):
 
     NO_LOCKSPACE = -28  #: ENOSPC: it is not joined, or being left
     NOT_REGISTERED = -3  #: ESRCH: no process of that number is
+    HAS_ENDED = -116  #: ESTALE: it was, and is gone
     NOT_YET = -11  #: EAGAIN: another process here is taking it
     BUSY = -16  #: EBUSY: another order for this process is under way, or it is being killed
     ALREADY = -17  #: EEXIST: another process here has it
