@@ -22,6 +22,7 @@ class LeasedLink(WatchedLink):
     def __init__(self) -> None:
         super().__init__()
         self.lessees: dict[str, int] = {}  #: image -> process, or STRANGER
+        self.forgotten: set[int] = set()  #: processes of which their lock manager knows nothing any more
 
     def lessee(self, path: str) -> int | None:
         """Return the process that has an image's lease now."""
@@ -50,7 +51,8 @@ class LeasedLink(WatchedLink):
 
     def take_locks(self, qemu: FakeQemu) -> None:
         super().take_locks(qemu)
-        started = qemu.record.pid in self.processes and bool(qemu.resources.start_through)
+        pid = qemu.record.pid
+        started = pid in self.processes and bool(qemu.resources.start_through) and pid not in self.forgotten
         missing = [path for path in qemu.writable_images() if self.lessee(path) != qemu.record.pid]
         if started and missing:
             raise AssertionError(f"{qemu.record} is let run without the lease of {missing}")
@@ -88,7 +90,7 @@ class FakeLeases:
 
     async def is_registered(self, pid: int) -> bool:
         self._check_up()
-        return bool(self._link.processes[pid].resources.start_through)
+        return bool(self._link.processes[pid].resources.start_through) and pid not in self._link.forgotten
 
     async def give(self, pid: int) -> None:
         self._check_up()

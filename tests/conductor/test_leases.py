@@ -134,6 +134,27 @@ async def test_a_lease_that_cannot_be_given_back_holds_the_guest(pair: tuple[Hos
     assert_at(there, leased)
 
 
+async def test_a_source_whose_lock_manager_was_started_anew_goes_on_without(
+    pair: tuple[Host, Host], leased: LeasedLink
+) -> None:
+    """A QEMU that can have no lease any more runs on, as its neighbours do, but not beside one that has the lease."""
+    here, there = pair
+    moving = await held_in(there, DestinationState.ACQUIRED, here)
+    qemu = qemu_of(here, leased)
+    assert qemu is not None
+    leased.forgotten.add(qemu.record.pid)
+    leased.lessees[DISK] = STRANGER
+    there.hold.let_go(DestinationState.ACQUIRED)
+    await wait_until(lambda: moving.state is SourceState.RETURNING, "it came back")
+    await asyncio.sleep(0.1)
+    assert leased.running() == []
+    del leased.lessees[DISK]
+    await wait_finished(here, there)
+    assert state_of(here, moving.request.handover, "source") == "returned"
+    assert leased.running() == [qemu]
+    assert await here.guests.leases.unleased(GUEST) == (DISK,)
+
+
 @pytest.mark.parametrize("is_back", [False, True])
 async def test_a_destination_without_leases_gives_the_guest_back(
     pair: tuple[Host, Host], leased: LeasedLink, is_back: bool

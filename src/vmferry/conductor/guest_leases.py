@@ -93,14 +93,21 @@ class GuestLeases:
                 return
 
     async def take_again(self, name: GuestName) -> None:
-        """Take what a guest that goes on should have; one that was started without leases goes on without.
+        """Take what a guest that goes on should have.
+
+        A process that was started without leases, or whose lock manager was started anew, can have none any more: it
+        goes on without, as such guests do until they are started anew, unless another has one of its leases.
 
         Raises:
             Refused, Broken, TimedOut: as `take`.
         """
-        process = self._process(name)
-        if process is not None and await self._leases.is_registered(process.record.pid):
+        row, process = self._row(name), self._process(name)
+        if row is None or process is None:
+            return
+        if await self._leases.is_registered(process.record.pid):
             await self.take(name)
+        elif (why := await self._leases.why_not(row.guest.spec)) is not None:
+            raise Refused(why, fix="wait until that one has ended, or end it", retry=True)
 
     async def give(self, name: GuestName) -> None:
         """Give back what a guest's process has; one that is dead has none any more. Idempotent.

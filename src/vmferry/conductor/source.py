@@ -581,7 +581,7 @@ class Source:
             await self._guests.kill(self.name)
             self.runner.post(_E.SOURCE_QEMU_DIED, self._why_ended)
             return
-        await self._guests.leases.take(self.name)  # another may have one: again until nobody has
+        await self._guests.leases.take_again(self.name)  # another may have one: again until nobody has
         await go_on(process, self._shall_run)
         await self._calls.brake.end()
         with contextlib.suppress(VmferryError):
