@@ -26,7 +26,7 @@ SANLOCK_PRIVILEGED=0 sanlock direct init -s {LOCKSPACE}:0:{LEASES}/lockspace:0 -
 _WATCHDOG = """
 modprobe softdog
 mkdir -p /run/wdmd
-wdmd -G root
+wdmd -G root >/dev/null 2>&1 </dev/null
 """
 #: It must not be started by a shell that waits for all that it has started: the daemon closes nothing.
 _DAEMON = """
@@ -59,6 +59,7 @@ async def main(image, *command):
         while child.poll() is None and not SERVES.exists():
             time.sleep(0.05)
         if child.poll() is None:
+            Path("/run/leased.pid").write_text(str(child.pid))
             return dict(pid=child.pid, error=None, why=None)
         log.seek(0)
         return dict(pid=None, error=log.read().decode(), why=await leases.why_not(spec))
@@ -94,6 +95,11 @@ async def facts(host: NestedHost, host_id: int) -> DiskLeaseFacts:
     told = json.loads(await host.python(_FACTS, str(host_id)))
     alive = tuple((number, generation) for number, generation in told["alive"])
     return DiskLeaseFacts(**{**told, "image_dirs": tuple(told["image_dirs"]), "alive": alive})
+
+
+async def end_qemu(host: NestedHost) -> None:
+    """End the QEMU that was begun last, if it lives."""
+    await host.shell("[ ! -e /run/leased.pid ] || kill -9 $(cat /run/leased.pid) || true; rm -f /run/leased.pid")
 
 
 async def begin_qemu(host: NestedHost, host_id: int, qemu: QemuBinary, image: str) -> Begun:

@@ -30,34 +30,49 @@ pytestmark = [
 ]
 
 IMAGE = f"{MOUNTED}/web-7.raw"
+#: Without a lock manager, as in the test of image locks that cross nothing.
+OPTIONS = "vers=3,nolock"
 IDS = {"host-a": 1, "host-b": 2}
 REFUSED = "sanlock refused a lease of its disks (error -243)"
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def hosts(lab: NestedLab) -> AsyncIterator[dict[str, NestedHost]]:
-    """Both hosts, new, with host-b's export mounted by NFSv3 without a lock manager, and daemons with watchdogs."""
-    for host in lab.hosts.values():
-        await host.start()
-        await nfs.prepare(host)
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def served(lab: NestedLab) -> AsyncIterator[NestedLab]:
+    """The same; host-b exports a folder with a lockspace, mounts it itself and has joined; both new afterwards."""
     host_b = lab.hosts["host-b"]
+    await host_b.start()
+    await nfs.prepare(host_b)
     await nfs.serve(host_b)
-    for host in lab.hosts.values():
-        await nfs.mount(host, host_b, MOUNTED, "vers=3,nolock")
+    await nfs.mount(host_b, host_b, MOUNTED, OPTIONS)
     await make_image(host_b, IMAGE)
     await sanlock.make_lockspace(host_b)
-    await asyncio.gather(*(sanlock.start_daemon(host, IDS[name], watchdog=True) for name, host in lab.hosts.items()))
-    yield lab.hosts
+    await sanlock.start_daemon(host_b, IDS["host-b"], watchdog=True)
+    yield lab
     for host in lab.hosts.values():
-        await host.power_off()
         await host.start()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def hosts(served: NestedLab) -> AsyncIterator[dict[str, NestedHost]]:
+    """Both hosts in one lockspace, with watchdogs, each seen alive by the other; host-a is new."""
+    host_a, host_b = served.hosts.values()
+    await host_a.start()
+    await nfs.prepare(host_a)
+    await nfs.mount(host_a, host_b, MOUNTED, OPTIONS)
+    await sanlock.start_daemon(host_a, IDS["host-a"], watchdog=True)
+    await wait_seen(served.hosts)
+    yield served.hosts
+    await sanlock.end_qemu(host_b)
 
 
 async def wait_seen(hosts: dict[str, NestedHost]) -> None:
-    """Wait until each host sees both alive."""
+    """Wait until each host sees both alive, in the same lives."""
     until = time.monotonic() + 120
-    while not all([len((await facts(host, IDS[name])).alive) == len(IDS) for name, host in hosts.items()]):
-        assert time.monotonic() < until
+    while True:
+        here, there = [set((await facts(host, IDS[name])).alive) for name, host in hosts.items()]
+        if here == there and len(here) == len(IDS):
+            return
+        assert time.monotonic() < until, (here, there)
         await asyncio.sleep(1)
 
 
@@ -65,7 +80,6 @@ async def test_one_qemu_at_a_time_on_nfs_3(hosts: dict[str, NestedHost]) -> None
     """The second QEMU is refused while the first one lives and not when it has ended; a check promises it."""
     host_a, host_b = hosts.values()
     qemu = find_or_skip((7, 2))
-    await wait_seen(hosts)
     case = with_spec(make_case(), disks=(Disk(IMAGE),))
     case = with_leases(case, await facts(host_a, 1), await facts(host_b, 2))
     assert promised(case).disk_fence == "sanlock"
@@ -85,7 +99,6 @@ async def test_a_host_that_is_off_keeps_its_lease_for_its_time(hosts: dict[str, 
     """Nobody gets the image before the host must have been reset, and soon after that the other host does."""
     host_a, host_b = hosts.values()
     qemu = find_or_skip((7, 2))
-    await wait_seen(hosts)
     held = await begin_qemu(host_a, 1, qemu, IMAGE)
     assert held.pid is not None, held
     await host_a.power_off()
@@ -103,7 +116,6 @@ async def test_a_host_whose_daemon_dies_is_reset_before_its_leases_are_anothers(
     """Nobody could end its QEMU any more: the watchdog ends the host, and only then another host has the image."""
     host_a, host_b = hosts.values()
     qemu = find_or_skip((7, 2))
-    await wait_seen(hosts)
     held = await begin_qemu(host_a, 1, qemu, IMAGE)
     assert held.pid is not None, held
     await host_a.shell("kill -9 $(cat /run/sanlock/sanlock.pid)")
@@ -121,7 +133,6 @@ async def test_a_host_that_is_cut_off_ends_its_qemu(hosts: dict[str, NestedHost]
     """Without its storage it cannot renew: QEMU is gone before anybody else has the image, and the host stays."""
     host_a, host_b = hosts.values()
     qemu = find_or_skip((7, 2))
-    await wait_seen(hosts)
     held = await begin_qemu(host_a, 1, qemu, IMAGE)
     assert held.pid is not None, held
     await host_a.set_link(up=False)
