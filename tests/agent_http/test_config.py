@@ -32,6 +32,18 @@ argv = ["/opt/qemu/bin/qemu-system-x86_64", "-L", "/opt/qemu/share"]
 env = { QEMU_MODULE_DIR = "/opt/qemu/modules" }
 uids = "700000-700099"
 acceleration = "tcg"
+
+[sanlock]
+lockspace = "fleet-1"
+host_id = 7
+dir = "/srv/nfs/leases"
+image_dirs = ["/srv/nfs"]
+"""
+
+SANLOCK = """[sanlock]
+lockspace = "fleet"
+dir = "/srv/l"
+image_dirs = ["/srv"]
 """
 
 
@@ -45,6 +57,11 @@ def test_everything() -> None:
     assert config.qemu.acceleration is Acceleration.TCG
     assert config.qemu.argv[1:] == ("-L", "/opt/qemu/share")
     assert config.authority_dir == Path("/srv/ca")
+    assert config.sanlock is not None
+    assert (config.sanlock.lockspace, config.sanlock.host_id) == ("fleet-1", 7)
+    assert (config.sanlock.dir, config.sanlock.image_dirs) == (Path("/srv/nfs/leases"), (Path("/srv/nfs"),))
+    assert config.own_dirs[-1] == config.sanlock.dir
+    assert config.sanlock.socket == Path("/run/sanlock/sanlock.sock")
 
 
 def test_nothing() -> None:
@@ -71,6 +88,15 @@ def test_nothing() -> None:
         ("[qemu]\nargv = []", "line 2: qemu.argv:"),
         ('memory_reserve = "much"', "line 1: memory_reserve:"),
         ("[migration]\nmax_bandwidth = 0", "line 2: migration.max_bandwidth:"),
+        ("[sanlock]", "line 1: sanlock.lockspace: Field required; line 1: sanlock.host_id: Field required"),
+        (f"{SANLOCK}host_id = 0", "line 5: sanlock.host_id: Input should be greater than or equal to 1"),
+        (f"{SANLOCK}host_id = 2001", "line 5: sanlock.host_id: Input should be less than or equal to 2000"),
+        (f"{SANLOCK}host_id = 1\nhostid = 1", "line 6: unknown key sanlock.hostid (known: lockspace, host_id, dir"),
+        (f"{SANLOCK}host_id = 1".replace("/srv/l", "/srv/my l"), "line 3: sanlock.dir: expected an absolute path with"),
+        (f"{SANLOCK}host_id = 1".replace("/srv/l", "leases"), "line 3: sanlock.dir: expected an absolute path"),
+        (f"{SANLOCK}host_id = 1".replace('"/srv"', ""), "line 4: sanlock.image_dirs: Tuple should have at least 1"),
+        (f"{SANLOCK}host_id = 1".replace("fleet", "Fleet 1"), "line 2: sanlock.lockspace:"),
+        (f"{SANLOCK}host_id = 1".replace("fleet", "f" * 49), "line 2: sanlock.lockspace:"),
         ("name = ", "is not TOML"),
     ],
 )

@@ -120,6 +120,28 @@ def test_host_list_shows_those_that_do_not_answer_too(fleet: FakeFleet, vmferry:
     assert json.loads(vmferry("host", "list", "--json").out)["hosts"] == [HOST]
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "lockspace fleet-1, host id 7, below /srv/nfs, /mnt"),
+        ({"watchdog": False}, "lockspace fleet-1, host id 7, below /srv/nfs, /mnt; without a watchdog"),
+        (
+            {"problem": {"code": "disk.lease-unready", "what": "no daemon", "fix": "start it"}},
+            "lockspace fleet-1, host id 7, below /srv/nfs, /mnt; none can be had now: no daemon; start it",
+        ),
+    ],
+)
+def test_host_show_says_how_leases_are_taken(
+    fleet: FakeFleet, vmferry: Vmferry, changes: dict[str, object], told: str
+) -> None:
+    """Lockspace, host id and directories stand there, and what keeps guests from having leases."""
+    leases = {"lockspace": "fleet-1", "host_id": 7, "image_dirs": ["/srv/nfs", "/mnt"], "watchdog": True}
+    fleet.answer("host-a", "GET", "/v1/host", {**HOST, "disk_leases": {**leases, "problem": None, **changes}})
+    assert told in " ".join(vmferry("host", "show", "host-a").out.split())
+    fleet.answer("host-a", "GET", "/v1/host", {**HOST, "disk_leases": None})
+    assert "disk leases" not in vmferry("host", "show", "host-a").out
+
+
 def test_host_show_says_why_it_is_accelerated_so(fleet: FakeFleet, vmferry: Vmferry) -> None:
     """The acceleration stands with its reason."""
     fleet.answer("host-a", "GET", "/v1/host", HOST)

@@ -29,6 +29,7 @@ from vmferry.core.progress import Finished, Guarantee, Outcome
 from vmferry.core.units import GIB, Bytes, BytesPerSecond, Milliseconds, Nanoseconds
 from vmferry.links.relay import LocalRelays
 from vmferry.measure.compressing import PageCompressing
+from vmferry.ports.disk_leases import DiskLeases
 from vmferry.ports.disks import nodes_of
 from vmferry.ports.hypervisor import Certificates, Hypervisor
 from vmferry.ports.peer import (
@@ -107,6 +108,7 @@ class Host:
     blockers: tuple[Blocker, ...] = ()
     throttle: FakeThrottle = field(default_factory=FakeThrottle)
     files: FakeDiskFiles = field(default_factory=FakeDiskFiles)
+    leases: DiskLeases | None = None
     pipelines: FakePipelines = field(default_factory=lambda: FakePipelines("zstd"))
     relays: Relays = field(default_factory=LocalRelays)
     reports: list[tuple[HandoverId, AnyState]] = field(default_factory=list)
@@ -127,7 +129,7 @@ class Host:
         """Make guests and hand-overs anew, as a starting agent does."""
         self.gone = asyncio.Event()
         settings = HostSettings(self.name, self.run_dir, self.uids, self.run_dir / "tpm")
-        self.guests = Guests(settings, self.journal, self.hypervisor, NoBeats())
+        self.guests = Guests(settings, self.journal, self.hypervisor, NoBeats(), self.leases)
         around = Surroundings(
             peer=lambda host: DirectPeer(self.pair, host),
             check=self._check,

@@ -86,7 +86,7 @@ LO  .  !  .  !  .  .  ! DG AC DG DG  !  !  !  ! LO
 XL  .  !  .  !  . LO  ! DG XS DG DG  !  !  !  ! XL
 XS  .  !  .  !  . ST LT LT  .  .  .  ! XR  !  ! XS
 XR  .  !  .  !  . RU LT LT  .  .  .  !  .  !  ! XR
-AC  .  !  .  !  .  .  ! GB  .  .  . ST  !  !  ! AC
+AC  .  !  .  !  .  .  ! GB  .  .  . ST  ! GB  ! AC
 ST  .  !  .  !  .  .  . LT  .  .  .  . RU GB  ! ST
 RU  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . RU
 DG  .  .  .  .  .  .  !  . GB  .  .  !  !  ! DD DG

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.core_checks import test_certificates
+from tests.core_checks import test_certificates, test_leases
 from tests.core_checks import test_fixed_images as fixed
 from tests.core_checks.test_blockers import CASES
 from tests.core_checks.test_copies import AGAINST, BESIDE_PIPELINE
@@ -24,6 +24,8 @@ def test_the_table_has_every_code_that_the_checks_give() -> None:
     tested |= {*fixed.AGAINST, *fixed.AGAINST_COPIES}
     tested |= {test_certificates.MISSING, test_certificates.NO_QEMU}
     tested |= {test_certificates.EXPIRED.code, test_certificates.DISTRUSTED.code}
+    tested |= {test_leases.ONE_HOST, test_leases.UNREADY, test_leases.OTHER, test_leases.SAME_ID}
+    tested |= {test_leases.NOT_SEEN, test_leases.NOT_HELD}
     assert tested <= told
     elsewhere = {"nvram.not-readable", "nvram.not-writable", "throttle.no-port", "throttle.no-helper"}
     assert told - tested <= elsewhere

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
-from tests.nested import nfs
+from tests.nested import nfs, sanlock
 
-from vmferry.lab.nested import NestedLab
-from vmferry.lab.nested.rdma import PACKAGES
+from vmferry.lab.nested import NestedLab, rdma
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def lab() -> AsyncIterator[NestedLab]:
     """Two nested hosts."""
-    async with NestedLab(packages=(*nfs.PACKAGES, *PACKAGES)) as made:
+    async with NestedLab(packages=(*nfs.PACKAGES, *rdma.PACKAGES, *sanlock.PACKAGES)) as made:
         yield made

@@ -11,7 +11,14 @@ from vmferry.agent.host_facts import HostView
 from vmferry.agent.spec_rules import spec_complaints
 from vmferry.conductor.guests import Guests
 from vmferry.core.capabilities import DEFAULT_STREAM, StreamWish
-from vmferry.core.checks import Case, find_blockers, guarantee, images_to_copy
+from vmferry.core.checks import (
+    Case,
+    find_blockers,
+    guarantee,
+    have_watchdogs,
+    images_to_copy,
+    images_with_leases,
+)
 from vmferry.core.disks import Image, written_images
 from vmferry.core.errors import BadInput, Blocker, Refused, VmferryError
 from vmferry.core.guest import FrozenGuest, GuestSpec, NetworkKind
@@ -96,7 +103,12 @@ class Checking:
         case = Case(row.guest, runtime, here, there, probe, postcopy, stream, copy_disks, distrusted)
         blockers, copies = find_blockers(case), images_to_copy(case)
         copied = [image.path for image in copies]
-        promised = None if blockers else guarantee(row.guest, runtime, probe, postcopy=postcopy, copied=copied)
+        promised = None
+        if not blockers:
+            leased, watchdogs = images_with_leases(case), have_watchdogs(case)
+            promised = guarantee(
+                row.guest, runtime, probe, postcopy=postcopy, copied=copied, leased=leased, watchdogs=watchdogs
+            )
         certificates = certificates_of(here, there) if stream.by_certificates else None
         return Found(blockers, promised, (here.qemu, there.qemu), copies, certificates)
 
@@ -126,7 +138,9 @@ class Checking:
             not_mirrored = await _not_mirrored(guest, process) if copy_disks else ()
         files = await asyncio.to_thread(guest_files, guest, self.why_not)
         lost_tpm = process is not None and process.has_lost_tpm
-        return GuestRuntime(run_state, None if busy == own_operation else busy, reasons, files, not_mirrored, lost_tpm)
+        busy = None if busy == own_operation else busy
+        unleased = await self.guests.leases.unleased(name)
+        return GuestRuntime(run_state, busy, reasons, files, not_mirrored, lost_tpm, unleased)
 
     async def probe(self, guest: FrozenGuest) -> GuestProbe:
         """Return what a guest would find here; nothing is reserved.

@@ -24,6 +24,8 @@ DEFAULT_IMAGE_DIRS = (
     *(Path("/srv"), Path("/mnt"), Path("/var/lib/vmferry/images"), Path("/var/lib/libvirt/images")),
     *(Path("/usr/share/OVMF"), Path("/usr/share/qemu")),
 )
+#: With a lease's name behind it, sanlock takes 1023.
+_LONGEST_LEASE_DIR = 900
 
 
 def _ip(text: str) -> str:
@@ -111,6 +113,29 @@ class QemuConfig(_Table):
     acceleration: Annotated[Acceleration, BeforeValidator(_acceleration)] = Acceleration.AUTO
 
 
+def _plain_path(value: object) -> object:
+    """Return an absolute path that sanlock can name: it separates what it is told by blanks."""
+    path = _absolute(value)
+    if any(sign.isspace() for sign in str(path)) or len(str(path)) > _LONGEST_LEASE_DIR:
+        raise ValueError(f"expected an absolute path without blanks, of at most {_LONGEST_LEASE_DIR} characters")
+    return path
+
+
+class SanlockConfig(_Table):
+    """`[sanlock]`: leases of disk images, where file locks do not reach the other hosts. All hosts need it, or none."""
+
+    #: Name of the lockspace, the same on all hosts.
+    lockspace: Annotated[str, Field(pattern=NAME_PATTERN, max_length=48)]
+    #: This host's number in it; each host has another one.
+    host_id: Annotated[int, Field(ge=1, le=2000)]
+    #: Directory on storage that all hosts mount: file `lockspace`, made once by hand, and one file per image.
+    dir: Annotated[Path, BeforeValidator(_plain_path)]
+    #: Images that a guest writes below these directories have leases; the same on all hosts.
+    image_dirs: Annotated[tuple[AbsolutePath, ...], Field(min_length=1, strict=False)]
+    #: Socket of sanlock's daemon.
+    socket: AbsolutePath = Path("/run/sanlock/sanlock.sock")
+
+
 class AgentConfig(_Table):
     """The whole file; every key has a default."""
 
@@ -134,6 +159,8 @@ class AgentConfig(_Table):
     memory_reserve: Annotated[Bytes, BeforeValidator(memory)] = Bytes(512 * MIB)
     migration: MigrationConfig = MigrationConfig()
     qemu: QemuConfig = QemuConfig()
+    #: None: images have no leases.
+    sanlock: SanlockConfig | None = None
 
     @model_validator(mode="after")
     def _check_ports(self) -> AgentConfig:
@@ -147,6 +174,12 @@ class AgentConfig(_Table):
         if self.port and self.port == self.migration.stream_port:
             raise ValueError(f"port {self.port} is migration.stream_port, too")
         return self
+
+    @property
+    def own_dirs(self) -> tuple[Path, ...]:
+        """Directories below which no guest is given a file: the agent's own, and the leases that fence guests."""
+        leases = () if self.sanlock is None else (self.sanlock.dir,)
+        return (self.state_dir, self.run_dir, self.authority_dir, *leases)
 
     @property
     def identity_dir(self) -> Path:
@@ -215,7 +248,11 @@ def _complain(row: Any, lines: dict[tuple[str | int, ...], int]) -> str:
 
 def _keys(table: tuple[str | int, ...]) -> list[str]:
     """Return the keys that a table may have."""
-    models: dict[tuple[str | int, ...], type[_Table]] = {("migration",): MigrationConfig, ("qemu",): QemuConfig}
+    models: dict[tuple[str | int, ...], type[_Table]] = {
+        ("migration",): MigrationConfig,
+        ("qemu",): QemuConfig,
+        ("sanlock",): SanlockConfig,
+    }
     if table[:2] == ("migration", "pipelines"):
         return list(PipelineConfig.model_fields)
     return list(models.get(table, AgentConfig).model_fields)

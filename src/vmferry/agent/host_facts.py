@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmferry import __version__
 from vmferry.core.checks import memory_needed
+from vmferry.core.disk_leases import DiskLeaseFacts
 from vmferry.core.guest import Acceleration
 from vmferry.core.host import HostFacts, StreamCertificates
 from vmferry.core.ids import HostName
 from vmferry.core.units import Bytes
 from vmferry.disks.files import image_tool
+from vmferry.ports.disk_leases import NoDiskLeases
 from vmferry.ports.hypervisor import Hypervisor
 from vmferry.ports.store import GuestRow, Journal
 from vmferry.qemu import tpm
@@ -40,6 +42,7 @@ class Offer:
     qemu_uid: int | None = None  #: a user that guests run as; None: the agent's own
     pipelines: Mapping[str, bool] = field(default_factory=dict)  #: by name, and whether they encrypt
     certificates: Callable[[], StreamCertificates] | None = None  #: looks at those for streams; None: there are none
+    disk_leases: Callable[[], Awaitable[DiskLeaseFacts | None]] = NoDiskLeases().facts  #: looks how they are taken
 
 
 class HostView:
@@ -79,6 +82,7 @@ class HostView:
             makes_images=image_tool() is not None,
             tpm_emulator=await asyncio.to_thread(tpm.query_version),
             certificates=None if offer.certificates is None else await asyncio.to_thread(offer.certificates),
+            disk_leases=await offer.disk_leases(),
         )
 
     def bridges(self) -> list[str]:

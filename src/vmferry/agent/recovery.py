@@ -123,8 +123,13 @@ class Recovery:
                     guest=row.guest,
                     handover=row.id,
                     found=f"hand-over {row.id} waited for {host} in state {row.state}",
-                    done=f"it is in state {now.state} now",
+                    done=f"it is in state {now.state} now{await self._leases(row.guest)}",
                     owner=owner_of(now, self.guests.settings.name),
                 )
             )
         return tuple(found)
+
+    async def _leases(self, guest: GuestName) -> str:
+        """Return what keeps a guest from being started here although its host is off; empty: nothing does."""
+        why = await self.guests.leases.why_not(guest)
+        return "" if why is None else f"; it cannot be started here before the lease has ended: {why}"

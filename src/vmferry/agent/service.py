@@ -92,7 +92,9 @@ class Service:
         self.ways.door.start()
         await self.recovery.start()
         try:
-            await self.host_view.facts()
+            facts = await self.host_view.facts()
+            if facts.disk_leases is not None and (problem := facts.disk_leases.problem) is not None:
+                _log.warning("no guest can have leases of its images yet", what=problem.what, fix=problem.fix)
         except VmferryError as error:
             _log.error(
                 "QEMU cannot be used; guests that run go on, none can start or arrive", what=error.what, fix=error.fix

@@ -12,7 +12,7 @@ import structlog
 from vmferry.agent.beats import BeatBook
 from vmferry.agent.checking import Checking
 from vmferry.agent.claims import Claims
-from vmferry.agent.config import AgentConfig
+from vmferry.agent.config import AgentConfig, SanlockConfig
 from vmferry.agent.host_facts import HostView, Offer, port_is_free
 from vmferry.agent.links import Links
 from vmferry.agent.log_keeper import LogKeeper
@@ -38,12 +38,15 @@ from vmferry.core.handover.states import AnyState
 from vmferry.core.host import QemuFacts
 from vmferry.core.ids import GuestName, HostName
 from vmferry.disks.files import LocalDiskFiles
+from vmferry.disks.sanlock.daemon import Daemon
+from vmferry.disks.sanlock.leases import SanlockLeases, Settings
 from vmferry.links.door import StreamDoor
 from vmferry.links.pipeline import CommandPipelines, Pipeline
 from vmferry.links.relay import LocalRelays
 from vmferry.links.state_file import GuestStateFiles
 from vmferry.measure.compressing import PageCompressing
 from vmferry.pki.stream_directory import StreamDirectory
+from vmferry.ports.disk_leases import DiskLeases, NoDiskLeases
 from vmferry.ports.disks import nodes_of
 from vmferry.ports.peer import Peer
 from vmferry.ports.stream import StreamWays
@@ -89,7 +92,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     journal = await asyncio.to_thread(SqliteJournal, config.state_dir / "journal.sqlite")
     binary = QemuBinaryConfig(config.qemu.argv, config.qemu.env).resolved()
     verdict = await decide(binary, config.state_dir, override=config.qemu.acceleration)
-    images = image_dirs(config.image_dirs, (config.state_dir, config.run_dir, config.authority_dir))
+    images = image_dirs(config.image_dirs, config.own_dirs)
     tls_dir = config.migration.tls_dir
     certificates = None if tls_dir is None else StreamDirectory(tls_dir, fleet.name)
     hypervisor = QemuHypervisor(
@@ -102,8 +105,9 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     first_uid, last_uid = config.qemu.uids
     uids = None if QemuHypervisor.runs_as(first_uid) is None else range(first_uid, last_uid + 1)
     beats = BeatBook()
+    leases = _disk_leases(config.sanlock)
     guests = Guests(
-        HostSettings(fleet.name, config.run_dir, uids, config.state_dir / "tpm"), journal, hypervisor, beats
+        HostSettings(fleet.name, config.run_dir, uids, config.state_dir / "tpm"), journal, hypervisor, beats, leases
     )
     first, last = config.migration.ports
     listen = config.migration.address or await _ip_of(fleet.address)
@@ -121,6 +125,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         None if uids is None else uids.start,
         {name: each.encrypts for name, each in configured.items()},
         None if certificates is None else certificates.look,
+        leases.facts,
     )
     host_view = HostView(offer, journal, hypervisor)
     ways = StreamWays(
@@ -192,6 +197,14 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         probing,
         links,
     )
+
+
+def _disk_leases(config: SanlockConfig | None) -> DiskLeases:
+    if config is None:
+        return NoDiskLeases()
+    directories = tuple(str(each) for each in config.image_dirs)
+    settings = Settings(config.lockspace, config.host_id, config.dir, directories)
+    return SanlockLeases(settings, Daemon(config.socket))
 
 
 def _qemu(host_view: HostView) -> Callable[[], Awaitable[QemuFacts]]:

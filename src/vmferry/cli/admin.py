@@ -197,11 +197,22 @@ def show_host(host: HostArgument, *, as_json: AsJson = False) -> None:
         "memory": f"{format_bytes(facts['memory_free_bytes'])} of {format_bytes(facts['memory_total_bytes'])} free",
         "bridges": ", ".join(sorted(facts["bridges"])) or "none",
         "migration ports": f"{facts['migration_ports_free']} free",
+        **_leases(facts.get("disk_leases")),
         "machine types": ", ".join(sorted(name for name in qemu["machines"] if name.startswith("pc-q35-"))),
         "CPU models": ", ".join(sorted(qemu["cpu_models"])),
     }
     for key, value in rows.items():
         print(textwrap.fill(value, 100, initial_indent=f"{key:17}", subsequent_indent=" " * 17))
+
+
+def _leases(facts: dict[str, Any] | None) -> dict[str, str]:
+    """Return how a host takes leases of disk images; nothing where it takes none."""
+    if facts is None:
+        return {}
+    told = f"lockspace {facts['lockspace']}, host id {facts['host_id']}, below {', '.join(facts['image_dirs'])}"
+    if facts["problem"] is not None:
+        return {"disk leases": f"{told}; none can be had now: {facts['problem']['what']}; {facts['problem']['fix']}"}
+    return {"disk leases": told if facts["watchdog"] else f"{told}; without a watchdog"}
 
 
 @hosts.command("probe")

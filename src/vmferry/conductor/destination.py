@@ -109,6 +109,7 @@ class Destination:
         self._seen: RunState | None = None  #: with the intent; good for one `cont`
         self.source_is_gone = False  #: for good: what came of its disks may be all that is left of them
         self._making: asyncio.Future[None] | None = None  #: images; a thread cannot be stopped
+        self._has_leases = False  #: of its disks, taken by this agent
         self._ran = False  #: `cont` was answered: nothing that fails after it is a refusal
         self._incoming = incoming
         self._strangers = Strangers(arrival.guest)
@@ -331,6 +332,13 @@ class Destination:
             self._died(None)
             return
         self._seen = await process.query_run_state()
+        try:
+            await self._guests.leases.take_patiently(self.name)
+        except VmferryError as error:
+            self.error = str(error)
+            self.runner.post(_E.START_REFUSED, self.error, only_in=_T.ACQUIRED)
+            return
+        self._has_leases = True
         self.runner.post(_E.INTENT_RECORDED)
 
     async def _start(self) -> None:
@@ -342,6 +350,8 @@ class Destination:
         try:
             if self.arrival.copies:
                 await process.mirrors.stop_serving()  # nobody else writes them while the guest runs
+            if not self._has_leases:
+                await self._guests.leases.take(self.name)
             await self._let_run(process)
         except VmferryError as error:
             await self._start_failed(process, error)

@@ -15,10 +15,12 @@ from typing import Protocol
 
 import structlog
 
+from vmferry.conductor.guest_leases import GuestLeases
 from vmferry.conductor.tpm_states import TpmStates
 from vmferry.core.errors import BadInput, GuestBusy, NotFound, Refused, TimedOut, VmferryError
 from vmferry.core.guest import Desired, FrozenGuest, GuestSpec
 from vmferry.core.ids import Epoch, GuestName, HostName, is_name
+from vmferry.ports.disk_leases import DiskLeases, NoDiskLeases
 from vmferry.ports.hypervisor import (
     GuestEvent,
     GuestEventKind,
@@ -103,6 +105,7 @@ class Guests:
         journal: where rows live.
         hypervisor: starts and adopts processes.
         beats: receives the guests' beats.
+        leases: of their images; None: they have none.
     """
 
     def __init__(
@@ -111,11 +114,13 @@ class Guests:
         journal: Journal,
         hypervisor: Hypervisor,
         beats: BeatBook,
+        leases: DiskLeases | None = None,
     ) -> None:
         self.settings = settings
         self.journal = journal
         self._hypervisor = hypervisor
         self._beats = beats
+        self.leases = GuestLeases(leases or NoDiskLeases(), journal.guest, self.process)
         self._tpm_states = TpmStates(settings.tpm_dir)
         self._adopting: dict[GuestName, asyncio.Task[None]] = {}
         self._reached: dict[GuestName, asyncio.Event] = {}  #: of those that are, or were, being adopted
@@ -270,7 +275,7 @@ class Guests:
             self._renew_tpm(row)
         port = await self._beat_port(row)
         resources = self._resources(row, port)
-        process = await self._hypervisor.start(row.guest, resources, incoming=incoming)
+        process = await self.leases.start(self._hypervisor, row.guest, resources, incoming=incoming)
         self._take(name, process)
         return self.put(row, process=process.record, beat_port=port)
 
@@ -334,6 +339,7 @@ class Guests:
         self.row(name)
         async with self.operation(name, "guest resume"):  # a hand-over decides who may run
             process = self._alive(name)
+            await self.leases.take_again(name)
             row = self.row(name)
             self.put(row, desired=Desired.RUNNING, token=dataclasses.replace(row.token, running=True))
             if await process.query_run_state() in _RESUMABLE:

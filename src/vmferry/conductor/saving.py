@@ -336,6 +336,7 @@ class GuestSaving:
             self._guests.put(row, note=None, desired=Desired.RUNNING if row.token.running else Desired.PAUSED)
             try:
                 if process is not None:
+                    await self._guests.leases.take_patiently(saving.guest)
                     await self._let_run(saving.guest, process)
             except VmferryError as error:
                 failure = error

@@ -473,11 +473,16 @@ class Source:
                 if not await is_dying(process):
                     self.runner.post(_E.DESTINATION_FAILED, error.what, only_in=_S.LOADED)
                     return
-        if self.state is _S.LOADED and (why := await self.disks.why_locked(self._calls.disk_files)):
+        if self.state is _S.LOADED and (why := await self._why_locked()):
             self.runner.post(_E.IMAGE_LOCKED, why, only_in=_S.LOADED)
             return
         self.marks.mark("released")
         self.runner.post(_E.OWNERSHIP_RELEASED)
+
+    async def _why_locked(self) -> str | None:
+        """Return why the destination could not have the disks to itself, as far as that can be seen from here."""
+        locked = await self.disks.why_locked(self._calls.disk_files)
+        return locked or await self._guests.leases.why_not_held(self.name)
 
     async def _see_postmigrate(self, process: GuestProcess) -> None:
         await wait_postmigrate(process, self.name)
@@ -488,6 +493,7 @@ class Source:
         pause = 0.05
         while True:
             try:
+                await self._guests.leases.give(self.name)
                 self.marks.mark("commit_sent")
                 reply = await self.peer.commit(self.request.handover, token.epoch, running=token.running)
             except VmferryError as error:  # it may be away for minutes; nobody else may run the guest meanwhile
@@ -575,6 +581,7 @@ class Source:
             await self._guests.kill(self.name)
             self.runner.post(_E.SOURCE_QEMU_DIED, self._why_ended)
             return
+        await self._guests.leases.take_again(self.name)  # another may have one: again until nobody has
         await go_on(process, self._shall_run)
         await self._calls.brake.end()
         with contextlib.suppress(VmferryError):

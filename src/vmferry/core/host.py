@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from vmferry.core.disk_leases import DiskLeaseFacts
 from vmferry.core.errors import Blocker
 from vmferry.core.guest import Acceleration
 from vmferry.core.ids import HostName
@@ -63,6 +64,8 @@ class HostFacts:
     certificates: StreamCertificates | None = None
     #: version of what emulates a TPM 2.0; None: there is none, or its agent is older and cannot take such a guest
     tpm_emulator: tuple[int, int, int] | None = None
+    #: how it takes leases of its guests' images; None: it takes none, or its agent is older
+    disk_leases: DiskLeaseFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +108,4 @@ class GuestRuntime:
     #: (path, why) of images that no mirror carries over; asked only where images may be copied
     not_mirrored: tuple[tuple[str, str], ...] = ()
     has_lost_tpm: bool = False  #: what emulates its TPM has ended
+    unleased: tuple[str, ...] = ()  #: images that should have a lease here, and whose lease its process does not have

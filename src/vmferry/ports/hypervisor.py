@@ -110,6 +110,9 @@ class HostResources:
     uid: int | None  #: unprivileged user of the process; None = the agent's own
     beat_port: int | None = None  #: UDP port on 127.0.0.1 to which beats go
     tpm_dir: str | None = None  #: directory of the state of its TPM; None: it has none
+    #: a program that is started with the agent's rights and becomes QEMU, in the same process; empty: QEMU is started.
+    #: It is given UID (`-`: none), GROUPS (joined by commas), NAME=VALUE of the environment, `--`, and what to become
+    start_through: tuple[str, ...] = ()
 
 
 class GuestProcess(Protocol):

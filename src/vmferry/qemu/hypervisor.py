@@ -244,6 +244,7 @@ class QemuHypervisor:
                 fds=(*fds, lock, theirs.fileno(), ours.fileno(), *connected),
                 uid=resources.uid,
                 groups=[*(kvm_groups() if guest.acceleration is Acceleration.KVM else ()), *userfault_groups()],
+                through=resources.start_through,
             )
             return process, ours, None if tpm is None else tpm.process
 

@@ -48,6 +48,7 @@ def spawn(
     fds: Sequence[int] = (),
     uid: int | None = None,
     groups: Sequence[int] = (),
+    through: Sequence[str] = (),
 ) -> Process:
     """Start a program in its own session; returns after exec. Its descriptors are `fds` and its log, nothing else.
 
@@ -59,24 +60,31 @@ def spawn(
         fds: descriptors that it inherits under the same numbers.
         uid: its user and group; None = the agent's own.
         groups: further groups of that user.
+        through: what becomes the program, with the agent's rights until then (`HostResources.start_through`).
 
     Raises:
         Broken: the program cannot be run.
     """
+    command, environment, user = [*binary.argv, *argv], binary.environment(), uid
+    if through:  # it changes the user itself, and runs without what QEMU's libraries need
+        variables = [f"{name}={value}" for name, value in environment.items()]
+        numbers = ",".join(map(str, groups))
+        command = [*through, "-" if uid is None else str(uid), numbers, *variables, "--", *command]
+        environment, user = {"PATH": os.defpath, "LC_ALL": "C"}, None
     try:
         with os.fdopen(foreign.create_log(log), "ab") as output:  # appending: one that is cut goes on at its new end
             child = subprocess.Popen(
-                [*binary.argv, *argv],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=binary.environment(),
+                env=environment,
                 cwd=directory,
                 pass_fds=tuple(fds),
                 start_new_session=True,
-                user=uid,
-                group=uid,
-                extra_groups=None if uid is None else groups,
+                user=user,
+                group=user,
+                extra_groups=None if user is None else groups,
             )
     except OSError as error:
         raise Broken(

@@ -13,7 +13,7 @@ from vmferry.core.migration import POSTCOPY, MigrationStatus, RunState
 from vmferry.sim.agent import SimAgent
 from vmferry.sim.network import Network, Word
 from vmferry.sim.pages import FETCHING, DestinationPages
-from vmferry.sim.qemu import Fact, Guest, SimQemu
+from vmferry.sim.qemu import Disk, Fact, Guest, SimQemu
 
 _F, _T, _Y = DestinationEvent, DestinationState, DestinationEffect
 
@@ -45,9 +45,10 @@ class SimDestination(SimAgent):
     died = _F.QEMU_DIED
     restarted = _F.AGENT_RESTARTED
 
-    def __init__(self, network: Network, guest: Guest, start_qemu: Callable[[], SimQemu]) -> None:
+    def __init__(self, network: Network, guest: Guest, disk: Disk, start_qemu: Callable[[], SimQemu]) -> None:
         super().__init__(Side.DESTINATION, network)
         self._guest = guest
+        self._disk = disk
         self._start_qemu = start_qemu
         self._pages = DestinationPages(self)
         self.acts = {
@@ -160,22 +161,35 @@ class SimDestination(SimAgent):
 
     def _record_intent(self) -> bool:
         """A QEMU found dead now never ran. The intent joins the queue: something may come before it."""
-        self.post(_F.QEMU_DIED if self._process is None else _F.INTENT_RECORDED)
+        if self._process is None:
+            self.post(_F.QEMU_DIED)
+        elif self._disk.take_lease(Side.DESTINATION):
+            self.post(_F.INTENT_RECORDED)
+        else:
+            self.post(_F.START_REFUSED, only_in=_T.ACQUIRED)
         return True
 
     def _start(self) -> bool:
         qemu = self._process
         if qemu is None:
             self.post(_F.QEMU_DIED)
-        elif not self._guest.runs or qemu.run in (RunState.RUNNING, RunState.SHUTDOWN):
+        elif qemu.run in (RunState.RUNNING, RunState.SHUTDOWN):
+            self.post(_F.GUEST_STARTED)
+        elif not self._disk.take_lease(Side.DESTINATION):
+            self._start_refused()
+        elif not self._guest.runs:
             self.post(_F.GUEST_STARTED)
         elif self.order_cont():
             return False
-        elif self.state is _T.POSTCOPY_STARTING:
+        else:
+            self._start_refused()
+        return True
+
+    def _start_refused(self) -> None:
+        if self.state is _T.POSTCOPY_STARTING:
             self.lasting.add(_Y.START)  # the source cannot take it back: tried again until it works
         else:
             self.post(_F.START_REFUSED)
-        return True
 
     def _clean_up(self) -> bool:
         if self._process is not None:

@@ -63,6 +63,8 @@ FAULTS: Mapping[str, Callable[[World], object]] = {
     "operator cancels": World.cancel,
     "guest powers off": World.power_off,
     "disk refuses the destination": World.refuse_disk,
+    "lease is refused to the destination": World.refuse_lease,
+    "lease cannot be given back": World.hang_leases,
     "both ask again": World.poll,
     "messages are lost": lambda world: world.network.messages.clear(),
 }

@@ -29,6 +29,8 @@ def check_owner(world: World) -> None:
         raise Violation(f"two owners: {tokens}")
     if running and running != owners:
         raise Violation(f"QEMU at the {running[0]} runs, owners are {owners}: {tokens}")
+    if running and world.disk.lessee is not running[0]:
+        raise Violation(f"QEMU at the {running[0]} runs, and the lease of its disk is {world.disk.lessee}'s")
 
 
 def check_agent(agent: SimAgent) -> None:
@@ -92,5 +94,8 @@ def _may_be_lost(world: World) -> bool:
 def _check_leftovers(world: World) -> None:
     home = Side.DESTINATION if world.destination.state is DestinationState.RUNNING else Side.SOURCE
     for side, agent in world.agents.items():
-        if side is not home and agent.qemu is not None and agent.qemu.alive:
+        lives = agent.qemu is not None and agent.qemu.alive
+        if side is not home and lives:
             raise Violation(f"a QEMU is left at the {side}: {world.describe()}")
+        if (world.disk.lessee is side) is not lives:
+            raise Violation(f"the lease of the disk is {world.disk.lessee}'s: {world.describe()}")

@@ -94,6 +94,7 @@ class SimQemu(PostcopyQemu):
             return
         self.alive = False
         self._disk.drop(self.side)
+        self._disk.end_lease(self.side)
         if self.status is not MigrationStatus.NONE or self.side is Side.DESTINATION:
             self._stream.broken = True
         self._tell(Fact.EXITED)
@@ -207,6 +208,8 @@ class SimQemu(PostcopyQemu):
             return False
         if self.copy != self._guest.present:
             raise Violation(f"QEMU at the {self.side} runs a copy of the past: {self.copy}, not {self._guest.present}")
+        if self._disk.lessee is not self.side:
+            raise Violation(f"QEMU at the {self.side} runs, and the lease of its disk is {self._disk.lessee}'s")
         self._guest.present += 1
         self.copy = self._guest.present
         self.run = RunState.RUNNING

@@ -46,10 +46,13 @@ class Guest:
 
 @dataclass
 class Disk:
-    """The image and its lock."""
+    """The image, its lock, and its lease: the lock is QEMU's own, the lease is taken and given back for a QEMU."""
 
     holder: Side | None = Side.SOURCE
     refuses_destination: bool = False
+    lessee: Side | None = Side.SOURCE
+    leases_refuse_destination: bool = False  #: its lock manager is gone
+    leases_hang: bool = False  #: the source's lock manager answers nothing
 
     def take(self, side: Side) -> bool:
         """Lock the image for a QEMU; False when it is locked by another, or the storage refuses."""
@@ -62,6 +65,25 @@ class Disk:
         """Give the lock back."""
         if self.holder is side:
             self.holder = None
+
+    def take_lease(self, side: Side) -> bool:
+        """Take the lease for a QEMU; False when another has it, or there are none to be had. Idempotent."""
+        refused = side is Side.DESTINATION and self.leases_refuse_destination
+        if self.lessee is None and not refused:
+            self.lessee = side
+        return self.lessee is side
+
+    def give_lease(self, side: Side) -> bool:
+        """Give the lease back; False when nobody takes it now. Idempotent."""
+        if self.lessee is side and side is Side.SOURCE and self.leases_hang:
+            return False
+        self.end_lease(side)
+        return True
+
+    def end_lease(self, side: Side) -> None:
+        """Have the lease end with its QEMU."""
+        if self.lessee is side:
+            self.lessee = None
 
 
 @dataclass

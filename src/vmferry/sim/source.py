@@ -12,7 +12,7 @@ from vmferry.core.migration import POSTCOPY, MigrationStatus, RunState
 from vmferry.sim.agent import SimAgent, Token
 from vmferry.sim.network import Network, Word
 from vmferry.sim.pages import FOLLOWING, SourcePages
-from vmferry.sim.qemu import Fact, Guest, SimQemu, Violation
+from vmferry.sim.qemu import Disk, Fact, Guest, SimQemu, Violation
 
 _E, _S, _X = SourceEvent, SourceState, SourceEffect
 
@@ -51,9 +51,10 @@ class SimSource(SimAgent):
     died = _E.SOURCE_QEMU_DIED
     restarted = _E.AGENT_RESTARTED
 
-    def __init__(self, network: Network, guest: Guest, *, postcopy: bool = False) -> None:
+    def __init__(self, network: Network, guest: Guest, disk: Disk, *, postcopy: bool = False) -> None:
         super().__init__(Side.SOURCE, network)
         self._guest = guest
+        self._disk = disk
         self._postcopy = postcopy
         self._pages = SourcePages(self)
         self.journal.token = Token(0, Side.SOURCE)
@@ -96,7 +97,7 @@ class SimSource(SimAgent):
     def _give_verdict(self) -> None:
         token = self.journal.token
         if token is not None and token.owner is Side.DESTINATION:
-            self.say(Word.COMMIT)
+            self._commit()
         elif self.state in (_S.ABORTED, _S.CRASHED):
             self.say(Word.DISCARD)
 
@@ -111,7 +112,7 @@ class SimSource(SimAgent):
         if _X.AWAIT_DESTINATION in self.lasting and self.state in _WAITS:
             self.say(Word.ASK_LOADED)
         if _X.TELL_DESTINATION in self.lasting and self.state in (_S.COMMITTED, _S.POSTCOPY_COMMITTED):
-            self.say(Word.COMMIT)
+            self._commit()
         if _X.CROSS in self.lasting and self.state is _S.POSTCOPY_CROSSING:
             self._pages.miss_answer_crossing()
             self._pages.cross()
@@ -195,8 +196,13 @@ class SimSource(SimAgent):
 
     def _tell_destination(self) -> bool:
         self.lasting.add(_X.TELL_DESTINATION)
-        self.say(Word.COMMIT)
+        self._commit()
         return True
+
+    def _commit(self) -> None:
+        """Give the lease back, then hand the token over; a lease that cannot be given back holds the guest."""
+        if self._disk.give_lease(Side.SOURCE):
+            self.say(Word.COMMIT)
 
     def _end_source(self) -> bool:
         if self._process is not None:
@@ -224,6 +230,8 @@ class SimSource(SimAgent):
             if qemu.status is MigrationStatus.POSTCOPY_PAUSED:
                 qemu.kill()
             return False
+        if qemu is not None and not self._disk.take_lease(Side.SOURCE):
+            raise Violation("the token came back, and the lease did not")
         return self._go_on(qemu)
 
     def _go_on(self, qemu: SimQemu | None) -> bool:

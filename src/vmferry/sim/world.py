@@ -59,8 +59,8 @@ class World:
         self.disk = Disk()
         converges = not postcopy if converges is None else converges
         self.stream = Stream(return_path=return_path or postcopy, converges=converges, strands=strands, owed=pages)
-        self.source = SimSource(self.network, self.guest, postcopy=postcopy)
-        self.destination = SimDestination(self.network, self.guest, lambda: self._qemu(self.destination))
+        self.source = SimSource(self.network, self.guest, self.disk, postcopy=postcopy)
+        self.destination = SimDestination(self.network, self.guest, self.disk, lambda: self._qemu(self.destination))
         self.source.qemu = self._qemu(self.source)
         self.agents: dict[Side, SimAgent] = {Side.SOURCE: self.source, Side.DESTINATION: self.destination}
         self.deaths: list[Death] = []
@@ -229,6 +229,15 @@ class World:
         self.disk.refuses_destination = True
         self.refused = True
 
+    def refuse_lease(self) -> None:
+        """Have the destination's lock manager be gone from now on."""
+        self.disk.leases_refuse_destination = True
+        self.refused = True
+
+    def hang_leases(self) -> None:
+        """Have the source's lock manager answer nothing until everything heals."""
+        self.disk.leases_hang = True
+
     def can_fence(self, side: Side) -> bool:
         """Tell whether a person may declare a host fenced: it is off for certain, and the other agent listens."""
         other = Side.DESTINATION if side is Side.SOURCE else Side.SOURCE
@@ -287,6 +296,7 @@ class World:
     def settle(self) -> Fate:
         """Heal everything, bring the agents back, let everything go on until nothing moves; hold how it ended."""
         self.heal()
+        self.disk.leases_hang = False
         for side in Side:
             self.restart_agent(side)
         for _ in range(_MANY):

@@ -14,6 +14,7 @@ from vmferry.core.checks.disk import check_disks, images_to_copy
 from vmferry.core.checks.firmware import check_boot_files, check_nvram, check_tpm
 from vmferry.core.checks.guarantee import guarantee
 from vmferry.core.checks.identity import check_identity
+from vmferry.core.checks.leases import check_leases, have_watchdogs, images_with_leases
 from vmferry.core.checks.memory import check_memory, memory_needed
 from vmferry.core.checks.network import check_network
 from vmferry.core.checks.peers import check_ports, check_protocol, check_same_host
@@ -30,7 +31,15 @@ from vmferry.core.checks.reasons import check_blocked_reasons
 from vmferry.core.checks.run_state import check_busy, check_run_state
 from vmferry.core.errors import Blocker
 
-__all__ = ["Case", "find_blockers", "guarantee", "images_to_copy", "memory_needed"]
+__all__ = [
+    "Case",
+    "find_blockers",
+    "guarantee",
+    "have_watchdogs",
+    "images_to_copy",
+    "images_with_leases",
+    "memory_needed",
+]
 
 #: In the order in which a person reads them: is it the right pair of hosts, is the guest ready, does it fit there.
 FAMILIES = (
@@ -51,6 +60,7 @@ FAMILIES = (
     check_devices,
     check_memory,
     check_disks,
+    check_leases,
     check_boot_files,
     check_nvram,
     check_tpm,

@@ -19,6 +19,8 @@ SAME_KERNEL = "image locks (same kernel)"
 NFS = "image locks (NFSv4)"
 NONE = "none"
 COPIES = "separate copies"
+SANLOCK = "sanlock"
+SANLOCK_ALONE = "sanlock (no watchdog)"
 
 #: disk_fence -> the half sentence that says what it means.
 MEANING = {
@@ -26,6 +28,10 @@ MEANING = {
     SAME_KERNEL: "QEMU's image locks hold, since both hosts share one kernel",
     NFS: "QEMU's image locks hold through the NFSv4 server (seen with Linux's), until a host was silent for its lease",
     COPIES: "each host writes a copy of its own, and the copy that the owner does not have is put aside",
+    SANLOCK: "each disk has a lease (sanlock) that one host has at a time; a host that cannot renew its own ends its"
+    " guests, or is reset, before another host can have them",
+    SANLOCK_ALONE: "each disk has a lease (sanlock) that one host has at a time; a host that cannot renew its own ends"
+    " its guests, and is not reset (sanlock runs without a watchdog) if that hangs",
     NONE: "only the ownership token keeps two hosts from writing to the disks; no lock reaches across them",
 }
 
@@ -44,6 +50,8 @@ def guarantee(
     *,
     postcopy: bool = False,
     copied: Collection[str] = (),
+    leased: Collection[str] = (),
+    watchdogs: bool = False,
 ) -> Guarantee:
     """Return what is promised for this guest with our own QEMU driver; never more than both hosts' files allow.
 
@@ -55,9 +63,14 @@ def guarantee(
         probe: the destination's view of its files.
         postcopy: whether post-copy is allowed: its risk is told before anything begins.
         copied: paths of images of which the destination gets a copy.
+        leased: paths of images that have a lease at both hosts, from one lockspace.
+        watchdogs: whether both hosts are reset when a guest cannot be ended before its leases are.
     """
     paths = [image.path for image in written_images(guest.spec)]
-    fence = _weakest([COPIES if path in copied else _fence(runtime, probe, path) for path in paths])
+    by_lease = SANLOCK if watchdogs else SANLOCK_ALONE
+    fence = _weakest(
+        [COPIES if path in copied else by_lease if path in leased else _fence(runtime, probe, path) for path in paths]
+    )
     sentence = (
         f"vmferry commits; until {ROLLBACK_UNTIL} every failure that leaves QEMU at the source alive ends with guest"
         f" {guest.spec.name} running there; {MEANING[fence]}"
@@ -82,4 +95,6 @@ def _find(files: tuple[FileFacts, ...], path: str) -> FileFacts | None:
 
 
 def _weakest(fences: list[str]) -> str:
-    return next((fence for fence in (NONE, NFS, SAME_KERNEL, COPIES) if fence in fences), NOT_NEEDED)
+    return next(
+        (fence for fence in (NONE, SANLOCK_ALONE, NFS, SANLOCK, SAME_KERNEL, COPIES) if fence in fences), NOT_NEEDED
+    )

@@ -26,11 +26,12 @@ class SourceEffect(Word):
     FOLLOW_PAGES = "follow-pages"  #: post-copy: watch until completed; a broken stream is recovered. Repeat: asks first
     AWAIT_DESTINATION = "await-destination"  #: ask the destination until it says loaded, failed or dead
     RELEASE = "release"  #: last checks before the commit; the event it ends with is the commit. A dead QEMU passes them
-    TELL_DESTINATION = "tell-destination"  #: hand the token over; repeated until the destination answers
+    #: give the disks' leases back, then hand the token over; repeated until the destination answers
+    TELL_DESTINATION = "tell-destination"
     END_SOURCE = "end-source"  #: `quit` the source's QEMU, free what it held, forget the guest. Repeat: harmless
     DISCARD = "discard"  #: tell the destination to let go; best effort, it also asks by itself
     RESTORE = "restore"  #: cancel; wait for QEMU's final word; `cont` if stopped and it ran. Repeat: asks first
-    TAKE_BACK = "take-back"  #: `cont` at the source under the returned token. Repeat: asks first
+    TAKE_BACK = "take-back"  #: take the leases again, `cont` at the source under the returned token. Repeat: asks first
     NOTE_CRASH = "note-crash"  #: end what is left of its QEMU, mark the guest as crashed here; name, disks, token stay
     REPORT = "report"  #: measure, write the report, tell the watchers
 
@@ -40,7 +41,9 @@ class DestinationEffect(Word):
 
     PREPARE = "prepare"  #: start QEMU, set it up, listen. Undo: CLEAN_UP
     WATCH = "watch"  #: watch QEMU, and ask the source what became of it when nothing is heard. Repeat: asks first
-    RECORD_INTENT = "record-intent"  #: ask first whether QEMU lives; the event it ends with is the intent to `cont`
+    #: ask first whether QEMU lives, and take the disks' leases; the event it ends with is the intent to `cont`.
+    #: Undo: CLEAN_UP. Repeat: harmless
+    RECORD_INTENT = "record-intent"
     START = "start"  #: `cont` if the token says that the guest ran; else nothing. Repeat: asks the run state first
     AWAIT_PAGES = (
         "await-pages"  #: post-copy: watch until completed; listen anew when the source asks. Repeat: asks first

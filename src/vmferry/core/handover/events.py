@@ -65,7 +65,7 @@ class DestinationEvent(Word):
     SOURCE_FENCED = "source-fenced"  #: a person says that the source host is off for certain
     INTENT_RECORDED = "intent-recorded"  #: the intent to `cont` is durable
     GUEST_STARTED = "guest-started"  #: RESUME was seen, or the guest stays paused as the token says
-    START_REFUSED = "start-refused"  #: QEMU refused `cont` and is still paused: it never ran
+    START_REFUSED = "start-refused"  #: no lease of a disk could be had, or QEMU refused `cont`: paused, it never ran
     CLEANED_UP = "cleaned-up"  #: QEMU proven dead, reservation given back
     AGENT_RESTARTED = "agent-restarted"  #: the machine was replayed; its orders find out what became of QEMU
 
