@@ -151,6 +151,7 @@ class GuestSpec:
     tpm: str | None = None  #: `TPM_VERSION`: it has one, emulated
     echo: str | None = None  #: "ADDRESS:PORT" of a UDP echo in the guest, for network_outage (`echo_address`)
     throttle: bool = False  #: the port of the write throttle (`THROTTLE_PORT`)
+    uuid: GuestUuid | None = None  #: what the guest reads as its machine's UUID; None: one is made at the first start
 
 
 def echo_address(text: str) -> tuple[str, int]:
