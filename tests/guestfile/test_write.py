@@ -91,8 +91,8 @@ def test_the_examples_come_back(path: Path) -> None:
 def test_the_text_is_what_a_person_writes() -> None:
     """Defaults are left out; the machine type and what a device hangs on are said, sizes have their unit."""
     disk = Disk("/srv/web-7.qcow2", backing=(Backing("/srv/base.qcow2"),))
-    nic = Nic(network=NetworkKind.BRIDGE, bridge="br0")
-    spec = GuestSpec(GuestName("web-7"), Bytes(1536 * MIB), BiosBoot(), disks=(disk,), nics=(nic,))
+    nics = (Nic(network=NetworkKind.BRIDGE, bridge="br0"), Nic(forward_udp=((15007, 7), (15008, 8))))
+    spec = GuestSpec(GuestName("web-7"), Bytes(1536 * MIB), BiosBoot(), disks=(disk,), nics=nics)
     assert dump_guest_file(spec) == (
         'name = "web-7"\n'
         'memory = "1536 MiB"\n'
@@ -108,4 +108,7 @@ def test_the_text_is_what_a_person_writes() -> None:
         "\n[[nic]]\n"
         'network = "bridge"\n'
         'bridge = "br0"\n'
+        "\n[[nic]]\n"
+        'network = "user"\n'
+        "forward_udp = [[15007, 7], [15008, 8]]\n"
     )

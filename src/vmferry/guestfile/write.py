@@ -34,7 +34,7 @@ def dump_guest_file(spec: GuestSpec) -> str:
     for disk in spec.disks:
         parts.append(_table("[[disk]]", _disk(disk)))
         parts += [_table("[[disk.backing]]", {"image": b.path, "format": b.format.value}) for b in disk.backing]
-    parts += [_table("[[nic]]", _nic(nic)) for nic in spec.nics]
+    parts += [_table("[[nic]]", _nic(nic)) + _forwards(nic) for nic in spec.nics]
     return "\n".join(parts)
 
 
@@ -82,6 +82,11 @@ def _nic(nic: Nic) -> dict[str, Any]:
         "network": nic.network.value,
         "bridge": nic.bridge,
         "mac": nic.mac,
-        "forward_udp": [list(pair) for pair in nic.forward_udp],
     }
     return _said(values, NicTable, always={"network"})
+
+
+def _forwards(nic: Nic) -> str:
+    """Return the pairs on one line; tomli_w gives each number a line of its own."""
+    pairs = ", ".join(f"[{host}, {guest}]" for host, guest in nic.forward_udp)
+    return f"forward_udp = [{pairs}]\n" if pairs else ""
