@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import libvirt
 import pytest
 from tests.cli.conftest import FakeFleet, Ran, guest_view
 
@@ -58,6 +61,44 @@ def test_a_refused_domain_prints_no_guest_file(vmferry: Vmferry) -> None:
     assert (ran.exit_code, ran.out) == (2, "")
     check_golden("import-refused.txt", ran.err)
     assert f"--accept {ACCEPT}; " in ran.err
+
+
+def test_a_domain_of_a_libvirt_is_asked_for(vmferry: Vmferry, tmp_path: Path) -> None:
+    """The domain's own XML is read, here of libvirt's imitation; what it does not have is not found."""
+    xml = (DOMAINS / "kernel.xml").read_text().partition("-->")[2]
+    (tmp_path / "node.xml").write_text(f"<node>{xml}</node>")
+    uri = f"test://{tmp_path}/node.xml"
+    ran = vmferry("import", "test-1", "--libvirt", uri)
+    assert ran.exit_code == 0
+    written = tmp_path / "test-1.toml"
+    written.write_text(ran.out)
+    spec = load_guest_file(str(written))
+    assert spec.uuid is not None  # libvirt gave it one
+    assert dataclasses.replace(spec, uuid=None) == read_domain((DOMAINS / "kernel.xml").read_bytes()).spec
+    assert re.search(r"^left out: test-1:\d+: /domain/on_poweroff: 'destroy'", ran.err)
+    missing = vmferry("import", "web-7", "--libvirt", uri)
+    assert (missing.exit_code, missing.out) == (2, "")
+    assert f"error: libvirt at {uri}, XML of domain web-7: Domain not found; `virsh list --all`" in missing.err
+
+
+def test_a_libvirt_that_is_not_there_is_told(vmferry: Vmferry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --libvirt this host's daemon is asked; with it even what looks like a file is a domain's name."""
+    asked: list[str] = []
+
+    def refuse(uri: str) -> None:
+        asked.append(uri)
+        raise libvirt.libvirtError("nobody is there")
+
+    monkeypatch.setattr("libvirt.openReadOnly", refuse)
+    monkeypatch.setattr("libvirt.open", lambda uri: pytest.fail("more than reading was asked for"))
+    for arguments in (["web-7"], ["web-7.xml", "--libvirt", "qemu+tcp://host-a/system"]):
+        ran = vmferry("import", *arguments)
+        assert (ran.exit_code, ran.out) == (7, "")
+        assert "cannot be reached: nobody is there" in ran.err
+    assert asked == ["qemu:///system", "qemu+tcp://host-a/system"]
+    ran = vmferry("import", "web-7", "--libvirt", "qemu+ssh://host-a/system?command=/bin/sh")
+    assert (ran.exit_code, ran.out) == (2, "")
+    assert "command is not let through" in ran.err
 
 
 def test_json_has_both_in_one_value(vmferry: Vmferry) -> None:

@@ -10,14 +10,20 @@ import typer
 
 from vmferry.cli.fleet import open_fleet
 from vmferry.cli.options import AsJson
-from vmferry.cli.output import print_json, say
+from vmferry.cli.output import print_json, say, waiting_for
 from vmferry.core.errors import BadInput, Broken
 from vmferry.core.guest import GuestSpec
 
 
 def import_domain(
-    domain: Annotated[str, typer.Argument(metavar="FILE.xml", help="What `virsh dumpxml` wrote of a domain.")],
+    domain: Annotated[
+        str,
+        typer.Argument(metavar="DOMAIN|FILE.xml", help="A domain of libvirt, or what `virsh dumpxml` wrote of one."),
+    ],
     *,
+    libvirt: Annotated[
+        str | None, typer.Option(metavar="URI", help="Where the domain is, e.g. qemu+ssh://host-a/system.")
+    ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="The guest's name; else the domain's.")] = None,
     accept: Annotated[
         str, typer.Option(metavar="WHAT,...", help="What the guest may lose, by the names that the refusal gives.")
@@ -29,7 +35,9 @@ def import_domain(
     from vmferry.libvirt import read_domain
 
     accepted = frozenset(word.strip() for word in accept.split(",") if word.strip())
-    imported = read_domain(_read_file(domain), source=domain, name=name, accept=accepted)
+    ask = libvirt is not None or not _is_file(domain, ".xml")
+    xml = _ask_libvirt(libvirt, domain) if ask else _read_file(domain)
+    imported = read_domain(xml, source=domain, name=name, accept=accepted)
     text = dump_guest_file(imported.spec)
     parse_guest_file(text, f"made from {domain}")  # what two devices say together is the guest file's to judge
     if as_json:
@@ -62,6 +70,24 @@ def export_guest(
 def _is_file(text: str, suffix: str) -> bool:
     """Tell whether a file is meant: no guest and no domain is named so."""
     return "/" in text or text.endswith(suffix)
+
+
+def _ask_libvirt(uri: str | None, domain: str) -> str:
+    """Return the XML of a domain as it runs, without passwords; nothing more than reading is asked for."""
+    import asyncio
+
+    from vmferry.libvirt.adapter import LibvirtConnection
+    from vmferry.libvirt.uri import LOCAL
+
+    async def ask() -> str:
+        connection = await LibvirtConnection.connect(uri or LOCAL, read_only=True)
+        try:
+            return await connection.domain_xml(domain)
+        finally:
+            await connection.close()
+
+    with waiting_for(f"libvirt at {uri or LOCAL}"):
+        return asyncio.run(ask())
 
 
 def _read_file(path: str) -> bytes:

@@ -10,7 +10,7 @@ from typing import Final
 from xml.etree import ElementTree as ET  # makes XML, reads none
 
 from vmferry.core.guest import BiosBoot, Boot, GuestSpec, KernelBoot, UefiBoot
-from vmferry.libvirt.findings import Findings, short
+from vmferry.libvirt.findings import STAY, Findings, short
 from vmferry.libvirt.making import add
 from vmferry.libvirt.paths import read_path
 from vmferry.libvirt.tree import Element
@@ -36,17 +36,17 @@ def read_machine(domain: Element, found: Findings) -> tuple[Element, str]:
     kind = os.one("type")
     if kind is None or kind.text != "hvm":
         seen = short(None if kind is None else kind.text)
-        found.refuse(kind or os, seen, "only whole machines (hvm) are supported", "none")
+        found.refuse(kind or os, seen, "only whole machines (hvm) are supported", STAY)
         if kind is not None:
             kind.read_whole()
         return os, ""
     arch, machine = kind.get("arch"), kind.get("machine") or ""
     if arch != ARCHITECTURE:
-        found.refuse(kind, f"arch={short(arch)}", f"only {ARCHITECTURE} is supported", "none" if arch else _DEFINE)
+        found.refuse(kind, f"arch={short(arch)}", f"only {ARCHITECTURE} is supported", STAY if arch else _DEFINE)
     if not _MACHINE.fullmatch(machine):
         named = machine in _ALIASES or not machine
         why = "it stands for another machine in each QEMU" if named else "a guest's frozen hardware is a q35 one"
-        fix = _DEFINE if named else "none: the guest would find other hardware; install it anew on pc-q35"
+        fix = _DEFINE if named else f"{STAY}, or install it anew on pc-q35"
         found.refuse(kind, f"machine={short(machine or None)}", why, fix)
     return os, machine
 
@@ -126,11 +126,11 @@ def _read_uefi(os: Element, loader: Element, found: Findings) -> Boot:
     loader.get("readonly")
     if kind != "pflash" or form != "raw":
         seen = f"type={short(kind)} format={short(form)}"
-        found.refuse(loader, seen, "firmware of the guest's own that is no raw UEFI flash", "none")
+        found.refuse(loader, seen, "firmware of the guest's own that is no raw UEFI flash", STAY)
     if loader.get("secure") == "yes":
-        found.refuse(loader, "secure='yes'", "variables that only the firmware may write: not yet", "none")
+        found.refuse(loader, "secure='yes'", "variables that only the firmware may write: not yet", STAY)
     if loader.get("stateless") == "yes":
-        found.refuse(loader, "stateless='yes'", "UEFI without variables of its own", "none")
+        found.refuse(loader, "stateless='yes'", "UEFI without variables of its own", STAY)
     return UefiBoot(read_path(loader, found), _read_nvram(os, loader, found))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from vmferry.core.errors import BadInput
 from vmferry.libvirt.tree import Element
@@ -47,6 +47,10 @@ ACCEPTABLE = {
     "vsock": "its socket to the host",
     "watchdog": "a watchdog card",
 }
+
+
+#: What to do where nothing can be changed without another guest.
+STAY: Final = "leave the guest with libvirt"
 
 
 class Effect(enum.StrEnum):

@@ -5,6 +5,7 @@ Source: libvirt docs/formatdomain.rst (9.0), section Devices.
 
 from __future__ import annotations
 
+from vmferry.libvirt.findings import STAY
 from vmferry.libvirt.rules.rule import Rule, asked, left_out, refused, silent
 
 _HOSTDEV = "a device of the host that the guest has for itself: not yet in this version"
@@ -63,7 +64,7 @@ RULES: dict[str, Rule] = {
     "devices/vsock": asked("vsock"),
     "devices/crypto": asked("crypto"),
     "devices/pstore": refused("a place where the guest keeps its crash logs", "take it out of the XML"),
-    "devices/nvram": refused("memory of another architecture", "none: only x86_64 is supported"),
+    "devices/nvram": refused("memory of another architecture", STAY),
     "devices/lease": refused(
         "a lease of a lock manager, by which hosts keep each other off the guest's disks",
         "take it out of the XML when no host of libvirt will start the domain any more",

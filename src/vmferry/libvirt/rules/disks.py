@@ -5,6 +5,7 @@ Source: libvirt docs/formatdomain.rst (9.0), section Hard drives, floppy disks, 
 
 from __future__ import annotations
 
+from vmferry.libvirt.findings import STAY
 from vmferry.libvirt.rules.rule import Rule, asked, left_out, refused, silent
 
 _QUEUE = "how the host serves the disk: as QEMU does by default"
@@ -55,10 +56,8 @@ RULES: dict[str, Rule] = {
     ),
     "devices/disk/mirror": refused("the image is being copied right now", "wait for the block job, or abort it"),
     "devices/disk/iotune": left_out("limits of the disk: not yet in this version"),
-    "devices/disk/blockio": refused(
-        "sectors of another size: the guest would not find its partitions", "none: only the default is supported"
-    ),
-    "devices/disk/geometry": refused("cylinders, heads and sectors of its own", "none: only the default is supported"),
+    "devices/disk/blockio": refused("sectors of another size: the guest would not find its partitions", STAY),
+    "devices/disk/geometry": refused("cylinders, heads and sectors of its own", STAY),
     "devices/disk/serial": asked("disk"),
     "devices/disk/wwn": asked("disk"),
     "devices/disk/vendor": asked("disk"),

@@ -5,6 +5,7 @@ Source: libvirt docs/formatdomain.rst (9.0).
 
 from __future__ import annotations
 
+from vmferry.libvirt.findings import STAY
 from vmferry.libvirt.rules.rule import Rule, asked, left_out, refused, silent
 
 _TUNING = "the host's own limits and pinning: set them for the agent's guests by the host's means"
@@ -62,7 +63,7 @@ RULES: dict[str, Rule] = {
     "os/nvram/@template": left_out("what the guest's UEFI variables were made from; its own file is taken over"),
     "sysinfo": asked("sysinfo"),
     "sysinfo[type=fwcfg]": refused("files that the guest reads from its firmware", "give them to the guest on a disk"),
-    "launchSecurity": refused("memory that is encrypted against its host: nothing here keeps that promise", "none yet"),
+    "launchSecurity": refused("memory that is encrypted against its host: nothing here keeps that promise", STAY),
     "resource": left_out(_TUNING),
     "blkiotune": left_out(_TUNING),
     "perf": left_out("what the host counts about the guest"),
