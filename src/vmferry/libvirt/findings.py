@@ -12,8 +12,8 @@ from vmferry.libvirt.tree import Element
 
 #: What the guest would see otherwise and its owner may accept: the name, and what is lost.
 ACCEPTABLE = {
-    "address": "its place on the PCI bus: the hardware is laid out anew at the first start, so a network card may get"
-    " another name in the guest (enp1s0)",
+    "address": "its place on the PCI bus: the hardware is laid out anew at the first start, with virtio devices on the"
+    " root bus (transitional ones), so a network card may get another name in the guest (enp1s0)",
     "boot": "the guest boots from its first disk, and never from the network",
     "cdrom": "an empty CD-ROM drive",
     "channel": "a channel to a program in the guest, e.g. its agent",

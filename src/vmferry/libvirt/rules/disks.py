@@ -35,6 +35,7 @@ RULES: dict[str, Rule] = {
     ),
     "devices/disk/driver/@rerror_policy": left_out("errors of reading are the guest's to handle"),
     "devices/disk/driver/metadata_cache": left_out(_QUEUE),
+    **{f"devices/disk/{'backingStore/' * depth}format/metadata_cache": left_out(_QUEUE) for depth in (1, 2, 3)},
     "devices/disk/driver/iothreads": left_out(_QUEUE),
     "devices/disk/source/@startupPolicy": left_out("an image that is missing keeps the guest from starting"),
     "devices/disk/source/@index": silent("libvirt's number of the image"),

@@ -15,6 +15,7 @@ RULES: dict[str, Rule] = {
     "devices/interface/mac/@type": silent("how libvirt made the address"),
     "devices/interface/mac/@check": silent("how libvirt made the address"),
     "devices/interface/source/@portid": silent("libvirt's number of the port"),
+    "devices/interface/source/@dev": left_out("which of the host's cards passt uses"),
     "devices/interface/source/@portgroup": refused(_SWITCH, _BRIDGE),
     "devices/interface/target/@dev": silent("the host's name of the tap"),
     "devices/interface/target/@managed": silent("whose the tap is"),
