@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from vmferry.core.errors import Broken, TimedOut, VmferryError
 from vmferry.core.ids import GuestUuid
 from vmferry.core.units import Bytes, Milliseconds
+from vmferry.libvirt.facts import Domain, DomainState, Job, JobKind, XmlKind
 from vmferry.libvirt.faults import translate
 from vmferry.libvirt.uri import checked_uri
 
@@ -29,61 +28,8 @@ T = TypeVar("T")
 
 TIME_LIMIT_S: Final = 30.0
 _NO_DOMAIN = 42
-
-
-class DomainState(enum.StrEnum):
-    """What a domain does, in libvirt's order (virDomainState)."""
-
-    UNKNOWN = "unknown"
-    RUNNING = "running"
-    BLOCKED = "blocked"  #: on a resource; QEMU's domains never are
-    PAUSED = "paused"
-    SHUTDOWN = "shutdown"  #: powering off
-    SHUTOFF = "shutoff"  #: defined, and without a process
-    CRASHED = "crashed"
-    SUSPENDED = "suspended"  #: asleep by its own wish
-
-
-class XmlKind(enum.Enum):
-    """Which of a domain's XML: its flags (virDomainXMLFlags). Passwords are never asked for."""
-
-    LIVE = 0  #: as it runs; the definition of one that does not run
-    INACTIVE = 2  #: as it will start next time
-    MIGRATABLE = 8  #: as another host can take it; not on a read-only connection
-
-
-class JobKind(enum.StrEnum):
-    """What becomes of a domain's job, in libvirt's order (virDomainJobType)."""
-
-    NONE = "none"
-    BOUNDED = "bounded"  #: runs, and its end is foreseen
-    UNBOUNDED = "unbounded"  #: runs
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-@dataclass(frozen=True, slots=True)
-class Domain:
-    """A domain of the host."""
-
-    name: str
-    uuid: GuestUuid
-    state: DomainState
-    is_persistent: bool  #: defined: it is there also when it does not run
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """The job of a domain that runs now; figures that libvirt does not give are None."""
-
-    kind: JobKind
-    elapsed_ms: Milliseconds | None = None
-    downtime_ms: Milliseconds | None = None  #: measured or expected
-    memory_total_bytes: Bytes | None = None
-    memory_processed_bytes: Bytes | None = None
-    memory_remaining_bytes: Bytes | None = None
-    iteration: int | None = None  #: of the memory's copy, from 1
+_CPU_INCOMPATIBLE = 91
+_FAIL_INCOMPATIBLE = 1  #: a flag: what is missing is told as an error (VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE)
 
 
 class LibvirtConnection:
@@ -180,22 +126,66 @@ class LibvirtConnection:
         """Return what the host is and offers, as libvirt's XML."""
         return str(await self._call("capabilities of the host", self._connection.getCapabilities))
 
-    async def domain_capabilities(self, machine: str, acceleration: str, *, arch: str = "x86_64") -> str:
-        """Return what a domain can have on this host, as libvirt's XML.
+    async def domain_capabilities(self, machine: str, acceleration: str, emulator: str | None = None) -> str:
+        """Return what an x86_64 domain can have on this host, as libvirt's XML.
 
         Args:
             machine: machine type.
             acceleration: libvirt's word: kvm or qemu.
-            arch: of the guest.
+            emulator: the program; None: the one that libvirt takes by itself.
 
         Raises:
             Denied: the connection is read-only.
-            Refused: no emulator there has such a machine.
+            Broken: the emulator is not there, or has no such machine.
         """
         what = f"capabilities for {machine} with {acceleration}"
         return str(
-            await self._call(what, lambda: self._connection.getDomainCapabilities(None, arch, machine, acceleration))
+            await self._call(
+                what, lambda: self._connection.getDomainCapabilities(emulator, "x86_64", machine, acceleration)
+            )
         )
+
+    async def compare_cpu(self, cpu: str, machine: str, acceleration: str, emulator: str | None = None) -> str | None:
+        """Return why a domain's CPU does not fit this host, in libvirt's words; None when it does.
+
+        Args:
+            cpu: the <cpu> element of the domain.
+            machine: as in `domain_capabilities`, and so are the others.
+            acceleration: see there.
+            emulator: see there.
+
+        Raises:
+            Denied: the connection is read-only.
+            Refused: this libvirt does not compare.
+        """
+        what = f"CPU for {machine} with {acceleration}"
+        args = emulator, "x86_64", machine, acceleration, cpu, _FAIL_INCOMPATIBLE
+        return await self._call(what, lambda: _incompatibility(self._connection, args))
+
+    async def networks(self) -> dict[str, bool]:
+        """Return libvirt's networks by name, and whether each is active.
+
+        Raises:
+            Refused: this daemon has none.
+        """
+        return await self._call("its networks", lambda: _active(self._connection.listAllNetworks(0)))
+
+    async def pools(self) -> dict[str, bool]:
+        """Return the storage pools by name, and whether each is active.
+
+        Raises:
+            Refused: this daemon has none.
+        """
+        return await self._call("its storage pools", lambda: _active(self._connection.listAllStoragePools(0)))
+
+    async def node_devices(self) -> frozenset[str]:
+        """Return the host's devices by the names that `virsh nodedev-list` has for them.
+
+        Raises:
+            Refused: this daemon does not look after them.
+        """
+        names = await self._call("its devices", lambda: [d.name() for d in self._connection.listAllDevices(0)])
+        return frozenset(names)
 
     async def _call(self, what: str, function: Callable[[], T]) -> T:
         if self._is_lost:
@@ -294,6 +284,20 @@ def _domains(connection: Any) -> tuple[Domain, ...]:
             if error.get_error_code() != _NO_DOMAIN:  # one that went in between is none any more
                 raise
     return tuple(sorted(found, key=lambda domain: domain.name))
+
+
+def _active(found: list[Any]) -> dict[str, bool]:
+    return {each.name(): bool(each.isActive()) for each in found}
+
+
+def _incompatibility(connection: Any, args: tuple[str | int | None, ...]) -> str | None:
+    try:
+        connection.compareHypervisorCPU(*args)
+    except _load().libvirtError as error:
+        if error.get_error_code() != _CPU_INCOMPATIBLE:
+            raise
+        return str(error.get_error_message())
+    return None
 
 
 def _facts(domain: Any) -> Domain:
