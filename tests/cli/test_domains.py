@@ -75,7 +75,8 @@ def test_a_domain_of_a_libvirt_is_asked_for(vmferry: Vmferry, tmp_path: Path) ->
     spec = load_guest_file(str(written))
     assert spec.uuid is not None  # libvirt gave it one
     assert dataclasses.replace(spec, uuid=None) == read_domain((DOMAINS / "kernel.xml").read_bytes()).spec
-    assert re.search(r"^left out: test-1:\d+: /domain/on_poweroff: 'destroy'", ran.err)
+    assert ran.err.startswith("left out: test-1:1: /domain/@id: '1': the domain runs: shut it down before")
+    assert re.search(r"^left out: test-1:\d+: /domain/on_poweroff: 'destroy'", ran.err, re.MULTILINE)
     missing = vmferry("import", "web-7", "--libvirt", uri)
     assert (missing.exit_code, missing.out) == (2, "")
     assert f"error: libvirt at {uri}, XML of domain web-7: Domain not found; `virsh list --all`" in missing.err

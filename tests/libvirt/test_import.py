@@ -372,9 +372,9 @@ def test_a_uefi_domain_whose_firmware_only_libvirt_knows_is_refused() -> None:
 @pytest.mark.parametrize(
     ("order", "seen"),
     [
-        ("<boot dev='network'/><boot dev='hd'/>", "network, hd"),
-        ("<boot dev='cdrom'/>", "cdrom"),
-        ("<boot dev='hd'/><boot dev='network'/>", "hd, network"),
+        ("<boot dev='network'/><boot dev='hd'/>", "'network', 'hd'"),
+        ("<boot dev='cdrom'/>", "'cdrom'"),
+        ("<boot dev='hd'/><boot dev='network'/>", "'hd', 'network'"),
     ],
 )
 def test_another_boot_order_is_asked_for(order: str, seen: str) -> None:
@@ -435,6 +435,20 @@ def test_a_cache_mode_becomes_the_direct_one_with_the_same_write_cache(
     imported = read_domain(BASE.format(domain="", device=device))
     assert imported.spec.disks[0].cache == cache
     assert len(imported.told) == is_told
+
+
+def test_what_stands_in_the_xml_cannot_act_on_the_terminal() -> None:
+    """Line breaks and control characters of the XML are shown as such, never written as they are."""
+    odd = "x&#10;web-7.xml:1: all is well&#x9b;31m"
+    device = f"<input type='{odd}'/>{DISK.format(f'<serial>{odd}</serial>')}<serial><target port='{odd}'/></serial>"
+    around = f"<clock offset='{odd}'><timer name='{odd}' track='{odd}'/></clock><cpu><topology sockets='{odd}'/></cpu>"
+    text = BASE.format(domain=around, device=device).replace("</os>", f"<boot dev='{odd}'/></os>")
+    with pytest.raises(DomainRefused) as caught:
+        read_domain(text.replace("<kernel>/k</kernel>", ""), source="web-7.xml", name=None)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(caught.value.findings) + 2
+    assert all(line.isprintable() for line in lines)
+    assert len(caught.value.findings) >= 6
 
 
 def test_names_are_given_and_accepted_by_what_they_are() -> None:

@@ -77,7 +77,7 @@ def read_order(os: Element, devices: Element, boot: Boot, found: Findings) -> No
             each.get("order")
         return
     if order not in _USUAL:
-        found.ask(devs[0], ", ".join(order), "boot")
+        found.ask(devs[0], ", ".join(map(short, order)), "boot")
     first = next((child for child in devices.children if child.tag == "disk"), None)
     ranked = sorted(ordered, key=lambda pair: _rank(pair[0]))
     if ranked and (ranked[0][1] is not first or any(device.tag != "disk" for _, device in ranked)):

@@ -69,4 +69,4 @@ def _read_timer(timer: Element, found: Findings) -> None:
     unusual = [f"{key}={short(timer.get(key))}" for key in said if (name, key, timer.get(key)) not in _USUAL_TIMERS]
     if unusual or timer.children:
         timer.read_whole()
-        found.ask(timer, f"{name} {' '.join(unusual)}".strip(), "timer")
+        found.ask(timer, " ".join([short(name), *unusual]), "timer")

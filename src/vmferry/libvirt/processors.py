@@ -42,11 +42,15 @@ _POLICIES = {"require": "+", "force": "+", "disable": "-", "forbid": "-"}
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FEATURE = re.compile(r"[a-z0-9._-]+")
 _ELSEWHERE = "import the running domain, whose XML names the model that it got; or name one that all hosts have"
-#: (mode, why): CPUs that are another one on each host
+_NAME_ONE = "write a model that all hosts have into the XML (virsh hypervisor-cpu-baseline finds one)"
+#: modes that are another CPU on each host: why, and what to do
 _MODES_REFUSED = {
-    "host-model": "the CPU is chosen anew by each host at each start",
-    "host-passthrough": "it is the CPU of the host where the guest runs, and no other host has exactly that one",
-    "maximum": "it is everything that one host and one QEMU offer, which is another CPU elsewhere",
+    "host-model": ("the CPU is chosen anew by each host at each start", _ELSEWHERE),
+    "host-passthrough": (
+        "it is the CPU of the host where the guest runs, and no other host has exactly that one",
+        _NAME_ONE,
+    ),
+    "maximum": ("it is everything that one host and one QEMU offer, which is another CPU elsewhere", _NAME_ONE),
 }
 
 
@@ -104,14 +108,16 @@ def _check_topology(element: Element | None, where: Element, found: Findings, vc
     if element is None:
         shape["sockets"] = str(vcpus)
     if shape != {**dict.fromkeys(names, "1"), "cores": str(vcpus)} and (element is not None or vcpus > 1):
-        seen = ", ".join(f"{number} {name}" for name, number in shape.items() if name in names[:1] or number != "1")
+        seen = ", ".join(
+            f"{short(number)[1:-1]} {name}" for name, number in shape.items() if name in names[:1] or number != "1"
+        )
         found.ask(element or where, seen if element is not None else f"no topology: {seen}", "topology")
 
 
 def _read_model(cpu: Element, found: Findings) -> str:
     mode, match = cpu.get("mode") or "custom", cpu.get("match") or "exact"
     if mode in _MODES_REFUSED:
-        found.refuse(cpu, f"mode='{mode}'", _MODES_REFUSED[mode], _ELSEWHERE)
+        found.refuse(cpu, f"mode='{mode}'", *_MODES_REFUSED[mode])
         cpu.read_whole()
         return DEFAULT_MODEL
     model = cpu.one("model")

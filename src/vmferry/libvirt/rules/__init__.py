@@ -82,10 +82,10 @@ def _finding(rule: Rule, places: list[tuple[Element, str | None]]) -> Finding:
 
 def _seen(element: Element) -> str:
     tag = element.tag.rpartition("}")[2]
-    attributes = "".join(f" {name}='{value}'" for name, value in list(element.attributes.items())[:3])
+    attributes = "".join(f" {name}={short(value)}" for name, value in list(element.attributes.items())[:3])
     if element.text.strip() and not element.children and not attributes:
-        return short(element.text)
-    return f"<{tag}{attributes}>"[:80]
+        return short(element.text.strip())
+    return f"<{tag}{attributes}>"
 
 
 def _by_path() -> Iterator[tuple[str, _Row]]:

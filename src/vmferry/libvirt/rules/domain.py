@@ -23,7 +23,7 @@ RULES: dict[str, Rule] = {
         for tag in ("commandline", "override", "capabilities")
     },
     f"{_QEMU}}}deprecation": left_out("what libvirt does about old words"),
-    "@id": silent("the running domain's number"),
+    "@id": left_out("the domain runs: shut it down before its guest is started here"),
     "title": left_out("a guest file has comments for it"),
     "description": left_out("a guest file has comments for it"),
     "metadata": left_out("what other programs keep with the domain"),

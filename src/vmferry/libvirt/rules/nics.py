@@ -22,6 +22,7 @@ RULES: dict[str, Rule] = {
     "devices/interface/link[state=up]": silent("as guests have it"),
     "devices/interface/link": asked("interface"),
     "devices/interface/mtu": asked("interface"),
+    "devices/interface/driver[name=qemu]/@name": silent("as guests have it"),
     "devices/interface/driver/@name": left_out("its back-end is QEMU itself, not the kernel's vhost: slower, the same"),
     "devices/interface/driver/@txmode": left_out("how QEMU sends: its default"),
     "devices/interface/driver/@ioeventfd": left_out("how QEMU sends: its default"),
