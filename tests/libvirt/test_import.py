@@ -257,6 +257,12 @@ AROUND = {
     "<cpu mode='maximum'/>": (Effect.REFUSED, "", "cpu", "elsewhere"),
     "<cpu match='minimum'><model>EPYC</model></cpu>": (Effect.REFUSED, "", "cpu", "beyond the model"),
     "<cpu><model>EPYC</model><feature policy='optional' name='avx'/></cpu>": (Effect.REFUSED, "", "cpu/feature", "avx"),
+    "<cpu><model>EPYC</model><feature name='lahf_lm'/><feature policy='disable' name='lahf-lm'/></cpu>": (
+        Effect.REFUSED,
+        "",
+        "cpu/feature[2]",
+        "twice",
+    ),
     "<cpu><model>EPYC,+avx</model></cpu>": (Effect.REFUSED, "", "cpu/model", "no name"),
     "<cpu><model vendor_id='GenuineIntel'>EPYC</model></cpu>": (Effect.ASKED, "cpu", "cpu/model/@vendor_id", ""),
     "<cpu><model>EPYC</model><numa><cell id='0' cpus='0' memory='512'/></numa></cpu>": (
@@ -299,6 +305,7 @@ AROUND = {
         "clock/timer",
         "rtc",
     ),
+    "<features><apic eoi='on'/></features>": (Effect.ASKED, "features", "features[2]/apic", "eoi"),
     "<pm><suspend-to-mem enabled='no'/></pm>": (Effect.ASKED, "pm", "pm/suspend-to-mem", ""),
     "<commandline xmlns='http://libvirt.org/schemas/domain/qemu/1.0'><arg value='-x'/></commandline>": (
         Effect.REFUSED,

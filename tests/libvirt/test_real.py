@@ -17,8 +17,11 @@ from vmferry.lab.guest_runs import READY_TIMEOUT_S, GuestRun
 from vmferry.lab.guests import build
 from vmferry.lab.hosts import Lab
 from vmferry.lab.libvirt import LibvirtDaemon, domain_xml, libvirt_missing
+from vmferry.lab.network import BRIDGE
 from vmferry.lab.toolchain import cache_dir
 from vmferry.libvirt.adapter import LibvirtConnection
+from vmferry.libvirt.asking import ask_case
+from vmferry.libvirt.checks import find_blockers
 from vmferry.libvirt.facts import Domain, DomainState, Job, JobKind, XmlKind
 
 pytestmark = [
@@ -114,6 +117,34 @@ async def test_a_guest_goes_from_libvirt_to_us_and_back(lab: Lab, daemon: Libvir
     await daemon.must("destroy", "web-7")
     assert (await connection.domain("web-7")).state is DomainState.SHUTOFF
     await connection.close()
+
+
+async def test_two_real_daemons_are_asked_whether_a_domain_can_move(lab: Lab, daemon: LibvirtDaemon) -> None:
+    """Between two like hosts nothing is in the way; what the other host lacks is told, each with its fix."""
+    image = await asyncio.to_thread(build, PLAN.kind, cache_dir())
+    there = LibvirtDaemon(lab, "host-b")
+    await there.start()
+    text = domain_xml(PLAN, image, emulator=EMULATOR, cpu="qemu64", beat_port=5507)
+    file = lab.directory / "asked.xml"
+    file.write_text(text)
+    await daemon.must("create", str(file))
+    source, destination = [await LibvirtConnection.connect(uri(each)) for each in (daemon, there)]
+
+    verdict = find_blockers(await ask_case("web-7", source, destination, "host-b"))
+    assert verdict.blockers == ()
+    assert verdict.unseen == ("which bridges and network cards host-b has: its libvirt does not say",)
+
+    await daemon.must("destroy", "web-7")
+    odd = text.replace('type="bridge"', 'type="network"').replace(f'bridge="{BRIDGE}"', 'network="lan"')
+    file.write_text(odd)
+    await there.must("define", str(file))
+    await daemon.must("define", str(file))
+    asked = await ask_case("web-7", source, destination, "host-b")
+    assert [blocker.code for blocker in find_blockers(asked).blockers] == ["identity.name-taken", "network.missing"]
+    for each in (daemon, there):
+        await each.must("undefine", "web-7")
+    for connection in (source, destination):
+        await connection.close()
 
 
 async def test_a_real_daemon_denies_what_reading_does_not_need(lab: Lab, daemon: LibvirtDaemon) -> None:

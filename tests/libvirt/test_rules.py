@@ -50,6 +50,14 @@ def test_every_rule_is_about_something_that_libvirt_has() -> None:
     assert wrong == []
 
 
+def test_no_rule_is_hidden_by_another() -> None:
+    """An element's rule settles all below it: one further down is asked only where a module reads the element."""
+    read = {"devices/serial", "devices/channel"}
+    settled = {split_key(key)[0] for key in RULES if "@" not in key.rpartition("/")[2]} - read
+    hidden = [key for key in RULES for path in settled if split_key(key)[0].startswith(f"{path}/")]
+    assert hidden == []
+
+
 def test_every_refusal_says_what_to_do() -> None:
     """A refusal has a fix, what is asked for has a name, and everything says what is lost."""
     for key, rule in RULES.items():

@@ -131,12 +131,15 @@ def _read_model(cpu: Element, found: Findings) -> str:
 
 
 def _read_features(cpu: Element, found: Findings) -> list[str]:
-    words = []
+    words: dict[str, str] = {}
     for feature in cpu.every("feature"):
         name, policy = feature.get("name") or "", feature.get("policy") or "require"
         if policy not in _POLICIES or not _FEATURE.fullmatch(name):
             seen = f"{short(name)} policy={short(policy)}"
             found.refuse(feature, seen, "whether the guest has it depends on the host", _ELSEWHERE)
             continue
-        words.append(_POLICIES[policy] + _TO_QEMU.get(name, name).replace("_", "-"))
-    return words
+        name = _TO_QEMU.get(name, name).replace("_", "-")
+        if name in words:
+            found.refuse(feature, short(name), "it is there twice", "take one of the two out")
+        words[name] = _POLICIES[policy] + name
+    return list(words.values())

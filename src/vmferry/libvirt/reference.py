@@ -32,6 +32,7 @@ def generated() -> dict[str, str]:
         "carried": _table(("In the XML", "In the guest file"), _carried()),
         "accept": _table(("`--accept`", "What the guest loses", "In the XML"), _accepted()),
         "left_out": _table(("In the XML", "What becomes of it"), _of(Effect.LEFT_OUT)),
+        "silent": _table(("In the XML", "Why nothing is lost"), _of(Effect.SILENT)),
         "refused": _table(("In the XML", "Why", "What to do"), _of(Effect.REFUSED)),
     }
 

@@ -74,7 +74,8 @@ RULES: dict[str, Rule] = {
     "on_lockfailure": left_out(_LIFE),
     # features of the machine
     "features/apic": silent("every machine has it"),
-    "features/apic/@eoi": asked("features"),
+    "features/apic[eoi=on]": asked("features"),
+    "features/apic[eoi=off]": asked("features"),
     "features/pae": silent("every CPU has it"),
     "features/hap": silent("a matter of Xen's"),
     "features/hyperv": asked("features"),

@@ -43,7 +43,8 @@ RULES: dict[str, Rule] = {
     "devices/interface/coalesce": left_out("how often the tap wakes the guest"),
     "devices/interface/backend/@type": left_out("QEMU's own stack takes passt's place"),
     "devices/interface/backend/@logFile": left_out("passt's log"),
-    "devices/interface/backend": left_out("devices of the host by which it is served"),
+    "devices/interface/backend/@tap": left_out("a device of the host by which it is served"),
+    "devices/interface/backend/@vhost": left_out("a device of the host by which it is served"),
     "devices/interface/filterref": refused(
         "a filter that keeps the guest from sending under other addresses: nothing here takes its place",
         "filter on the host's bridge (nftables), then take it out of the XML",
