@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
@@ -173,12 +172,9 @@ def _summary(file: str, stops: tuple[Finding, ...]) -> str:
     return f"domain {file} has {count} that a guest file cannot say:\n{lines}"
 
 
-def _fix(stops: Iterable[Finding]) -> str:
-    stops = tuple(stops)
-    names = sorted({finding.accept for finding in stops if finding.accept})
+def _fix(stops: tuple[Finding, ...]) -> str:
+    names = ",".join(sorted({finding.accept for finding in stops if finding.effect is Effect.ASKED}))
     refused = any(finding.effect is Effect.REFUSED for finding in stops)
-    parts = ["change in the XML what is refused"] if refused else []
-    if names:
-        parts.append(f"if the guest may lose the rest: --accept {','.join(names)}" if refused else "")
-        parts[-1] = parts[-1] or f"if the guest may lose all that: --accept {','.join(names)}"
-    return "; ".join([*parts, "docs/libvirt.md says what becomes of every element"])
+    ways = ["change in the XML what is refused"] * refused
+    ways += [f"if the guest may lose {'the rest' if refused else 'all that'}: --accept {names}"] * bool(names)
+    return "; ".join([*ways, "docs/libvirt.md says what becomes of every element"])

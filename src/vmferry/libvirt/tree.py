@@ -43,6 +43,8 @@ class Element:
     parent: Element | None = None
     children: list[Element] = field(default_factory=list)
     text: str = ""  #: as it stands there, with spaces; empty where there are elements
+    _number: int = 1  #: among those of its tag
+    _counts: dict[str, int] = field(default_factory=dict)  #: how many children of each tag there are
     _seen: bool = False
     _read: set[str] = field(default_factory=set)
 
@@ -58,9 +60,13 @@ class Element:
         """The XPath of this element: /domain/devices/disk[2]/driver; the index only where there are several."""
         if self.parent is None:
             return f"/{self.tag}"
-        same = [child for child in self.parent.children if child.tag == self.tag]
-        index = f"[{same.index(self) + 1}]" if len(same) > 1 else ""
+        index = f"[{self._number}]" if self.parent._counts.get(self.tag, 1) > 1 else ""  # noqa: SLF001  # as in every
         return f"{self.parent.where}/{self.tag}{index}"
+
+    def adopt(self, child: Element) -> None:
+        """Make it the last child."""
+        child._number = self._counts[child.tag] = self._counts.get(child.tag, 0) + 1
+        self.children.append(child)
 
     def get(self, name: str) -> str | None:
         """Return an attribute, which counts as read."""
@@ -161,7 +167,7 @@ class _Builder:
         if parent is None:
             self._root = element
         else:
-            parent.children.append(element)
+            parent.adopt(element)
         self._open.append(element)
 
     def _end(self, _: str) -> None:

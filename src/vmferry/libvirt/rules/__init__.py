@@ -24,20 +24,24 @@ _UNKNOWN = Rule(
     fix="take it out of the XML if the guest can do without it",
 )
 _CONDITION = re.compile(r"\[([^=\]]+)=([^\]]*)\]")
+_Place = tuple[Rule, Element, str | None]
 _Row = tuple[frozenset[tuple[str, str]], Rule]
 
 
 def settle(domain: Element, found: Findings) -> None:
-    """Add what becomes of everything that nobody has read: the same thing in several places once."""
-    groups: dict[tuple[Rule, str], list[tuple[Element, str | None]]] = {}
+    """Add what becomes of everything that nobody has read.
+
+    Each is told for itself but for what every device has (addresses) and what is only left out: once, with how many.
+    """
+    groups: dict[object, list[_Place]] = {}
     for element, attribute in _unsettled(domain):
         rule = find_rule(element, attribute)
-        groups.setdefault((rule, element.key if rule is _UNKNOWN else rule.accept or element.key), []).append(
-            (element, attribute)
-        )
-    for (rule, _), places in groups.items():
-        if rule.effect is not Effect.SILENT:
-            found.add(_finding(rule, places))
+        one = "address" if rule.accept == "address" else (rule, element.key, attribute)
+        together = rule.accept == "address" or rule.effect is Effect.LEFT_OUT
+        groups.setdefault(one if together else (id(element), attribute), []).append((rule, element, attribute))
+    for places in groups.values():
+        if places[0][0].effect is not Effect.SILENT:
+            found.add(_finding(places))
 
 
 def _unsettled(element: Element) -> Iterator[tuple[Element, str | None]]:
@@ -70,12 +74,12 @@ def _is(element: Element, tag: str, given: dict[str, str]) -> bool:
     return element.tag == tag and given.items() <= element.attributes.items()
 
 
-def _finding(rule: Rule, places: list[tuple[Element, str | None]]) -> Finding:
-    element, attribute = places[0]
+def _finding(places: list[_Place]) -> Finding:
+    rule, element, attribute = places[0]
     where = element.where if attribute is None else f"{element.where}/@{attribute}"
     seen = _seen(element) if attribute is None else short(element.attributes[attribute])
     if len(places) > 1:
-        seen += f" and {len(places) - 1} more, the last in line {places[-1][0].line}"
+        seen += f" and {len(places) - 1} more, the last in line {places[-1][1].line}"
     fix = f"--accept {rule.accept}" if rule.effect is Effect.ASKED else rule.fix
     return Finding(rule.effect, element.line, where, seen, rule.what, fix, rule.accept)
 
