@@ -34,9 +34,7 @@ RULES: dict[str, Rule] = {
     "devices/sound": asked("sound"),
     "devices/audio": left_out("where the host plays the guest's sound"),
     "devices/rng": asked("rng"),
-    "devices/watchdog[model=itco]": left_out(
-        "every machine has it; what the host does when it expires is QEMU's reset"
-    ),
+    "devices/watchdog[model=itco]": left_out("every machine has it; what happens when it expires is QEMU's default"),
     "devices/watchdog": asked("watchdog"),
     "devices/panic": silent("every guest has pvpanic"),
     "devices/panic[model=hyperv]": asked("features"),
@@ -58,7 +56,7 @@ RULES: dict[str, Rule] = {
     "devices/filesystem": refused("a directory of the host: a guest that moves would leave it behind", _DETACH),
     "devices/shmem": refused("memory shared with another process of the host", _DETACH),
     "devices/memory": refused(
-        "a memory module plugged in: not yet in this version", "give it to <memory> and take it out"
+        "a memory module plugged in: not yet in this version", "add it to `<memory>` and take it out"
     ),
     "devices/iommu": asked("iommu"),
     "devices/vsock": asked("vsock"),

@@ -44,13 +44,13 @@ RULES: dict[str, Rule] = {
         "an encrypted image: no key can be given", "decrypt it into another image"
     ),
     "devices/disk/source/reservations": refused(
-        "reservations of a SCSI disk: the lock of a shared disk would be gone", "not yet in this version"
+        "reservations of a SCSI disk, by which guests share it: not yet in this version", STAY
     ),
     "devices/disk/source/slices": refused("a part of a file as a disk", "copy the part into an image of its own"),
     "devices/disk/encryption": refused("an encrypted image: no key can be given", "decrypt it into another image"),
     "devices/disk/auth": refused("an image behind a password", "bring it to storage that the hosts mount"),
     "devices/disk/shareable": refused(
-        "a disk that several guests write: its lock would be taken by one of them", "not yet in this version"
+        "a disk that several guests write, which locks would keep to one of them: not yet in this version", STAY
     ),
     "devices/disk/transient": refused(
         "what the guest writes is thrown away: here it would stay", "take it out of the XML"

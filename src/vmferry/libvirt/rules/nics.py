@@ -8,7 +8,7 @@ from __future__ import annotations
 from vmferry.libvirt.rules.rule import Rule, asked, left_out, refused, silent
 
 _SWITCH = "which of the host's networks the guest is in would change"
-_BRIDGE = "give the guest a Linux bridge that has what is wanted, and name it in <source bridge=>"
+_BRIDGE = "give the guest a Linux bridge that has what is wanted, and name it in `<source bridge=>`"
 
 RULES: dict[str, Rule] = {
     "devices/interface/@trustGuestRxFilters": left_out("which addresses the host learns from the guest"),
