@@ -46,7 +46,8 @@ def fetch(directory: Path) -> Path:
     """Return the directory of libvirt's source with its documentation and its domains for tests."""
     apt = SourceApt(directory, (SUITE,))
     apt.update()
-    wanted = ("*/docs/formatdomain.rst", "*/tests/qemuxml2argvdata/*.xml", "*/tests/qemuxml2xmloutdata/*.xml")
+    folders = ("qemuxml2argvdata", "qemuxml2xmloutdata", "domaincapsdata", "capabilityschemadata")
+    wanted = ("*/docs/formatdomain.rst", *(f"*/tests/{folder}/*.xml" for folder in folders))
     command = ["tar", "-xf", str(apt.source("libvirt")), "--wildcards", *wanted]
     subprocess.run(command, cwd=directory, check=True, capture_output=True, timeout=300)
     return next(directory.glob("libvirt-*/"))

@@ -13,6 +13,8 @@ from vmferry.core.errors import BadInput
 from vmferry.core.guest import GuestSpec
 from vmferry.guestfile import GuestFileInvalid, dump_guest_file, parse_guest_file
 from vmferry.libvirt import DomainRefused, read_domain, write_domain
+from vmferry.libvirt.checks import read_offer
+from vmferry.libvirt.checks.offer import Said
 from vmferry.libvirt.findings import ACCEPTABLE
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -87,3 +89,17 @@ def test_the_domains_of_libvirts_tests_come_back(source: Path, tmp_path: Path) -
                 pytest.fail(f"{path.name}: {error}")
     assert len(guests) > 400
     libvirt_takes(guests, tmp_path)
+
+
+def test_what_libvirt_says_of_hosts_is_read(source: Path) -> None:
+    """Of each QEMU that its tests describe the usable CPU models are known, of a host what it runs."""
+    host = (source / "tests/capabilityschemadata/caps-qemu-kvm.xml").read_text()
+    models = {}
+    for path in source.glob("tests/domaincapsdata/qemu_*.x86_64.xml"):
+        offer = read_offer(Said("host-b", host, path.read_text()))
+        assert offer.accelerations == {"qemu", "kvm"}
+        assert "pc" in offer.machines
+        models[path.name] = offer.cpu_models
+    assert len(models) > 30
+    assert [name for name, usable in models.items() if "qemu64" not in usable] == []
+    assert "EPYC-Milan" not in models["qemu_7.2.0-tcg.x86_64.xml"]
