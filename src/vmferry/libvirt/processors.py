@@ -83,10 +83,13 @@ def read_cpu(domain: Element, found: Findings, vcpus: int) -> str:
 
 
 def write_processors(spec: GuestSpec, root: ET.Element) -> None:
-    """Write vCPUs, topology, model and features; libvirt shall change nothing of it."""
+    """Write vCPUs, topology, model and features.
+
+    By itself libvirt looks whether the host offers the CPU (check='partial'), and starts no guest with less.
+    """
     add(root, "vcpu", str(spec.vcpus), placement="static")
     model, *features = spec.cpu.split(",")
-    cpu = add(root, "cpu", mode="custom", match="exact", check="none")
+    cpu = add(root, "cpu", mode="custom", match="exact")
     add(cpu, "model", model, fallback="forbid")
     add(cpu, "topology", sockets="1", dies="1", cores=str(spec.vcpus), threads="1")
     for name, on in dict(_switch(word) for word in features).items():
