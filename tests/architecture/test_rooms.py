@@ -93,6 +93,15 @@ def test_siblings_are_strangers(room: str) -> None:
     assert found == []
 
 
+def test_one_module_speaks_to_libvirt() -> None:
+    """The bindings of libvirt block and may be missing: their adapter alone imports them, and only when it is asked."""
+    every = {where(path): path.read_text(encoding="utf-8") for path in files(".")}
+    importers = [name for name, text in every.items() if "libvirt" in {full.split(".")[0] for full in imports(text)}]
+    assert importers == ["src/vmferry/libvirt/adapter.py"]
+    at_once = [node for node in ast.parse(every[importers[0]]).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert "libvirt" not in [name for node in at_once for name in imports(ast.unparse(node))]
+
+
 def test_files_are_short() -> None:
     """No module, test or script is longer than a reader's patience."""
     every = [path for folder in ("src", "tests", "ci", "bench") for path in (ROOT / folder).rglob("*.py")]

@@ -26,7 +26,7 @@ class Machine:
         # the machine's own directories would bring the real tools back
         script = (self.clone / "run").read_text(encoding="utf-8")
         (self.clone / "run").write_text(script.replace("PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin\n", ""))
-        for name in ("requirements-dev.lock", "pyproject.toml"):
+        for name in ("requirements-dev.lock", "requirements-libvirt.lock", "pyproject.toml"):
             (self.clone / name).write_text("")
         for name in COREUTILS:
             (self.bin / name).symlink_to(str(shutil.which(name)))

@@ -22,7 +22,7 @@ from vmferry.agent.spec_rules import spec_complaints
 from vmferry.api import models as m
 from vmferry.core.errors import BadInput, Denied, Refused
 from vmferry.core.guest import Disk, GuestSpec, KernelBoot, Nic, UefiBoot
-from vmferry.core.ids import GuestName, HandoverId, HostName
+from vmferry.core.ids import GuestName, GuestUuid, HandoverId, HostName
 from vmferry.core.units import Bytes
 from vmferry.guestfile import words
 from vmferry.qemu.image_dirs import image_dirs
@@ -78,6 +78,7 @@ BAD: dict[str, tuple[GuestSpec, str]] = {
     "memory": (replace(GOOD, memory_bytes=Bytes(1)), "memory_bytes"),
     "no CPU": (replace(GOOD, vcpus=0), "vcpus"),
     "name": (replace(GOOD, name=GuestName("/etc")), "name"),
+    "UUID": (replace(GOOD, uuid=GuestUuid("web-7")), "uuid"),
     "echo": (replace(GOOD, echo="here"), "echo"),
 }
 
@@ -92,6 +93,23 @@ async def test_the_guest_files_rules_hold_for_the_api(spec: GuestSpec, key: str)
     assert spec_complaints(GOOD) == []
 
 
+async def test_a_uuid_that_a_guest_here_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two guests of one UUID could never be on one host: the second is not started, and hears whose it is."""
+    uuid = GuestUuid("6f1c1a1e-0000-4000-8000-000000000007")
+    row = SimpleNamespace(guest=SimpleNamespace(uuid=uuid, spec=GOOD))
+    guests = SimpleNamespace(journal=SimpleNamespace(guests=lambda: [row]))
+    here = SimpleNamespace(offer=SimpleNamespace(name="host-a"))
+    checking = Checking(*cast("Any", [guests, here, None, None, None]))
+    monkeypatch.setattr(Checking, "_what_is_wrong", _nothing)
+    with pytest.raises(BadInput, match=f"its UUID is guest {GOOD.name}'s"):
+        await checking.check_new(replace(GOOD, name=GuestName("web-8"), uuid=uuid))
+    await checking.check_new(replace(GOOD, name=GuestName("web-8")))
+
+
+async def _nothing(checking: Checking, spec: GuestSpec) -> list[str]:
+    return []
+
+
 @pytest.mark.parametrize(
     ("rule", "value"),
     [
@@ -99,6 +117,7 @@ async def test_the_guest_files_rules_hold_for_the_api(spec: GuestSpec, key: str)
         (words.cpu, "qemu64"),
         (words.machine, "pc-q35-7.2"),
         (words.bridge, "br0"),
+        (words.guest_uuid, "6f1c1a1e-0000-4000-8000-000000000007"),
         (words.mac, "52:54:00:12:34:56"),
     ],
 )

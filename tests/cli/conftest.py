@@ -146,6 +146,7 @@ def guest_view(name: str = "web-7", host: str = "host-a", **changes: Any) -> dic
         "busy_with": None,
         "note": None,
         "spec": {"name": name, "memory_bytes": 512 * 2**20, "vcpus": 1, "disks": []},
+        "macs": [],
     }
     return {**view, **changes}
 

@@ -162,10 +162,12 @@ def test_each_order_reaches_the_owner(
 def test_guest_show_prints_the_spec(fleet: FakeFleet, vmferry: Vmferry) -> None:
     """Every key of the guest that is set is a line, in words and units of the guest file."""
     fleet.has_guests(host_a=[guest_view()])
-    fleet.answer("host-a", "GET", "/v1/guests/web-7", guest_view())
+    view = guest_view(macs=["52:54:00:00:00:07", "52:54:00:00:00:08"])
+    fleet.answer("host-a", "GET", "/v1/guests/web-7", view)
     ran = vmferry("guest", "show", "web-7")
     shown = dict(line.split(maxsplit=1) for line in ran.out.splitlines())
     assert (shown["owner"], shown["memory"]) == ("host-a", "512.0 MiB")
+    assert shown["macs"] == "52:54:00:00:00:07, 52:54:00:00:00:08"
     assert "busy_with" not in shown
 
 

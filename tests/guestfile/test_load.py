@@ -19,7 +19,7 @@ from vmferry.core.guest import (
     Nic,
     UefiBoot,
 )
-from vmferry.core.ids import GuestName
+from vmferry.core.ids import GuestName, GuestUuid
 from vmferry.core.units import MIB, Bytes
 from vmferry.guestfile import GuestFileInvalid, load_guest_file, parse_guest_file
 
@@ -35,6 +35,7 @@ beat = true
 control = true
 throttle = true
 tpm = "2.0"
+uuid = "6F1C1A1E-0000-4000-8000-000000000007"
 echo = "10.0.0.7:7007"
 
 [boot]
@@ -77,7 +78,7 @@ def test_a_small_file_gives_the_defaults() -> None:
 
 
 def test_a_full_file_gives_every_key() -> None:
-    """Each key of the file arrives in the guest, MACs in lower case."""
+    """Each key of the file arrives in the guest, MACs and UUID in lower case."""
     spec = parse_guest_file(FULL)
     assert spec == GuestSpec(
         name=GuestName("web-7"),
@@ -99,6 +100,7 @@ def test_a_full_file_gives_every_key() -> None:
         control=True,
         throttle=True,
         tpm="2.0",
+        uuid=GuestUuid("6f1c1a1e-0000-4000-8000-000000000007"),
         echo="10.0.0.7:7007",
     )
 
@@ -135,6 +137,8 @@ ONE_LINE = {
     'echo = "10.0.0.7:7007"': ("echo", ["without a nic"], ["[[nic]]"]),
     'tpm = "1.2"': ("tpm", ["'1.2'"], ['"2.0"']),
     'tpm = "/var/lib/swtpm"': ("tpm", ["'/var/lib/swtpm'"], ['"2.0"', "kept by the agent"]),
+    'uuid = "web-7"': ("uuid", ["'web-7'"], ["leave it out"]),
+    'uuid = "00000000-0000-0000-0000-000000000000"': ("uuid", ["'0000"], ["6f1c1a1e-"]),
     "tpm = true": ("tpm", ["True"], ["a text"]),
     "memroy = 3": ("memroy", ["unknown key"], ["memory?", "vcpus"]),
 }

@@ -23,7 +23,7 @@ from vmferry.core.disks import Image, written_images
 from vmferry.core.errors import BadInput, Blocker, Refused, VmferryError
 from vmferry.core.guest import FrozenGuest, GuestSpec, NetworkKind
 from vmferry.core.host import GuestProbe, GuestRuntime, HostFacts, QemuFacts
-from vmferry.core.ids import GuestName, HostName
+from vmferry.core.ids import GuestName, GuestUuid, HostName
 from vmferry.core.progress import Guarantee
 from vmferry.core.saved import SavedGuest
 from vmferry.core.units import format_bytes
@@ -172,14 +172,14 @@ class Checking:
 
         Raises:
             BadInput: words that no guest file may have, files that are not there or may not be used, firmware variables
-                of another guest, bridges that do not exist, MACs that are taken, more memory than is free.
+                of another guest, bridges that do not exist, MACs or a UUID that are taken, more memory than is free.
         """
         if wrong := spec_complaints(spec):
             raise BadInput(
                 f"Guest {spec.name!r} cannot run on any host: {'; '.join(wrong)}; nothing was touched",
                 fix="correct the request; docs/guest-file.md says what each key may be",
             )
-        if told := await self._what_is_wrong(spec):
+        if told := [*self._same_uuid(spec.uuid), *await self._what_is_wrong(spec)]:
             raise BadInput(
                 f"Guest {spec.name} cannot run on {self.host_view.offer.name}: {'; '.join(told)}; nothing was touched",
                 fix="correct the guest file, bring the files to the host (guests may use those below its image_dirs),"
@@ -205,7 +205,7 @@ class Checking:
             told.append("its pages are mapped, which QEMU reads from 9.0 on")
         rows = self.guests.journal.guests()
         told += [f"MAC {mac} is guest {r.guest.spec.name}'s" for r in rows for mac in guest.macs if mac in r.guest.macs]
-        told += [f"its UUID is guest {row.guest.spec.name}'s" for row in rows if row.guest.uuid == guest.uuid]
+        told += self._same_uuid(guest.uuid)
         told += await asyncio.to_thread(self._other_boot_files, guest)
         if told:
             raise BadInput(
@@ -213,6 +213,11 @@ class Checking:
                 " nothing was touched",
                 fix="bring what is missing to the host, or choose another host",
             )
+
+    def _same_uuid(self, uuid: GuestUuid | None) -> list[str]:
+        """Return whose UUID it is here: two guests of one UUID could never be on one host."""
+        rows = self.guests.journal.guests()
+        return [f"its UUID is guest {row.guest.spec.name}'s" for row in rows if row.guest.uuid == uuid]
 
     def _other_boot_files(self, guest: FrozenGuest) -> list[str]:
         """Return which boot files differ from those that the guest was started with."""

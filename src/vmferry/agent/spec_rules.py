@@ -28,6 +28,7 @@ def spec_complaints(spec: GuestSpec) -> list[str]:
 
 def _rows(spec: GuestSpec) -> Iterator[_Row]:
     yield "name", words.guest_name, spec.name
+    yield from _given("uuid", words.guest_uuid, spec.uuid)
     yield "memory_bytes", words.memory, spec.memory_bytes
     yield "vcpus", _from_1_to(_MOST_VCPUS), spec.vcpus
     yield "cpu", words.cpu, spec.cpu

@@ -50,6 +50,7 @@ async def guest_view(guests: Guests, name: GuestName, acceleration_tag: str) -> 
         busy_with=None if busy is None else HandoverId(busy),
         note=row.note,
         spec=row.guest.spec,
+        macs=row.guest.macs,
     )
 
 

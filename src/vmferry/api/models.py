@@ -157,6 +157,7 @@ class GuestView(Reply):
     busy_with: HandoverId | None
     note: str | None
     spec: GuestSpec
+    macs: tuple[str, ...]  #: of its network cards, in the order of the specification; also those that were made
 
 
 class GuestList(Reply):

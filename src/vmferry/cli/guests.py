@@ -129,6 +129,8 @@ def _rows(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
         for index, inner in enumerate(value):
             yield from _rows(inner, f"{key}[{index}]")
+    elif isinstance(value, list) and value and all(isinstance(inner, str) for inner in value):
+        yield key, ", ".join(value)
     elif isinstance(value, bool):
         yield key, "yes" if value else "no"
     elif key.endswith("_bytes"):

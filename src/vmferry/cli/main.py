@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn
 
 from vmferry import __version__
-from vmferry.cli import admin, guests, handovers, migration, policies, recovery, saving
+from vmferry.cli import admin, domains, guests, handovers, migration, policies, recovery, saving
 from vmferry.cli.options import AsJson, group
 from vmferry.cli.output import print_json, report_error
 from vmferry.core.errors import VmferryError
@@ -31,6 +31,8 @@ app.add_typer(handovers.app, name="handover")
 app.add_typer(policies.app, name="policy")
 app.command("save")(saving.save)
 app.command("restore")(saving.restore)
+app.command("import")(domains.import_domain)
+app.command("export")(domains.export_guest)
 app.command("recover")(recovery.recover)
 
 

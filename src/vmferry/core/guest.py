@@ -15,6 +15,8 @@ from typing import Final
 from vmferry.core.ids import GuestName, GuestUuid
 from vmferry.core.units import Bytes
 
+#: Name of the virtio-serial port through which the built-in linux guest is told what to do.
+CONTROL_PORT: Final = "org.vmferry.control"
 #: Name of the virtio-serial port through which the guest's own throttle helper is reached (docs/write-throttle.md).
 THROTTLE_PORT: Final = "org.vmferry.throttle.0"
 #: What a guest's TPM is, and QEMU's device for it: an ISA device, on q35 and i440fx alike.
@@ -147,10 +149,11 @@ class GuestSpec:
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
     beat: bool = False  #: the guest beats, one byte at a time, on I/O port 0xe9 (isa-debugcon)
-    control: bool = False  #: the built-in linux guest's control channel (org.vmferry.control)
+    control: bool = False  #: the built-in linux guest's control channel (`CONTROL_PORT`)
     tpm: str | None = None  #: `TPM_VERSION`: it has one, emulated
     echo: str | None = None  #: "ADDRESS:PORT" of a UDP echo in the guest, for network_outage (`echo_address`)
     throttle: bool = False  #: the port of the write throttle (`THROTTLE_PORT`)
+    uuid: GuestUuid | None = None  #: what the guest reads as its machine's UUID; None: one is made at the first start
 
 
 def echo_address(text: str) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from vmferry.core.errors import BadInput
 from vmferry.core.guest import Backing, BiosBoot, Boot, Disk, GuestSpec, KernelBoot, Nic, UefiBoot
-from vmferry.core.ids import GuestName
+from vmferry.core.ids import GuestName, GuestUuid
 from vmferry.core.units import Bytes
 from vmferry.guestfile.combinations import find_combinations
 from vmferry.guestfile.model import BackingTable, BootTable, DiskTable, GuestTable, NicTable
@@ -183,6 +183,7 @@ def _spec(table: GuestTable) -> GuestSpec:
         tpm=table.tpm,
         echo=table.echo,
         throttle=table.throttle,
+        uuid=None if table.uuid is None else GuestUuid(table.uuid),
     )
 
 

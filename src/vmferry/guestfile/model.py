@@ -40,6 +40,7 @@ def _schema(**more: Any) -> WithJsonSchema:
 
 
 GuestName = Annotated[str, AfterValidator(words.guest_name), _schema(pattern=NAME_PATTERN)]
+GuestUuid = Annotated[str, AfterValidator(words.guest_uuid), _schema(pattern=words.UUID_PATTERN)]
 FilePath = Annotated[str, AfterValidator(words.absolute_path), _schema(pattern="^/.*[^/]$")]
 Memory = Annotated[
     int,
@@ -133,6 +134,11 @@ class GuestTable(BaseModel):
     model_config = _STRICT
 
     name: GuestName = Field(description="the guest's name, unique among the hosts: a DNS label in lower case")
+    uuid: GuestUuid | None = Field(
+        None,
+        description="the machine's UUID, which the guest reads from its firmware (SMBIOS); for a guest that had one"
+        " elsewhere. One is made when it is left out",
+    )
     memory: Memory = Field(description='RAM: `"512 MiB"`, or a number of bytes; whole MiB from 2 MiB to 16 TiB')
     vcpus: Annotated[int, Field(ge=1, le=255)] = Field(1, description="number of virtual CPUs")
     cpu: Cpu = Field("qemu64", description="a named model with features switched on or off; never `host` or `max`")

@@ -40,6 +40,8 @@ CACHES_REFUSED = {
 _MAC = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
 _BRIDGE = re.compile(r"^[A-Za-z0-9._-]{1,15}$")
 _NAME = re.compile(NAME_PATTERN)
+UUID_PATTERN = r"^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$"
+_UUID = re.compile(UUID_PATTERN)
 
 
 def guest_name(value: str) -> str:
@@ -47,6 +49,13 @@ def guest_name(value: str) -> str:
     if _NAME.fullmatch(value) is None:
         raise ValueError("1 to 63 of a-z, 0-9 and -, not - at either end; the name becomes a file name and an id")
     return value
+
+
+def guest_uuid(value: str) -> str:
+    """Return a machine's UUID in lower case."""
+    if _UUID.fullmatch(value) is None or not int(value.replace("-", ""), 16):
+        raise ValueError("a UUID such as 6f1c1a1e-0000-4000-8000-000000000007; leave it out to get one")
+    return value.lower()
 
 
 def tpm_version(value: str) -> str:

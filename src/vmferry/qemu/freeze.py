@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from vmferry.core.disks import disk_node, wrong_chains
 from vmferry.core.errors import BadInput
 from vmferry.core.guest import (
+    CONTROL_PORT,
     DIRECT_CACHES,
     THROTTLE_PORT,
     TPM_DRIVER,
@@ -192,7 +193,7 @@ def _channels(spec: GuestSpec, bus: str) -> list[FrozenDevice]:
     if spec.control or spec.throttle:
         devices.append(FrozenDevice("vser0", "virtio-serial-pci", bus, f"{SERIAL_SLOT:#x}", (("max_ports", 4),)))
     if spec.control:
-        devices.append(_port("control0", 1, "org.vmferry.control", "control"))
+        devices.append(_port("control0", 1, CONTROL_PORT, "control"))
     if spec.throttle:
         devices.append(_port("throttle0", 2, THROTTLE_PORT, "throttle"))
     if spec.beat:

@@ -107,7 +107,7 @@ class QemuHypervisor:
         except Broken as error:
             raise BadInput(f"CPU {spec.cpu!r} cannot be built: {error.what}", fix="name another CPU model") from error
         drawn = Drawn(
-            uuid=GuestUuid(str(uuid.uuid4())),
+            uuid=spec.uuid or GuestUuid(str(uuid.uuid4())),
             mac_bytes=tuple(secrets.token_bytes(3) for _ in spec.nics),
             boot_hashes=await asyncio.to_thread(hash_boot_files, spec, self._images),
         )

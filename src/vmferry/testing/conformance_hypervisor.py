@@ -20,7 +20,7 @@ import pytest
 
 from vmferry.core.errors import BadInput, Broken
 from vmferry.core.guest import BiosBoot, Disk, FrozenGuest, GuestSpec, Nic
-from vmferry.core.ids import GuestName
+from vmferry.core.ids import GuestName, GuestUuid
 from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import (
     GuestEvent,
@@ -246,6 +246,11 @@ class HypervisorConformance:
         guest = await bench.source.freeze(SPEC)
         assert await (await bench.start(guest)).query_run_state() is RunState.PRELAUNCH
         assert await (await bench.start(guest, incoming=True)).query_run_state() is RunState.INMIGRATE
+
+    async def test_a_uuid_that_is_given_is_kept(self, bench: Bench) -> None:
+        """A guest has the UUID that was asked for."""
+        uuid = GuestUuid("6f1c1a1e-0000-4000-8000-000000000007")
+        assert (await bench.source.freeze(replace(SPEC, uuid=uuid))).uuid == uuid
 
     async def test_cont_and_stop(self, bench: Bench) -> None:
         """Cont runs the vCPUs and stop stands them still, each with its event."""

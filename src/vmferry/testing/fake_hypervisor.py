@@ -145,7 +145,7 @@ class FakeHypervisor:
             raise BadInput(f"CPU {spec.cpu!r} cannot be built: unable to find CPU model")
         serial = next(_SERIALS)
         drawn = Drawn(
-            uuid=GuestUuid(str(uuid.UUID(int=serial))),
+            uuid=spec.uuid or GuestUuid(str(uuid.UUID(int=serial))),
             mac_bytes=tuple((serial * 16 + n).to_bytes(3, "big") for n, _ in enumerate(spec.nics)),
         )
         cpu = freeze_cpu(request, f"{request.model}-v1", {"fpu": True, "sse2": True}, self.missing_cpu_features)

@@ -113,6 +113,7 @@ class FakeService:
             busy_with=None,
             note=None,
             spec=GuestSpec(name, Bytes(GIB), boot=BiosBoot()),
+            macs=(),
         )
 
     async def host(self) -> HostFacts:

@@ -1,0 +1,325 @@
+"""libvirt's daemons through a narrow door: these calls and no others; libvirt's words and exceptions stop here.
+
+libvirt's bindings block, and a daemon that hangs blocks them for ever. So each call runs in a thread of its own with a
+time limit. A call that outlived its limit cannot be taken back: its connection counts as lost and takes no more calls,
+so that threads do not pile up behind a dead daemon; whoever wants to goes on with a new connection.
+
+The only module that imports libvirt-python, an optional extra (`vmferry[libvirt]`).
+
+Source: libvirt-python 12.8; https://libvirt.org/html/libvirt-libvirt-domain.html.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from vmferry.core.errors import Broken, TimedOut, VmferryError
+from vmferry.core.ids import GuestUuid
+from vmferry.core.units import Bytes, Milliseconds
+from vmferry.libvirt.facts import Domain, DomainState, Job, JobKind, XmlKind
+from vmferry.libvirt.faults import translate
+from vmferry.libvirt.uri import checked_uri
+
+T = TypeVar("T")
+
+TIME_LIMIT_S: Final = 30.0
+_NO_DOMAIN = 42
+_CPU_INCOMPATIBLE = 91
+_FAIL_INCOMPATIBLE = 1  #: a flag: what is missing is told as an error (VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE)
+
+
+class LibvirtConnection:
+    """One connection to a daemon. Made by `connect`; whoever has it closes it.
+
+    Every call raises, beside what it says itself:
+
+        Denied: this user may not, or not over a read-only connection.
+        Unreachable: the daemon does not answer any more.
+        TimedOut: it did not answer in time; the connection is lost.
+        Broken: libvirt failed otherwise, or the connection is lost.
+
+    Args:
+        uri: for messages.
+        connection: libvirt's own object.
+        time_limit_s: for each call.
+    """
+
+    def __init__(self, uri: str, connection: Any, *, time_limit_s: float = TIME_LIMIT_S) -> None:
+        self._uri = uri
+        self._connection = connection
+        self._time_limit_s = time_limit_s
+        self._is_lost = False
+        self._is_closed = False
+
+    @classmethod
+    async def connect(
+        cls, uri: str, *, read_only: bool = False, time_limit_s: float = TIME_LIMIT_S
+    ) -> LibvirtConnection:
+        """Connect to a daemon; nothing is asked at the terminal, and on failure nothing is left open.
+
+        Args:
+            uri: one that `uri.checked_uri` lets through.
+            read_only: ask for no more than reading; enough for everything but `MIGRATABLE` and `domain_capabilities`.
+            time_limit_s: for this and for each later call.
+
+        Raises:
+            BadInput: the URI is none that is used here.
+            Denied: this user may not, its key or certificate is missing, or the host's key is unknown.
+            Unreachable: nobody answers there.
+            TimedOut: it did not answer in time.
+            Broken: libvirt-python is not installed, or libvirt failed otherwise.
+        """
+        address, libvirt = checked_uri(uri), _load()
+        opener = libvirt.openReadOnly if read_only else libvirt.open
+        what = f"libvirt at {uri} cannot be reached"
+        connection = await _in_thread(lambda: opener(address), what, time_limit_s, _close)
+        return cls(uri, connection, time_limit_s=time_limit_s)
+
+    async def close(self) -> None:
+        """Close it. Idempotent; a daemon that does not answer is not waited for."""
+        if self._is_closed:
+            return
+        was_lost, self._is_closed, self._is_lost = self._is_lost, True, True
+        if was_lost:  # closing would hang too, and so would the garbage collector
+            threading.Thread(target=_close, args=(self._connection,), name="libvirt", daemon=True).start()
+            return
+        with contextlib.suppress(VmferryError):
+            await _in_thread(lambda: _close(self._connection), "", self._time_limit_s)
+
+    async def domains(self) -> tuple[Domain, ...]:
+        """Return every domain that runs or is defined, by name."""
+        return await self._call("its domains", lambda: _domains(self._connection))
+
+    async def domain(self, name: str) -> Domain:
+        """Return one domain as it is now.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        return await self._call(f"domain {name}", lambda: _facts(self._connection.lookupByName(name)))
+
+    async def domain_xml(self, name: str, kind: XmlKind = XmlKind.LIVE) -> str:
+        """Return a domain's XML, without passwords.
+
+        Raises:
+            NotFound: there is none of that name.
+            Denied: `MIGRATABLE` of a read-only connection.
+        """
+        what = f"XML of domain {name}"
+        return str(await self._call(what, lambda: self._connection.lookupByName(name).XMLDesc(kind.value)))
+
+    async def job(self, name: str) -> Job:
+        """Return what becomes of a domain's job; `NONE` when there is none.
+
+        Raises:
+            NotFound: there is no domain of that name.
+            Refused: this libvirt does not say it, or the domain does not run.
+        """
+        what = f"job of domain {name}"
+        return await self._call(what, lambda: _job(self._connection.lookupByName(name).jobStats()))
+
+    async def capabilities(self) -> str:
+        """Return what the host is and offers, as libvirt's XML."""
+        return str(await self._call("capabilities of the host", self._connection.getCapabilities))
+
+    async def domain_capabilities(self, machine: str, acceleration: str, emulator: str | None = None) -> str:
+        """Return what an x86_64 domain can have on this host, as libvirt's XML.
+
+        Args:
+            machine: machine type.
+            acceleration: libvirt's word: kvm or qemu.
+            emulator: the program; None: the one that libvirt takes by itself.
+
+        Raises:
+            Denied: the connection is read-only.
+            Broken: the emulator is not there, or has no such machine.
+        """
+        what = f"capabilities for {machine} with {acceleration}"
+        return str(
+            await self._call(
+                what, lambda: self._connection.getDomainCapabilities(emulator, "x86_64", machine, acceleration)
+            )
+        )
+
+    async def compare_cpu(self, cpu: str, machine: str, acceleration: str, emulator: str | None = None) -> str | None:
+        """Return why a domain's CPU does not fit this host, in libvirt's words; None when it does.
+
+        Args:
+            cpu: the <cpu> element of the domain.
+            machine: as in `domain_capabilities`, and so are the others.
+            acceleration: see there.
+            emulator: see there.
+
+        Raises:
+            Denied: the connection is read-only.
+            Refused: this libvirt does not compare.
+        """
+        what = f"CPU for {machine} with {acceleration}"
+        args = emulator, "x86_64", machine, acceleration, cpu, _FAIL_INCOMPATIBLE
+        return await self._call(what, lambda: _incompatibility(self._connection, args))
+
+    async def networks(self) -> dict[str, bool]:
+        """Return libvirt's networks by name, and whether each is active.
+
+        Raises:
+            Refused: this daemon has none.
+        """
+        return await self._call("its networks", lambda: _active(self._connection.listAllNetworks(0)))
+
+    async def pools(self) -> dict[str, bool]:
+        """Return the storage pools by name, and whether each is active.
+
+        Raises:
+            Refused: this daemon has none.
+        """
+        return await self._call("its storage pools", lambda: _active(self._connection.listAllStoragePools(0)))
+
+    async def node_devices(self) -> frozenset[str]:
+        """Return the host's devices by the names that `virsh nodedev-list` has for them.
+
+        Raises:
+            Refused: this daemon does not look after them.
+        """
+        names = await self._call("its devices", lambda: [d.name() for d in self._connection.listAllDevices(0)])
+        return frozenset(names)
+
+    async def _call(self, what: str, function: Callable[[], T]) -> T:
+        if self._is_lost:
+            raise Broken(f"libvirt at {self._uri}, {what}: the connection is closed or lost", fix="connect again")
+        try:
+            return await _in_thread(function, f"libvirt at {self._uri}, {what}", self._time_limit_s)
+        except TimedOut:
+            self._is_lost = True
+            raise
+
+
+def _load() -> Any:
+    """Return libvirt's bindings, which then print nothing by themselves.
+
+    Raises:
+        Broken: they are not installed.
+    """
+    try:
+        import libvirt
+    except ImportError as error:
+        raise Broken(
+            "libvirt-python is not installed, so no libvirt can be asked",
+            fix="install it: pip install 'vmferry[libvirt]' (needs libvirt-dev, pkgconf and a C compiler), or give the"
+            " XML as a file",
+        ) from error
+    libvirt.registerErrorHandler(_say_nothing, None)
+    return libvirt
+
+
+def _say_nothing(_context: object, _error: object) -> None:
+    """Stand in for libvirt's own handler, which prints each error on standard error."""
+
+
+async def _in_thread(
+    function: Callable[[], T], what: str, time_limit_s: float, discard: Callable[[T], object] | None = None
+) -> T:
+    """Return what a blocking function returns, from a thread that nobody waits for longer than allowed.
+
+    The thread is a daemon: one that hangs in libvirt does not keep the process from ending.
+
+    Args:
+        function: what is called.
+        what: what is asked, for messages.
+        time_limit_s: how long it may take.
+        discard: what to do with a result that comes when nobody waits for it any more.
+
+    Raises:
+        VmferryError: what libvirt's error is here.
+        TimedOut: it took longer.
+    """
+    loop, libvirt_error = asyncio.get_running_loop(), _load().libvirtError
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T | None, error: Exception | None) -> None:
+        if answer.done():
+            if error is None and discard is not None:
+                threading.Thread(target=discard, args=(result,), daemon=True).start()
+        elif error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(result)  # type: ignore[arg-type]  # T may be None itself
+
+    def work() -> None:
+        result: T | None = None
+        error: Exception | None = None
+        try:
+            result = function()
+        except libvirt_error as failed:
+            error = translate(failed.get_error_code() or 0, failed.get_error_message() or str(failed), what)
+        except Exception as failed:  # noqa: BLE001  # raised where it is waited for
+            error = failed
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(deliver, result, error)
+
+    threading.Thread(target=work, name="libvirt", daemon=True).start()
+    try:
+        async with asyncio.timeout(time_limit_s):
+            return await answer
+    except TimeoutError as error:
+        raise TimedOut(
+            f"{what}: no answer within {time_limit_s:g} s", fix="look after libvirtd there, then try again", retry=True
+        ) from error
+
+
+def _close(connection: Any) -> None:
+    with contextlib.suppress(_load().libvirtError):
+        connection.close()
+
+
+def _domains(connection: Any) -> tuple[Domain, ...]:
+    found = []
+    for domain in connection.listAllDomains(0):
+        try:
+            found.append(_facts(domain))
+        except _load().libvirtError as error:
+            if error.get_error_code() != _NO_DOMAIN:  # one that went in between is none any more
+                raise
+    return tuple(sorted(found, key=lambda domain: domain.name))
+
+
+def _active(found: list[Any]) -> dict[str, bool]:
+    return {each.name(): bool(each.isActive()) for each in found}
+
+
+def _incompatibility(connection: Any, args: tuple[str | int | None, ...]) -> str | None:
+    try:
+        connection.compareHypervisorCPU(*args)
+    except _load().libvirtError as error:
+        if error.get_error_code() != _CPU_INCOMPATIBLE:
+            raise
+        return str(error.get_error_message())
+    return None
+
+
+def _facts(domain: Any) -> Domain:
+    number = domain.state()[0]
+    states = list(DomainState)
+    state = states[number] if number < len(states) else DomainState.UNKNOWN
+    return Domain(domain.name(), GuestUuid(domain.UUIDString()), state, bool(domain.isPersistent()))
+
+
+def _job(stats: dict[str, Any]) -> Job:
+    def number(name: str) -> int | None:
+        return None if name not in stats else int(stats[name])
+
+    kinds, kind = list(JobKind), int(stats.get("type", 0))
+    elapsed, downtime = number("time_elapsed"), number("downtime")
+    total, done, left = (number(f"memory_{name}") for name in ("total", "processed", "remaining"))
+    return Job(
+        kinds[kind] if kind < len(kinds) else JobKind.NONE,
+        None if elapsed is None else Milliseconds(elapsed),
+        None if downtime is None else Milliseconds(downtime),
+        None if total is None else Bytes(total),
+        None if done is None else Bytes(done),
+        None if left is None else Bytes(left),
+        number("memory_iteration"),
+    )

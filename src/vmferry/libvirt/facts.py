@@ -1,0 +1,67 @@
+"""What libvirt says of domains and their jobs, as values.
+
+Source: https://libvirt.org/html/libvirt-libvirt-domain.html.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from vmferry.core.ids import GuestUuid
+from vmferry.core.units import Bytes, Milliseconds
+
+
+class DomainState(enum.StrEnum):
+    """What a domain does, in libvirt's order (virDomainState)."""
+
+    UNKNOWN = "unknown"
+    RUNNING = "running"
+    BLOCKED = "blocked"  #: on a resource; QEMU's domains never are
+    PAUSED = "paused"
+    SHUTDOWN = "shutdown"  #: powering off
+    SHUTOFF = "shutoff"  #: defined, and without a process
+    CRASHED = "crashed"
+    SUSPENDED = "suspended"  #: asleep by its own wish
+
+
+class XmlKind(enum.Enum):
+    """Which of a domain's XML: its flags (virDomainXMLFlags). Passwords are never asked for."""
+
+    LIVE = 0  #: as it runs; the definition of one that does not run
+    INACTIVE = 2  #: as it will start next time
+    MIGRATABLE = 8  #: as another host can take it; not on a read-only connection
+
+
+class JobKind(enum.StrEnum):
+    """What becomes of a domain's job, in libvirt's order (virDomainJobType)."""
+
+    NONE = "none"
+    BOUNDED = "bounded"  #: runs, and its end is foreseen
+    UNBOUNDED = "unbounded"  #: runs
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain of the host."""
+
+    name: str
+    uuid: GuestUuid
+    state: DomainState
+    is_persistent: bool  #: defined: it is there also when it does not run
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The job of a domain that runs now; figures that libvirt does not give are None."""
+
+    kind: JobKind
+    elapsed_ms: Milliseconds | None = None
+    downtime_ms: Milliseconds | None = None  #: measured or expected
+    memory_total_bytes: Bytes | None = None
+    memory_processed_bytes: Bytes | None = None
+    memory_remaining_bytes: Bytes | None = None
+    iteration: int | None = None  #: of the memory's copy, from 1

@@ -1,0 +1,217 @@
+"""The door to libvirt's daemons, on libvirt's own imitation and where nobody answers."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vmferry.core.errors import BadInput, Broken, Denied, NotFound, Refused, TimedOut, Unreachable, VmferryError
+from vmferry.libvirt.adapter import LibvirtConnection, _job
+from vmferry.libvirt.facts import Domain, DomainState, Job, JobKind, XmlKind
+
+IMITATION = "test:///default"
+#: the one domain that it has
+TEST_UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f"
+
+
+@pytest.fixture
+async def connection() -> AsyncIterator[LibvirtConnection]:
+    """A connection to libvirt's imitation."""
+    made = await LibvirtConnection.connect(IMITATION, read_only=True)
+    yield made
+    await made.close()
+
+
+async def test_domains_are_listed_and_looked_at(connection: LibvirtConnection) -> None:
+    """A domain has its name, UUID, state and whether it is defined; its XML is what libvirt says."""
+    (domain,) = await connection.domains()
+    assert domain == Domain("test", domain.uuid, DomainState.RUNNING, is_persistent=True)
+    assert domain == await connection.domain("test")
+    assert "<name>test</name>" in await connection.domain_xml("test")
+    assert await connection.domain_xml("test", XmlKind.INACTIVE) != await connection.domain_xml("test")
+    assert "<host>" in await connection.capabilities()
+
+
+async def test_a_domain_that_is_not_there_is_not_found(connection: LibvirtConnection) -> None:
+    """The error says at which daemon no such domain is, and what to do."""
+    for call in (connection.domain, connection.domain_xml, connection.job):
+        with pytest.raises(
+            NotFound, match=r"libvirt at test:///default, .*domain web-7: Domain not found; `virsh list"
+        ):
+            await call("web-7")
+
+
+async def test_a_read_only_connection_denies_what_would_need_more() -> None:
+    """It is denied with what to do, and the connection goes on."""
+    connection = await LibvirtConnection.connect(IMITATION, read_only=True)
+    with pytest.raises(Denied, match=r"virDomainGetXMLDesc with secure flag; connect without read-only"):
+        await connection.domain_xml("test", XmlKind.MIGRATABLE)
+    with pytest.raises(Denied, match="read only access prevents virConnectGetDomainCapabilities"):
+        await connection.domain_capabilities("pc-q35-7.2", "kvm")
+    assert (await connection.domain("test")).name == "test"
+    await connection.close()
+
+
+async def test_what_a_libvirt_cannot_say_is_refused(connection: LibvirtConnection) -> None:
+    """The imitation has no jobs: it is not taken for a domain without one."""
+    with pytest.raises(Refused, match="job of domain test: this function is not supported"):
+        await connection.job("test")
+
+
+async def test_nothing_is_printed(connection: LibvirtConnection, capfd: pytest.CaptureFixture[str]) -> None:
+    """What libvirt's own handler prints of each error stays unsaid."""
+    with pytest.raises(NotFound):
+        await connection.domain("web-7")
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_a_closed_connection_takes_no_calls(connection: LibvirtConnection) -> None:
+    """Closing twice is fine; a call after it is told."""
+    await connection.close()
+    await connection.close()
+    with pytest.raises(Broken, match="the connection is closed or lost; connect again"):
+        await connection.domains()
+
+
+#: (URI, what it is, words of it)
+NOBODY: list[tuple[str, type[VmferryError], str]] = [
+    ("qemu+tcp://127.0.0.1:1/system", Unreachable, "Connection refused"),
+    ("qemu+tcp://nosuch.invalid/system", Unreachable, "look at the host's name"),
+    ("qemu+unix:///system?socket=/nonexistent", Unreachable, "check that libvirtd"),
+    ("qemu+tls://127.0.0.1:1/system?pkipath=/nonexistent", Denied, "client certificate"),
+    ("xen:///", BadInput, "scheme 'xen'"),
+]
+
+
+@pytest.mark.parametrize(("uri", "kind", "words"), NOBODY)
+async def test_a_daemon_that_cannot_be_reached_is_told(uri: str, kind: type[VmferryError], words: str) -> None:
+    """The error is of the right kind, names the URI and says what to do."""
+    with pytest.raises(VmferryError) as caught:
+        await LibvirtConnection.connect(uri)
+    assert type(caught.value) is kind
+    assert f"libvirt at {uri}" in str(caught.value).replace("'", "")
+    assert words in str(caught.value)
+    assert caught.value.fix
+
+
+#: what ssh says before it ends -> (what it is, word of what to do)
+SSH: dict[str, tuple[type[VmferryError], str]] = {
+    "Host key verification failed.": (Denied, "accept it: `ssh HOST`"),
+    "root@host-b: Permission denied (publickey,password).": (Denied, "an ssh key"),
+    "ssh: Could not resolve hostname host-b: Name or service not known": (Unreachable, "the host's name"),
+    "ssh: connect to host host-b port 22: Connection refused": (Unreachable, "libvirtd"),
+    "sh: 1: virt-ssh-helper: not found": (Broken, "netcat"),
+}
+
+
+@pytest.mark.parametrize("said", SSH)
+async def test_what_ssh_says_is_understood(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose key is unknown is told from a user who may not come in, and both from a host that is away."""
+    kind, fix = SSH[said]
+    ssh = tmp_path / "ssh"
+    # The real one takes a while to fail; by then libvirt has written what it would say first.
+    first = "head -c 28 >/dev/null"
+    ssh.write_text(f"#!/bin/sh\necho \"$@\" >{tmp_path}/arguments\n{first}\necho '{said}' >&2\nexit 255\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(VmferryError) as caught:
+        await LibvirtConnection.connect("qemu+ssh://root@host-b/system")
+    assert (type(caught.value), fix in str(caught.value.fix)) == (kind, True), caught.value
+    assert said in str(caught.value)
+    assert "BatchMode=yes" in (tmp_path / "arguments").read_text()
+
+
+class Hanging:
+    """libvirt's connection to a daemon that does not answer until it is let go."""
+
+    def __init__(self) -> None:
+        self.called = threading.Event()
+        self.released = threading.Event()
+        self.calls: list[str] = []
+
+    def listAllDomains(self, flags: int) -> list[Any]:  # noqa: N802  # libvirt's name
+        """Hang."""
+        self.calls.append("listAllDomains")
+        self.called.set()
+        self.released.wait(60)
+        return []
+
+    def close(self) -> None:
+        """Hang as well."""
+        self.calls.append("close")
+        self.released.wait(60)
+
+
+@pytest.fixture
+def hanging() -> Iterator[Hanging]:
+    """A daemon that hangs until the test is over; then its threads end."""
+    made = Hanging()
+    before = threading.active_count()
+    yield made
+    made.released.set()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+async def test_a_daemon_that_hangs_holds_nobody_up(hanging: Hanging) -> None:
+    """The loop goes on meanwhile, the call ends at its limit, and the connection takes no second one to hang in."""
+    connection = LibvirtConnection("qemu:///system", hanging, time_limit_s=0.2)
+    asked = asyncio.create_task(connection.domains())
+    assert await asyncio.to_thread(hanging.called.wait, 30)  # the loop runs while the call hangs
+    assert not hanging.released.is_set()
+    with pytest.raises(TimedOut, match=r"libvirt at qemu:///system, its domains: no answer within 0.2 s"):
+        await asked
+    with pytest.raises(Broken, match="closed or lost"):
+        await connection.domains()
+    async with asyncio.timeout(30):  # half of what closing hangs
+        await connection.close()
+    assert hanging.calls.count("listAllDomains") == 1
+
+
+async def test_a_connection_that_comes_too_late_is_closed(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for it any more, so it must not stay open."""
+    closed = threading.Event()
+    late = SimpleNamespace(close=closed.set)
+
+    def open_late(_: str) -> object:
+        hanging.released.wait(60)
+        return late
+
+    monkeypatch.setattr("libvirt.open", open_late)
+    with pytest.raises(TimedOut, match="cannot be reached: no answer within 0.1 s"):
+        await LibvirtConnection.connect("qemu:///system", time_limit_s=0.1)
+    hanging.released.set()
+    assert await asyncio.to_thread(closed.wait, 10)
+
+
+async def test_without_the_bindings_it_is_said_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt-python is an extra: without it the error says so, and that a file does as well."""
+    monkeypatch.setitem(sys.modules, "libvirt", None)
+    with pytest.raises(Broken, match=r"libvirt-python is not installed.*pip install 'vmferry\[libvirt\]'.*as a file"):
+        await LibvirtConnection.connect(IMITATION)
+
+
+def test_a_jobs_figures_are_libvirts() -> None:
+    """What libvirt 9.0 says of a migration in its third round becomes ours; what it leaves out stays open."""
+    stats = {
+        "type": 2,
+        "operation": 5,
+        "time_elapsed": 1500,
+        "downtime": 300,
+        "memory_total": 537_000_000,
+        "memory_processed": 400_000_000,
+        "memory_remaining": 1_000_000,
+        "memory_iteration": 3,
+    }
+    assert _job(stats) == Job(JobKind.UNBOUNDED, 1500, 300, 537_000_000, 400_000_000, 1_000_000, 3)  # type: ignore[arg-type]
+    assert _job({"type": 0}) == Job(JobKind.NONE)

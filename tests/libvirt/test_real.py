@@ -1,0 +1,156 @@
+"""A real guest of a real libvirt becomes ours and libvirt's again, with the real commands."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from vmferry.core.errors import Broken, Denied, NotFound, TimedOut
+from vmferry.lab.channel import ask
+from vmferry.lab.guest_plans import GuestPlan, NicPlan
+from vmferry.lab.guest_runs import READY_TIMEOUT_S, GuestRun
+from vmferry.lab.guests import build
+from vmferry.lab.hosts import Lab
+from vmferry.lab.libvirt import LibvirtDaemon, domain_xml, libvirt_missing
+from vmferry.lab.network import BRIDGE
+from vmferry.lab.toolchain import cache_dir
+from vmferry.libvirt.adapter import LibvirtConnection
+from vmferry.libvirt.asking import ask_case
+from vmferry.libvirt.checks import find_blockers
+from vmferry.libvirt.facts import Domain, DomainState, Job, JobKind, XmlKind
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(libvirt_missing() is not None, reason=str(libvirt_missing())),
+]
+PLAN = GuestPlan("linux", nics=(NicPlan(),))
+EMULATOR = "/usr/bin/qemu-system-x86_64"  #: the host's own QEMU, wherever it really is
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lab() -> AsyncIterator[Lab]:
+    """Two hosts with the newest QEMU."""
+    async with Lab() as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def daemon(lab: Lab) -> AsyncIterator[LibvirtDaemon]:
+    """A libvirt daemon on host-a."""
+    made = LibvirtDaemon(lab, "host-a")
+    await made.start()
+    yield made
+    lab.close()
+    made.reap()
+
+
+def uri(daemon: LibvirtDaemon, *, read_only: bool = False) -> str:
+    """Return the daemon's address from outside its host: one of its sockets."""
+    return f"qemu+unix:///system?socket={daemon.directory}/run/libvirt-sock{'-ro' * read_only}"
+
+
+async def wait_ready(socket: Path) -> None:
+    """Wait until the guest's workload answers on its control channel."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while True:
+        try:
+            await ask(socket, "status\n", "ready", 10.0)
+        except (TimedOut, Broken, OSError):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        else:
+            return
+
+
+async def test_a_guest_goes_from_libvirt_to_us_and_back(lab: Lab, daemon: LibvirtDaemon) -> None:
+    """What libvirt ran is imported as it runs, runs here as itself, is exported, and libvirt runs it once more."""
+    image = await asyncio.to_thread(build, PLAN.kind, cache_dir())
+    file = lab.directory / "first.xml"
+    file.write_text(domain_xml(PLAN, image, emulator=EMULATOR, cpu="qemu64", beat_port=5507))
+    await daemon.must("create", str(file))
+    await wait_ready(daemon.control)
+
+    connection = await LibvirtConnection.connect(uri(daemon))
+    (domain,) = await connection.domains()
+    assert domain == Domain("web-7", domain.uuid, DomainState.RUNNING, is_persistent=False)
+    assert await connection.job("web-7") == Job(JobKind.NONE)
+    assert "<name>web-7</name>" in await connection.domain_xml("web-7", XmlKind.MIGRATABLE)
+    assert "qemu64" in await connection.domain_capabilities(PLAN.machine, "qemu")
+    assert PLAN.machine in await connection.capabilities()
+
+    place = uri(daemon, read_only=True)
+    text = await lab.must("host-a", "import", "web-7", "--libvirt", place, "--accept", "address")
+    await daemon.must("destroy", "web-7")
+    with pytest.raises(NotFound):
+        await connection.domain("web-7")
+
+    written = lab.directory / "imported.toml"
+    written.write_text(text)
+    await lab.must("host-b", "guest", "run", str(written), "--on", "host-b")
+    run = GuestRun(lab, PLAN, "host-b")
+    await run.wait_ready()
+    assert (await run.oracle()).startswith("oracle clean")
+    view = await run.view()
+    assert view.uuid == domain.uuid
+
+    exported = lab.directory / "exported.xml"
+    exported.write_text(await lab.must("host-b", "export", "web-7"))
+    await lab.must("host-b", "guest", "stop", "web-7", "--force")
+    await daemon.must("define", "--validate", str(exported))
+    await daemon.must("start", "web-7")
+    assert await connection.domains() == (Domain("web-7", domain.uuid, DomainState.RUNNING, is_persistent=True),)
+    (socket,) = daemon.directory.glob("lib/qemu/channel/target/*/org.vmferry.control")
+    await wait_ready(socket)
+    assert (await ask(socket, "oracle\n", "oracle", 60.0)).startswith("oracle clean")
+    again = await lab.must("host-a", "import", "web-7", "--libvirt", place, "--accept", "address")
+    assert again.splitlines()[:5] == text.splitlines()[:5]
+    assert view.macs[0] in again
+    await daemon.must("destroy", "web-7")
+    assert (await connection.domain("web-7")).state is DomainState.SHUTOFF
+    await connection.close()
+
+
+async def test_two_real_daemons_are_asked_whether_a_domain_can_move(lab: Lab, daemon: LibvirtDaemon) -> None:
+    """Between two like hosts nothing is in the way; what the other host lacks is told, each with its fix."""
+    image = await asyncio.to_thread(build, PLAN.kind, cache_dir())
+    there = LibvirtDaemon(lab, "host-b")
+    await there.start()
+    text = domain_xml(PLAN, image, emulator=EMULATOR, cpu="qemu64", beat_port=5507)
+    file = lab.directory / "asked.xml"
+    file.write_text(text)
+    await daemon.must("create", str(file))
+    source, destination = [await LibvirtConnection.connect(uri(each)) for each in (daemon, there)]
+
+    verdict = find_blockers(await ask_case("web-7", source, destination, "host-b"))
+    assert verdict.blockers == ()
+    assert verdict.unseen == ("which bridges and network cards host-b has: its libvirt does not say",)
+
+    await daemon.must("destroy", "web-7")
+    odd = text.replace('type="bridge"', 'type="network"').replace(f'bridge="{BRIDGE}"', 'network="lan"')
+    file.write_text(odd)
+    await there.must("define", str(file))
+    await daemon.must("define", str(file))
+    asked = await ask_case("web-7", source, destination, "host-b")
+    assert [blocker.code for blocker in find_blockers(asked).blockers] == ["identity.name-taken", "network.missing"]
+    for each in (daemon, there):
+        await each.must("undefine", "web-7")
+    for connection in (source, destination):
+        await connection.close()
+
+
+async def test_a_real_daemon_denies_what_reading_does_not_need(lab: Lab, daemon: LibvirtDaemon) -> None:
+    """Its read-only socket takes a read-only connection, which may not have a migratable XML."""
+    connection = await LibvirtConnection.connect(uri(daemon, read_only=True), read_only=True)
+    assert "<host>" in await connection.capabilities()
+    with pytest.raises(Denied, match="connect without read-only"):
+        await connection.domain_capabilities(PLAN.machine, "qemu")
+    await connection.close()
