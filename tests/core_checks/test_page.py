@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.core_checks import test_certificates, test_leases
+from tests.core_checks import test_certificates, test_leases, test_rdma
 from tests.core_checks import test_fixed_images as fixed
 from tests.core_checks.test_blockers import CASES
 from tests.core_checks.test_copies import AGAINST, BESIDE_PIPELINE
@@ -25,7 +25,7 @@ def test_the_table_has_every_code_that_the_checks_give() -> None:
     tested |= {test_certificates.MISSING, test_certificates.NO_QEMU}
     tested |= {test_certificates.EXPIRED.code, test_certificates.DISTRUSTED.code}
     tested |= {test_leases.ONE_HOST, test_leases.UNREADY, test_leases.OTHER, test_leases.SAME_ID}
-    tested |= {test_leases.NOT_SEEN, test_leases.NOT_HELD}
+    tested |= {test_leases.NOT_SEEN, test_leases.NOT_HELD, test_rdma.MISSING, test_rdma.CLEAR}
     assert tested <= told
     elsewhere = {"nvram.not-readable", "nvram.not-writable", "throttle.no-port", "throttle.no-helper"}
     assert told - tested <= elsewhere

@@ -15,6 +15,7 @@ from vmferry.core.guest import GuestSpec, KernelBoot
 from vmferry.core.ids import GuestName
 from vmferry.core.units import MIB, Bytes
 from vmferry.qemu import rdma
+from vmferry.qemu.process import Process
 from vmferry.qemu.rdma import LockedMemory, why_no_rdma
 
 UID, ADDRESS = 70001, "10.79.0.1"
@@ -123,15 +124,24 @@ def limit_of(process: subprocess.Popen[bytes]) -> tuple[int, int]:
     return resource.prlimit(process.pid, resource.RLIMIT_MEMLOCK)
 
 
+@pytest.fixture
+def held(sleeper: subprocess.Popen[bytes]) -> Iterator[Process]:
+    """The same process as the agent holds it."""
+    found = Process.of_pid(sleeper.pid)
+    assert found is not None
+    yield found
+    found.close()
+
+
 def guest_with(memory: int) -> GuestSpec:
     """Return a guest."""
     return GuestSpec(GuestName("web-7"), Bytes(memory), KernelBoot("/srv/vmlinuz"))
 
 
-def test_qemu_may_lock_the_guest_while_it_moves(sleeper: subprocess.Popen[bytes]) -> None:
+def test_qemu_may_lock_the_guest_while_it_moves(sleeper: subprocess.Popen[bytes], held: Process) -> None:
     """Only by RDMA; afterwards it may lock what it could before, whatever was allowed twice."""
     before = limit_of(sleeper)
-    locked = LockedMemory(guest_with(4 * MIB), sleeper.pid)
+    locked = LockedMemory(guest_with(4 * MIB), held)
     locked.allow(Transport.TCP)
     assert limit_of(sleeper) == before
     locked.allow(Transport.RDMA)
@@ -142,18 +152,19 @@ def test_qemu_may_lock_the_guest_while_it_moves(sleeper: subprocess.Popen[bytes]
     assert limit_of(sleeper) == before
 
 
-def test_a_limit_that_is_high_enough_is_left_alone(sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_limit_that_is_high_enough_is_left_alone(sleeper: subprocess.Popen[bytes], held: Process) -> None:
     """A host that lets QEMU lock more than that has said so itself."""
     resource.prlimit(sleeper.pid, resource.RLIMIT_MEMLOCK, (6 * MIB, 8 * MIB))
-    locked = LockedMemory(guest_with(4 * MIB), sleeper.pid)
+    locked = LockedMemory(guest_with(4 * MIB), held)
     locked.allow(Transport.RDMA)
     locked.restore()
     assert limit_of(sleeper) == (6 * MIB, 8 * MIB)
 
 
-def test_a_process_that_is_gone(sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_process_that_is_gone(sleeper: subprocess.Popen[bytes], held: Process) -> None:
     """Letting it lock more says so; taking that back has nothing to do."""
+    locked = LockedMemory(guest_with(4 * MIB), held)
     sleeper.kill()
     sleeper.wait()
     with pytest.raises(Broken, match="web-7 cannot be let lock 4.0 MiB: No such process"):
-        LockedMemory(guest_with(4 * MIB), sleeper.pid).allow(Transport.RDMA)
+        locked.allow(Transport.RDMA)

@@ -100,7 +100,7 @@ class QemuGuestProcess:
         self._connecting: asyncio.Task[None] | None = None  #: to a QEMU that does not answer yet
         self._hub = EventHub()
         self._reconnection = Reconnection(spec.name, run_dir.log)
-        self._locked_memory = LockedMemory(spec, process.record.pid)
+        self._locked_memory = LockedMemory(spec, process)
         self._sends_to: tuple[str, int] | None = None  #: the destination, once `migrate` was said by this object
         self._has_state_file = False  #: it was, or may have been, given a file
         self.mirrors = QemuDiskMirrors(spec.name, self._session, self._version, process, self._out_of_band)

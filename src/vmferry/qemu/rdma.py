@@ -19,6 +19,7 @@ from vmferry.core.capabilities import Transport
 from vmferry.core.errors import Broken
 from vmferry.core.guest import GuestSpec
 from vmferry.core.units import MIB, format_bytes
+from vmferry.qemu.process import Process
 
 _CLASS = Path("sys/class/infiniband")
 _FILES = Path("dev/infiniband")
@@ -63,12 +64,12 @@ class LockedMemory:
 
     Args:
         spec: of its guest.
-        pid: of the process, which the caller holds.
+        process: held by the caller.
     """
 
-    def __init__(self, spec: GuestSpec, pid: int) -> None:
+    def __init__(self, spec: GuestSpec, process: Process) -> None:
         self._spec = spec
-        self._pid = pid
+        self._process = process
         self._inherited: tuple[int, int] | None = None  #: while it is another one
 
     def allow(self, by: Transport) -> None:
@@ -89,10 +90,12 @@ class LockedMemory:
             ) from error
 
     def _raise_to(self, most: int) -> None:
-        soft, hard = before = resource.prlimit(self._pid, resource.RLIMIT_MEMLOCK)
+        soft, hard = before = resource.prlimit(self._process.record.pid, resource.RLIMIT_MEMLOCK)
         if _reaches(soft, most):
             return
-        resource.prlimit(self._pid, resource.RLIMIT_MEMLOCK, (most, hard if _reaches(hard, most) else most))
+        resource.prlimit(
+            self._process.record.pid, resource.RLIMIT_MEMLOCK, (most, hard if _reaches(hard, most) else most)
+        )
         self._inherited = self._inherited or before
 
     def restore(self) -> None:
@@ -103,7 +106,7 @@ class LockedMemory:
         before, self._inherited = self._inherited, None
         if before is not None:
             try:
-                resource.prlimit(self._pid, resource.RLIMIT_MEMLOCK, before)
+                resource.prlimit(self._process.record.pid, resource.RLIMIT_MEMLOCK, before)
             except ProcessLookupError:
                 return
 
