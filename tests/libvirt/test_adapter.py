@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from vmferry.core.errors import BadInput, Broken, Denied, NotFound, Refused, TimedOut, Unreachable, VmferryError
-from vmferry.libvirt.adapter import LibvirtConnection, _job
-from vmferry.libvirt.facts import Domain, DomainState, Job, JobKind, XmlKind
+from vmferry.libvirt.adapter import LibvirtConnection
+from vmferry.libvirt.facts import Domain, DomainState, XmlKind
 
 IMITATION = "test:///default"
 #: the one domain that it has
@@ -199,19 +199,3 @@ async def test_without_the_bindings_it_is_said_how_to_get_them(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "libvirt", None)
     with pytest.raises(Broken, match=r"libvirt-python is not installed.*pip install 'vmferry\[libvirt\]'.*as a file"):
         await LibvirtConnection.connect(IMITATION)
-
-
-def test_a_jobs_figures_are_libvirts() -> None:
-    """What libvirt 9.0 says of a migration in its third round becomes ours; what it leaves out stays open."""
-    stats = {
-        "type": 2,
-        "operation": 5,
-        "time_elapsed": 1500,
-        "downtime": 300,
-        "memory_total": 537_000_000,
-        "memory_processed": 400_000_000,
-        "memory_remaining": 1_000_000,
-        "memory_iteration": 3,
-    }
-    assert _job(stats) == Job(JobKind.UNBOUNDED, 1500, 300, 537_000_000, 400_000_000, 1_000_000, 3)  # type: ignore[arg-type]
-    assert _job({"type": 0}) == Job(JobKind.NONE)

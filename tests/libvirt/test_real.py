@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from vmferry.core.errors import Broken, Denied, NotFound, TimedOut
+from vmferry.core.migration import MigrationStatus
 from vmferry.lab.channel import ask
 from vmferry.lab.guest_plans import GuestPlan, NicPlan
 from vmferry.lab.guest_runs import READY_TIMEOUT_S, GuestRun
@@ -22,7 +23,7 @@ from vmferry.lab.toolchain import cache_dir
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.asking import ask_case
 from vmferry.libvirt.checks import find_blockers
-from vmferry.libvirt.facts import Domain, DomainState, Job, JobKind, XmlKind
+from vmferry.libvirt.facts import Domain, DomainState, XmlKind
 
 pytestmark = [
     pytest.mark.real,
@@ -82,7 +83,7 @@ async def test_a_guest_goes_from_libvirt_to_us_and_back(lab: Lab, daemon: Libvir
     connection = await LibvirtConnection.connect(uri(daemon))
     (domain,) = await connection.domains()
     assert domain == Domain("web-7", domain.uuid, DomainState.RUNNING, is_persistent=False)
-    assert await connection.job("web-7") == Job(JobKind.NONE)
+    assert (await connection.job("web-7")).status is MigrationStatus.NONE
     assert "<name>web-7</name>" in await connection.domain_xml("web-7", XmlKind.MIGRATABLE)
     assert "qemu64" in await connection.domain_capabilities(PLAN.machine, "qemu")
     assert PLAN.machine in await connection.capabilities()

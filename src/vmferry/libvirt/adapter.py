@@ -13,21 +13,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import operator
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from vmferry.core.errors import Broken, TimedOut, VmferryError
 from vmferry.core.ids import GuestUuid
-from vmferry.core.units import Bytes, Milliseconds
-from vmferry.libvirt.facts import Domain, DomainState, Job, JobKind, XmlKind
+from vmferry.core.migration import MigrationSample
+from vmferry.core.units import BytesPerSecond, Milliseconds
+from vmferry.libvirt.facts import Domain, DomainState, XmlKind
 from vmferry.libvirt.faults import translate
+from vmferry.libvirt.moves.request import Request, Value, mib_per_second
+from vmferry.libvirt.moves.samples import sample_of
+from vmferry.libvirt.moves.terms import version_of
 from vmferry.libvirt.uri import checked_uri
 
 T = TypeVar("T")
 
 TIME_LIMIT_S: Final = 30.0
 _NO_DOMAIN = 42
+#: What libvirt takes for no limit (QEMU_DOMAIN_MIG_BANDWIDTH_MAX), in MiB/s.
+_NO_LIMIT_MIB = (1 << 63) // (1 << 20) - 1
+#: The guest has left, its pages follow: its state at the source, and why (virDomainPausedReason).
+_PAUSED, _PAUSED_POSTCOPY = 3, 12
 _CPU_INCOMPATIBLE = 91
 _FAIL_INCOMPATIBLE = 1  #: a flag: what is missing is told as an error (VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE)
 
@@ -112,15 +122,83 @@ class LibvirtConnection:
         what = f"XML of domain {name}"
         return str(await self._call(what, lambda: self._connection.lookupByName(name).XMLDesc(kind.value)))
 
-    async def job(self, name: str) -> Job:
-        """Return what becomes of a domain's job; `NONE` when there is none.
+    async def version(self) -> tuple[int, int, int]:
+        """Return which libvirt the daemon is."""
+        return version_of(int(await self._call("its version", self._connection.getLibVersion)))
+
+    async def job(self, name: str) -> MigrationSample:
+        """Return how a domain's job stands, as a reading of a migration; status `none` when there is none.
 
         Raises:
             NotFound: there is no domain of that name.
             Refused: this libvirt does not say it, or the domain does not run.
         """
         what = f"job of domain {name}"
-        return await self._call(what, lambda: _job(self._connection.lookupByName(name).jobStats()))
+        return await self._call(what, lambda: _sample(self._connection.lookupByName(name)))
+
+    async def last_job(self, name: str) -> MigrationSample:
+        """Return how a domain's last job ended, at the host where the domain runs; raises as `job` does."""
+        stats = _load().VIR_DOMAIN_JOB_STATS_COMPLETED
+        what = f"last job of domain {name}"
+        return await self._call(what, lambda: sample_of(self._connection.lookupByName(name).jobStats(stats)))
+
+    async def move(self, name: str, destination: str, request: Request) -> None:
+        """Move a domain; returns when libvirt has finished, however long that takes.
+
+        A caller that is cancelled no longer waits; the daemons go on with the move, which `abort` ends.
+
+        Args:
+            name: of a domain that runs here.
+            destination: its daemon's address as this one's daemon reaches it.
+            request: without blockers.
+
+        Raises:
+            Broken: it failed, in libvirt's words; the domain runs here unless libvirt was finishing. See `domain`.
+        """
+        libvirt = _load()
+        address, parameters = checked_uri(destination), _typed(request.parameters)
+        flags = functools.reduce(operator.or_, (getattr(libvirt, f"VIR_MIGRATE_{flag}") for flag in request.flags), 0)
+        what = f"libvirt at {self._uri}, move of domain {name} to {destination}"
+        await _in_thread(
+            lambda: self._connection.lookupByName(name).migrateToURI3(address, parameters, flags), what, None
+        )
+
+    async def abort(self, name: str) -> None:
+        """Give a domain's job up.
+
+        Raises:
+            Refused: there is none, or it cannot be given up any more (post-copy).
+        """
+        await self._order("end of the job", name, lambda domain: domain.abortJob())
+
+    async def set_downtime_limit(self, name: str, limit_ms: Milliseconds) -> None:
+        """Let QEMU switch over when the rest takes no longer than this; whole milliseconds, at least 1."""
+        limit = max(1, round(limit_ms))
+        await self._order("downtime limit", name, lambda domain: domain.migrateSetMaxDowntime(limit, 0))
+
+    async def set_bandwidth(self, name: str, bandwidth: BytesPerSecond | None) -> None:
+        """Limit the stream, in steps of 1 MiB/s; None: as much as the link gives."""
+        limit = _NO_LIMIT_MIB if bandwidth is None else mib_per_second(bandwidth)
+        await self._order("bandwidth", name, lambda domain: domain.migrateSetMaxSpeed(limit, 0))
+
+    async def start_postcopy(self, name: str) -> None:
+        """Have the domain started at the destination while its pages follow.
+
+        Raises:
+            Refused: there is no move, or it was begun without POSTCOPY.
+        """
+        await self._order("post-copy", name, lambda domain: domain.migrateStartPostCopy(0))
+
+    async def suspend(self, name: str) -> None:
+        """Stop a domain's vCPUs."""
+        await self._order("pause", name, lambda domain: domain.suspend())
+
+    async def resume(self, name: str) -> None:
+        """Let a domain's vCPUs run."""
+        await self._order("resume", name, lambda domain: domain.resume())
+
+    async def _order(self, what: str, name: str, order: Callable[[Any], object]) -> None:
+        await self._call(f"{what} of domain {name}", lambda: order(self._connection.lookupByName(name)))
 
     async def capabilities(self) -> str:
         """Return what the host is and offers, as libvirt's XML."""
@@ -220,7 +298,7 @@ def _say_nothing(_context: object, _error: object) -> None:
 
 
 async def _in_thread(
-    function: Callable[[], T], what: str, time_limit_s: float, discard: Callable[[T], object] | None = None
+    function: Callable[[], T], what: str, time_limit_s: float | None, discard: Callable[[T], object] | None = None
 ) -> T:
     """Return what a blocking function returns, from a thread that nobody waits for longer than allowed.
 
@@ -229,7 +307,7 @@ async def _in_thread(
     Args:
         function: what is called.
         what: what is asked, for messages.
-        time_limit_s: how long it may take.
+        time_limit_s: how long it may take; None: as long as it takes.
         discard: what to do with a result that comes when nobody waits for it any more.
 
     Raises:
@@ -300,26 +378,21 @@ def _incompatibility(connection: Any, args: tuple[str | int | None, ...]) -> str
     return None
 
 
+def _typed(parameters: Mapping[str, Value]) -> dict[str, Any]:
+    """Return parameters as libvirt's bindings take them: plain words, lists for several."""
+    return {
+        name: list(map(str, value)) if isinstance(value, tuple) else value if isinstance(value, int) else str(value)
+        for name, value in parameters.items()
+    }
+
+
+def _sample(domain: Any) -> MigrationSample:
+    state, reason = domain.state()[:2]
+    return sample_of(domain.jobStats(), in_postcopy=(state, reason) == (_PAUSED, _PAUSED_POSTCOPY))
+
+
 def _facts(domain: Any) -> Domain:
     number = domain.state()[0]
     states = list(DomainState)
     state = states[number] if number < len(states) else DomainState.UNKNOWN
     return Domain(domain.name(), GuestUuid(domain.UUIDString()), state, bool(domain.isPersistent()))
-
-
-def _job(stats: dict[str, Any]) -> Job:
-    def number(name: str) -> int | None:
-        return None if name not in stats else int(stats[name])
-
-    kinds, kind = list(JobKind), int(stats.get("type", 0))
-    elapsed, downtime = number("time_elapsed"), number("downtime")
-    total, done, left = (number(f"memory_{name}") for name in ("total", "processed", "remaining"))
-    return Job(
-        kinds[kind] if kind < len(kinds) else JobKind.NONE,
-        None if elapsed is None else Milliseconds(elapsed),
-        None if downtime is None else Milliseconds(downtime),
-        None if total is None else Bytes(total),
-        None if done is None else Bytes(done),
-        None if left is None else Bytes(left),
-        number("memory_iteration"),
-    )

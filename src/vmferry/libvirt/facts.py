@@ -9,7 +9,6 @@ import enum
 from dataclasses import dataclass
 
 from vmferry.core.ids import GuestUuid
-from vmferry.core.units import Bytes, Milliseconds
 
 
 class DomainState(enum.StrEnum):
@@ -52,16 +51,3 @@ class Domain:
     uuid: GuestUuid
     state: DomainState
     is_persistent: bool  #: defined: it is there also when it does not run
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """The job of a domain that runs now; figures that libvirt does not give are None."""
-
-    kind: JobKind
-    elapsed_ms: Milliseconds | None = None
-    downtime_ms: Milliseconds | None = None  #: measured or expected
-    memory_total_bytes: Bytes | None = None
-    memory_processed_bytes: Bytes | None = None
-    memory_remaining_bytes: Bytes | None = None
-    iteration: int | None = None  #: of the memory's copy, from 1

@@ -1,0 +1,207 @@
+"""Moves a libvirt domain under one of our policies: libvirt carries the move out and commits it, the policy steers it.
+
+The policies are the same as for guests of ours, and so is what they are told: readings of the job, ten in a second.
+What libvirt has no order for (a brake that is changed while it works) is not among a policy's means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from vmferry.conductor.asking import ask
+from vmferry.conductor.plan import UNLIMITED, Asked, policy_of
+from vmferry.conductor.trail import Trail
+from vmferry.core.convergence import Facts, Guarded, Observation, Observer, Round
+from vmferry.core.convergence.orders import (
+    MAX_DOWNTIME_MS,
+    Cancel,
+    Order,
+    Pause,
+    Resume,
+    SetBandwidth,
+    SetDowntimeLimit,
+    StartPostcopy,
+    SwitchNow,
+    order_text,
+)
+from vmferry.core.convergence.trace import Trace
+from vmferry.core.errors import Refused, VmferryError
+from vmferry.core.migration import MigrationSample, MigrationStatus
+from vmferry.core.progress import PolicyBegan, PolicyOrdered, Progress, RoundEnded
+from vmferry.core.units import Milliseconds, Pages
+from vmferry.ports.domains import MovingDomain
+
+Event = PolicyBegan | PolicyOrdered | Progress | RoundEnded
+Tell = Callable[[Event], Awaitable[None]]
+
+_READ_EVERY_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a move ended."""
+
+    failure: VmferryError | None  #: None: the domain runs at the destination
+    gave_up: str | None  #: why the policy, or a person, had it ended
+    last: MigrationSample | None  #: the last reading with figures
+    trace: Trace | None  #: None: nothing was sent
+
+    @property
+    def reason(self) -> str | None:
+        """Return why the domain did not move; None when it did."""
+        return None if self.failure is None else self.gave_up or self.failure.what
+
+
+class DomainMove:
+    """One move.
+
+    Args:
+        domain: which moves.
+        asked: the policy and its goal, and what the stream may take.
+        tell: watchers.
+    """
+
+    def __init__(self, domain: MovingDomain, asked: Asked, tell: Tell) -> None:
+        self._domain = domain
+        self._asked = asked
+        self._tell = tell
+        self._trail = Trail(asked)
+        self._guarded = Guarded(policy_of(asked))
+        self._observer = Observer()
+        self._gave_up: str | None = None
+        self._began = time.monotonic()
+
+    async def run(self) -> Ended:
+        """Move the domain; a caller that is cancelled has the move given up, unless libvirt is past that."""
+        moving = asyncio.create_task(self._domain.move(), name=f"move:{self._domain.name}")
+        steering = asyncio.create_task(self._steer(), name=f"steer:{self._domain.name}")
+        try:
+            await asyncio.wait({moving})
+        except asyncio.CancelledError:
+            await self.give_up("interrupted")
+            with contextlib.suppress(VmferryError):
+                await asyncio.shield(moving)
+            raise
+        finally:
+            steering.cancel()
+            await asyncio.gather(steering, return_exceptions=True)
+        failure = moving.exception()
+        if failure is not None and not isinstance(failure, VmferryError):
+            raise failure
+        for event in self._trail.finish(self._now()):
+            await self._tell(event)
+        how = "moved" if failure is None else f"aborted: {self._gave_up or failure.what}"
+        last = self._trail.last_sample
+        return Ended(failure, self._gave_up, last, self._trail.trace(how, None if last is None else last.downtime_ms))
+
+    async def give_up(self, why: str) -> None:
+        """Have libvirt give the move up; without effect once it is past that."""
+        self._gave_up, self._trail.gave_up = self._gave_up or why, True
+        with contextlib.suppress(VmferryError):
+            await self._domain.abort()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _now(self) -> Milliseconds:
+        return Milliseconds((time.monotonic() - self._began) * 1000)
+
+    async def _steer(self) -> None:
+        """Read, ask and carry out, until it is cancelled: the move is over."""
+        facts = Facts(self._asked.ram_bytes, link=self._asked.link, postcopy=self._asked.postcopy)
+        first = await ask(self._guarded, partial(self._guarded.begin, facts))
+        self._trail.begin(facts)
+        await self._tell(PolicyBegan(self._now(), self._guarded.name, (), None))
+        began: Milliseconds | None = None
+        while True:
+            sample = await self._read()
+            if sample.status is MigrationStatus.ACTIVE and began is None:
+                began = self._now()
+                await self._carry_out(first, None)
+            await self._show(sample, Milliseconds(self._now() - (began or 0.0)))
+            await asyncio.sleep(_READ_EVERY_S)
+
+    async def _show(self, sample: MigrationSample, at_ms: Milliseconds) -> None:
+        """Show a reading to the policy, and carry out what it orders."""
+        for seen in self._observer.feed(sample, at_ms):
+            self._trail.saw(seen)
+            if not self._guarded.is_over:
+                orders = await ask(self._guarded, partial(self._guarded.on, seen))
+                await self._carry_out(orders, _Moment.of(seen, sample))
+
+    async def _read(self) -> MigrationSample:
+        """Take a reading; a daemon that does not answer has none."""
+        try:
+            sample = await self._domain.sample()
+        except VmferryError:
+            return MigrationSample(MigrationStatus.OTHER)
+        for event in self._trail.read(sample, self._now()):
+            await self._tell(event)
+        return sample
+
+    async def _carry_out(self, orders: Iterable[Order], when: _Moment | None) -> None:
+        """Carry orders out in turn; one that is refused ends the move, as with guests of ours."""
+        for order in map(self._asked.bound, orders):
+            refused: str | None = None
+            self._trail.ordered(order, self._now())
+            try:
+                await self._order(order)
+            except VmferryError as error:
+                refused = error.what
+            await self._tell(
+                PolicyOrdered(
+                    at_ms=self._now(),
+                    policy=self._guarded.name,
+                    order=order_text(order),
+                    rule=order.rule,
+                    elapsed_ms=Milliseconds(0.0) if when is None else when.at_ms,
+                    round=None if when is None else when.round,
+                    left_pages=None if when is None else when.left_pages,
+                    refused=refused,
+                )
+            )
+            if refused is not None:
+                why = f"policy {self._guarded.name} ordered: {order_text(order)} ({order.rule}), and it was refused"
+                await self.give_up(f"{why}: {refused}")
+                return
+            self._trail.carried_out(order, None if when is None else when.left_pages)
+
+    async def _order(self, order: Order) -> None:
+        match order:
+            case SetDowntimeLimit(limit_ms=limit_ms):
+                await self._domain.set_downtime_limit(limit_ms)
+            case SwitchNow():
+                await self._domain.set_downtime_limit(MAX_DOWNTIME_MS)
+            case SetBandwidth(bandwidth=bandwidth):
+                limit = self._asked.capped(bandwidth)
+                await self._domain.set_bandwidth(None if limit >= UNLIMITED else limit)
+            case Pause():
+                await self._domain.suspend()
+            case Resume():
+                await self._domain.resume()
+            case StartPostcopy():
+                await self._domain.start_postcopy()
+            case Cancel(rule=rule):
+                await self.give_up(rule)
+            case _:
+                raise Refused(f"libvirt has no order for {order_text(order)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """When something is ordered, and what is left then."""
+
+    at_ms: Milliseconds
+    round: int
+    left_pages: Pages
+
+    @classmethod
+    def of(cls, seen: Observation, sample: MigrationSample) -> _Moment:
+        """Return the moment of an observation."""
+        page = max(sample.page_bytes, 1)
+        left = seen.remaining_pages if isinstance(seen, Round) else Pages(seen.remaining_bytes // page)
+        return cls(seen.at_ms, seen.round, left)

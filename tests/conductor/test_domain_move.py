@@ -1,0 +1,175 @@
+"""Moves of libvirt domains under our policies, with a libvirt that plays rounds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from vmferry.conductor import domain_move
+from vmferry.conductor.domain_move import DomainMove, Ended, Event
+from vmferry.conductor.plan import Asked, Choice
+from vmferry.core.errors import Broken, Refused, VmferryError
+from vmferry.core.migration import MigrationSample, MigrationStatus
+from vmferry.core.progress import PolicyOrdered
+from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds
+
+LINK = BytesPerSecond(100 * MIB)
+RAM = Bytes(256 * MIB)
+PAGE = 4096
+
+
+class FakeDomain:
+    """A domain whose rest shrinks with each reading, or does not; libvirt switches over when it fits the limit.
+
+    Args:
+        rests: MiB that are left at each reading, the last one for ever.
+        refuses: calls that libvirt refuses.
+    """
+
+    name = "web-7"
+
+    def __init__(self, rests: Sequence[int], refuses: Sequence[str] = ()) -> None:
+        self.calls: list[str] = []
+        self._rests = list(rests)
+        self._refuses = tuple(refuses)
+        self._limit_ms = Milliseconds(300.0)
+        self._round = 0
+        self._sent = 0
+        self._over = asyncio.get_running_loop().create_future()
+
+    async def move(self) -> None:
+        """End when the rest fits, or somebody gives up."""
+        await self._over
+
+    async def sample(self) -> MigrationSample:
+        """Tell of another round."""
+        self._round += 1
+        left = self._rests[min(self._round, len(self._rests)) - 1] * MIB
+        self._sent += 64 * MIB
+        if left * 1000 / LINK <= self._limit_ms and not self._over.done():
+            self._over.set_result(None)
+        return MigrationSample(
+            MigrationStatus.ACTIVE,
+            rounds=self._round,
+            transferred_bytes=Bytes(self._sent),
+            remaining_bytes=Bytes(left),
+            total_bytes=RAM,
+            normal_pages=self._sent // PAGE,
+            bandwidth=LINK,
+        )
+
+    async def abort(self) -> None:
+        """End it without success."""
+        self._call("abort")
+        if not self._over.done():
+            self._over.set_exception(Broken("operation aborted: migration out job: canceled by client"))
+
+    async def set_downtime_limit(self, limit_ms: Milliseconds) -> None:
+        """Take the limit."""
+        self._call("set_downtime_limit")
+        self._limit_ms = limit_ms
+
+    async def set_bandwidth(self, bandwidth: BytesPerSecond | None) -> None:
+        """Take it."""
+        self._call(f"set_bandwidth {bandwidth}")
+
+    async def start_postcopy(self) -> None:
+        """Leave at once."""
+        self._call("start_postcopy")
+        self._over.set_result(None)
+
+    async def suspend(self) -> None:
+        """Write nothing more."""
+        self._call("suspend")
+        self._rests = [0]
+
+    async def resume(self) -> None:
+        """Go on."""
+        self._call("resume")
+
+    def die(self, error: VmferryError) -> None:
+        """Have libvirt fail."""
+        self._over.set_exception(error)
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if name.partition(" ")[0] in self._refuses:
+            raise Refused(f"libvirt refused {name}")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read without a pause; time is what the readings take."""
+    monkeypatch.setattr(domain_move, "_READ_EVERY_S", 0.02)
+
+
+async def moved(
+    domain: FakeDomain, policy: str, *, postcopy: bool = False, bandwidth: BytesPerSecond | None = LINK
+) -> tuple[Ended, list[Event]]:
+    """Move it under a policy; returns how that ended and what watchers were told."""
+    told: list[Event] = []
+
+    async def tell(event: Event) -> None:
+        told.append(event)
+
+    asked = Asked(Choice(policy), RAM, bandwidth, None, postcopy=postcopy)
+    async with asyncio.timeout(20):
+        return await DomainMove(domain, asked, tell).run(), told
+
+
+async def test_a_domain_that_writes_little_arrives() -> None:
+    """The policy's own limit is in force, the trace is there, and watchers have seen the order and the rounds."""
+    domain = FakeDomain([128, 64, 40, 20, 2, 0])
+    ended, told = await moved(domain, "vmferry")
+    assert ended.failure is None
+    assert ended.reason is None
+    assert ended.trace is not None
+    assert "set_downtime_limit" in domain.calls
+    assert [event for event in told if isinstance(event, PolicyOrdered) and event.refused is None]
+
+
+async def test_postcopy_is_begun_where_nothing_else_helps() -> None:
+    """The same rest, round after round: what a policy of ours does with QEMU it does with libvirt."""
+    domain = FakeDomain([200])
+    ended, _ = await moved(domain, "vmferry", postcopy=True)
+    assert ended.failure is None
+    assert "start_postcopy" in domain.calls
+
+
+async def test_a_policy_that_forces_the_switchover() -> None:
+    """The article's rules end with a pause, however long: the limit becomes the longest that QEMU takes."""
+    domain = FakeDomain([200])
+    ended, _ = await moved(domain, "article")
+    assert ended.failure is None
+    assert domain.calls[-1] == "set_downtime_limit"
+
+
+async def test_an_order_that_libvirt_refuses_ends_the_move() -> None:
+    """The domain stays, and the order and libvirt's words are told."""
+    domain = FakeDomain([200], refuses=["start_postcopy"])
+    ended, told = await moved(domain, "vmferry", postcopy=True)
+    assert ended.failure is not None
+    assert "and it was refused: libvirt refused start_postcopy" in str(ended.reason)
+    assert [event.refused for event in told if isinstance(event, PolicyOrdered)][-1] == "libvirt refused start_postcopy"
+
+
+async def test_libvirts_own_failure_is_the_reason() -> None:
+    """Nobody gave up: its words are what is told."""
+    domain = FakeDomain([200])
+    asyncio.get_running_loop().call_later(0.2, domain.die, Broken("unexpected end of the stream"))
+    ended, _ = await moved(domain, "qemu")
+    assert ended.reason == "unexpected end of the stream"
+    assert "abort" not in domain.calls
+
+
+async def test_a_caller_that_is_cancelled_has_the_move_given_up() -> None:
+    """Ctrl-C: libvirt is told, and its end is waited for."""
+    domain = FakeDomain([200])
+    running = asyncio.create_task(moved(domain, "qemu"))
+    await asyncio.sleep(0.2)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert domain.calls[-1] == "abort"

@@ -1,0 +1,160 @@
+"""Domains of two real libvirt daemons move under our policies; libvirt carries the move out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+from tests.libvirt.test_real import EMULATOR, uri, wait_ready
+
+from vmferry.conductor.domain_move import DomainMove, Ended, Event
+from vmferry.conductor.plan import Asked, Choice
+from vmferry.core.capabilities import StreamWish
+from vmferry.core.errors import NotFound
+from vmferry.core.migration import MigrationStatus
+from vmferry.core.progress import PolicyOrdered
+from vmferry.core.units import MIB, Bytes, BytesPerSecond
+from vmferry.lab.channel import ask
+from vmferry.lab.guest_plans import GuestPlan
+from vmferry.lab.guests import build
+from vmferry.lab.hosts import Lab
+from vmferry.lab.libvirt import LibvirtDaemon, domain_xml, libvirt_missing
+from vmferry.lab.scenarios import wait_until
+from vmferry.lab.toolchain import cache_dir
+from vmferry.libvirt.adapter import LibvirtConnection
+from vmferry.libvirt.facts import DomainState
+from vmferry.libvirt.moves.moving import LibvirtMove
+from vmferry.libvirt.moves.request import Wish, make_request
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(libvirt_missing() is not None, reason=str(libvirt_missing())),
+]
+LINK = BytesPerSecond(119 * MIB)
+PLAN = GuestPlan("linux", memory_mib=256, working_set_mib=64, rate=20)
+WISH = Wish(StreamWish(encrypted=False), bandwidth=LINK)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hosts() -> AsyncIterator[dict[str, LibvirtDaemon]]:
+    """A daemon on each of two hosts, 1 Gbit/s apart."""
+    async with Lab(link=LINK) as lab:
+        made = {name: LibvirtDaemon(lab, name) for name in lab.hosts}
+        await asyncio.gather(*(daemon.start() for daemon in made.values()))
+        yield made
+        lab.close()
+        for daemon in made.values():
+            daemon.reap()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def connections(hosts: dict[str, LibvirtDaemon]) -> AsyncIterator[dict[str, LibvirtConnection]]:
+    """One to each daemon; no domain is left afterwards."""
+    made = {name: await LibvirtConnection.connect(uri(daemon)) for name, daemon in hosts.items()}
+    yield made
+    for name, connection in made.items():
+        for domain in await connection.domains():
+            await hosts[name].must("destroy", domain.name)
+        await connection.close()
+
+
+async def started(hosts: dict[str, LibvirtDaemon], plan: GuestPlan) -> None:
+    """Run a domain on host-a whose workload works."""
+    image = await asyncio.to_thread(build, plan.kind, cache_dir())
+    daemon = hosts["host-a"]
+    file = daemon.directory / f"{plan.name}.xml"
+    file.write_text(domain_xml(plan, image, emulator=EMULATOR, cpu="qemu64", beat_port=5507))
+    await daemon.must("create", str(file))
+    await wait_ready(daemon.control)
+
+
+async def moved(
+    hosts: dict[str, LibvirtDaemon],
+    connections: dict[str, LibvirtConnection],
+    pair: tuple[str, str],
+    wish: Wish = WISH,
+    policy: str = "vmferry",
+) -> tuple[Ended, list[Event]]:
+    """Move the domain; returns how that ended, and what watchers were told."""
+    source, there = connections[pair[0]], hosts[pair[1]]
+    versions = [await connection.version() for connection in connections.values()]
+    stream = there.uri.replace("qemu+tcp", "tcp").removesuffix("/system")
+    request = make_request(replace(wish, stream_uri=stream), min(versions))
+    assert request.blockers == ()
+    told: list[Event] = []
+
+    async def tell(event: Event) -> None:
+        told.append(event)
+
+    asked = Asked(Choice(policy), Bytes(PLAN.memory_mib * MIB), wish.bandwidth, None, postcopy=wish.postcopy)
+    domain = LibvirtMove(source, PLAN.name, there.uri, request)
+    return await DomainMove(domain, asked, tell).run(), told
+
+
+async def assert_whole(daemon: LibvirtDaemon) -> None:
+    """The domain's memory is as it wrote it."""
+    assert (await ask(daemon.control, "oracle\n", "oracle", 60.0)).startswith("oracle clean")
+
+
+async def test_there_and_back_under_load(
+    hosts: dict[str, LibvirtDaemon], connections: dict[str, LibvirtConnection]
+) -> None:
+    """It runs on one host alone, whole, and libvirt's figures of the move are a reading like any other."""
+    await started(hosts, PLAN)
+    for pair in (("host-a", "host-b"), ("host-b", "host-a")):
+        ended, told = await moved(hosts, connections, pair)
+        assert ended.failure is None, ended.reason
+        assert [event for event in told if isinstance(event, PolicyOrdered)]
+        assert (await connections[pair[1]].domain(PLAN.name)).state is DomainState.RUNNING
+        with pytest.raises(NotFound):
+            await connections[pair[0]].domain(PLAN.name)
+        await assert_whole(hosts[pair[1]])
+        last = await connections[pair[1]].last_job(PLAN.name)
+        assert last.status is MigrationStatus.COMPLETED
+        assert last.total_bytes > PLAN.memory_mib * MIB
+        assert last.transferred_bytes > PLAN.working_set_mib * MIB
+        assert last.downtime_ms is not None
+        assert ended.trace is not None
+
+
+async def test_a_domain_that_outruns_the_link_leaves_by_postcopy(
+    hosts: dict[str, LibvirtDaemon], connections: dict[str, LibvirtConnection]
+) -> None:
+    """Our policy begins it over libvirt; without it the same policy gives up, and the domain stays and runs."""
+    await started(hosts, replace(PLAN, memory_mib=384, working_set_mib=192, rate=150))
+    slow = replace(WISH, bandwidth=BytesPerSecond(30 * MIB))
+    asked = replace(slow, postcopy=True)
+    ended, told = await moved(hosts, connections, ("host-a", "host-b"), asked)
+    assert ended.failure is None, ended.reason
+    assert any("post-copy" in event.order for event in told if isinstance(event, PolicyOrdered))
+    await assert_whole(hosts["host-b"])
+
+
+async def test_a_move_that_is_given_up_costs_nothing(
+    hosts: dict[str, LibvirtDaemon], connections: dict[str, LibvirtConnection]
+) -> None:
+    """Ctrl-C in the middle: the domain runs where it was, no half of one is left there, and it can move afterwards."""
+    await started(hosts, PLAN)
+    slow = replace(WISH, bandwidth=BytesPerSecond(8 * MIB))
+    running = asyncio.create_task(moved(hosts, connections, ("host-a", "host-b"), slow))
+
+    async def it_sends() -> bool:
+        return (await connections["host-a"].job(PLAN.name)).status is MigrationStatus.ACTIVE
+
+    await wait_until(it_sends, "memory is sent")
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (await connections["host-a"].domain(PLAN.name)).state is DomainState.RUNNING
+    assert await connections["host-b"].domains() == ()
+    await assert_whole(hosts["host-a"])
+    ended, _ = await moved(hosts, connections, ("host-a", "host-b"))
+    assert ended.failure is None, ended.reason
+    await assert_whole(hosts["host-b"])
