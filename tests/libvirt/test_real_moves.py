@@ -158,3 +158,25 @@ async def test_a_move_that_is_given_up_costs_nothing(
     ended, _ = await moved(hosts, connections, ("host-a", "host-b"))
     assert ended.failure is None, ended.reason
     await assert_whole(hosts["host-b"])
+
+
+async def test_by_the_command(hosts: dict[str, LibvirtDaemon], connections: dict[str, LibvirtConnection]) -> None:
+    """Hosts get names, the check says what libvirt promises, and the move shows its rounds and libvirt's figures."""
+    await started(hosts, PLAN)
+    lab = hosts["host-a"].lab
+    for name, daemon in (("lv-a", hosts["host-a"]), ("lv-b", hosts["host-b"])):
+        await lab.must("host-a", "host", "add", name, "--libvirt", uri(daemon), "--peer-uri", daemon.uri)
+    encrypted = await lab.cli("host-a", "check", PLAN.name, "lv-b")
+    assert (encrypted.exit_code, "libvirt.encryption" in encrypted.stdout) == (3, True), encrypted
+    checked = await lab.must("host-a", "check", PLAN.name, "lv-b", "--plain")
+    assert "web-7 can move from lv-a to lv-b" in checked
+    assert "commit_owner    libvirt" in checked
+    moved_ = await lab.must("host-a", "migrate", PLAN.name, "lv-b", "--plain", "--bandwidth", "100MiB/s")
+    assert "web-7 runs on lv-b" in moved_
+    assert "round 1:" in moved_
+    assert "libvirt commits the move" in moved_
+    await assert_whole(hosts["host-b"])
+    again = await lab.cli("host-a", "migrate", PLAN.name, "lv-b", "--plain")
+    assert (again.exit_code, "host.same" in again.stdout) == (3, True), again
+    nobody = await lab.cli("host-a", "migrate", "web-8", "lv-b", "--plain")
+    assert "no libvirt host runs a domain web-8" in nobody.stderr

@@ -16,6 +16,7 @@ from vmferry.core.errors import BadInput
 
 if TYPE_CHECKING:
     from vmferry.api.fleet_commands import Told
+    from vmferry.cli.libvirt_hosts import LibvirtHost
 
 ca = group("The fleet's certificate authority.")
 hosts = group("Enrol, list and remove hosts.")
@@ -93,9 +94,11 @@ def ca_renew(*, ca_dir: CaDir = Path(DEFAULT_CA_DIR), as_json: AsJson = False) -
 
 
 @hosts.command("add")
-def add_host(
+def add_host(  # noqa: PLR0913 - one for each option of the command
     name: Annotated[str, typer.Argument(metavar="NAME", help="The host's name in the fleet.")],
-    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="Where all other hosts reach its agent.")],
+    address: Annotated[
+        str | None, typer.Argument(metavar="[ADDRESS]", help="Where all other hosts reach its agent.")
+    ] = None,
     code: Annotated[
         str | None, typer.Argument(metavar="[CODE]", help="The enrolment code that its agent printed.")
     ] = None,
@@ -108,12 +111,30 @@ def add_host(
         ),
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of its agent.")] = DEFAULT_PORT,
+    libvirt: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="No agent, but libvirt: where its daemon is from here (docs/libvirt.md)."),
+    ] = None,
+    peer_uri: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="With --libvirt: where its daemon is from other hosts. Default: the same."),
+    ] = None,
     ca_dir: CaDir = Path(DEFAULT_CA_DIR),
     as_json: AsJson = False,
 ) -> None:
-    """Enrol a host whose agent runs and printed an enrolment code."""
+    """Enrol a host whose agent runs and printed an enrolment code, or name one of libvirt's."""
     from vmferry.api import fleet_commands as commands
 
+    if libvirt is not None:
+        if address is not None:
+            raise BadInput(f"host {name} has an agent or libvirt, not both", fix="leave ADDRESS and CODE out")
+        _add_libvirt_host(name, libvirt, peer_uri, as_json=as_json)
+        return
+    if address is None:
+        raise BadInput(
+            f"it is not said where host {name} is",
+            fix="`vmferry host add NAME ADDRESS CODE`, or `vmferry host add NAME --libvirt URI`",
+        )
     shown = code or code_option or (_read_code(code_file) if code_file is not None else None)
     if shown is None:
         raise BadInput(
@@ -127,6 +148,16 @@ def add_host(
     renews = "; it renews the fleet's certificates" if added.is_authority else ""
     print(f"host {name} at {address} port {port} is in the fleet (vmferry {added.agent_version}){renews}")
     _warn_untold(added.told)
+
+
+def _add_libvirt_host(name: str, uri: str, peer_uri: str | None, *, as_json: bool) -> None:
+    from vmferry.cli import libvirt_hosts
+
+    added = libvirt_hosts.add_host(name, uri, peer_uri)
+    if as_json:
+        print_json({"host": name, "libvirt": added.uri, "peer_uri": added.peer_uri})
+        return
+    print(f"libvirt host {name} is at {added.uri}; from other hosts at {added.peer_uri}")
 
 
 def _read_code(path: str) -> str:
@@ -150,18 +181,41 @@ def _read_code(path: str) -> str:
 
 @hosts.command("list")
 def list_hosts(*, as_json: AsJson = False) -> None:
-    """List the hosts of the fleet and what they offer; a host that does not answer is named."""
+    """List the hosts of the fleet and what they offer, and those of libvirt; one that does not answer is named."""
+    from vmferry.cli.libvirt_hosts import load_hosts
+
+    libvirts = list(load_hosts().values())
+    if libvirts and not (identity_directory() / "ca.pem").exists():  # an operator of libvirt hosts alone
+        _print_libvirts(libvirts, as_json=as_json)
+        return
     fleet = open_fleet()
     answers = fleet.ask_all("/v1/host")
     if as_json:
         silent = {host: error.what for host, error in answers.silent.items()}
-        print_json({"hosts": [answers.answers[host] for host in sorted(answers.answers)], "silent": silent})
+        ours = {"hosts": [answers.answers[host] for host in sorted(answers.answers)], "silent": silent}
+        print_json({**ours, **_libvirt_rows(libvirts)})
         return
     rows = [[host, fleet.endpoint(host).address, *_columns(answers.answers.get(host))] for host in fleet.hosts]
     print_table(["HOST", "ADDRESS", "AGENT", "QEMU", "ACCELERATION", "MEMORY FREE", "BRIDGES"], rows)
     _warn_ca()
     if answers.silent:
         say(f"warning: {answers.silent_text()}")
+    if libvirts:
+        print()
+        _print_libvirts(libvirts, as_json=False)
+
+
+def _libvirt_rows(hosts: list[LibvirtHost]) -> dict[str, Any]:
+    """Return the hosts of libvirt as JSON has them; no key where there are none."""
+    rows = [{"name": host.name, "uri": host.uri, "peer_uri": host.peer_uri} for host in hosts]
+    return {"libvirt": rows} if rows else {}
+
+
+def _print_libvirts(hosts: list[LibvirtHost], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"hosts": [], "silent": {}, **_libvirt_rows(hosts)})
+        return
+    print_table(["LIBVIRT HOST", "FROM HERE", "FROM OTHER HOSTS"], [[h.name, h.uri, h.peer_uri] for h in hosts])
 
 
 def _columns(facts: dict[str, Any] | None) -> list[str]:
@@ -240,9 +294,17 @@ def remove_host(
     ca_dir: CaDir = Path(DEFAULT_CA_DIR),
     as_json: AsJson = False,
 ) -> None:
-    """Remove a host: its certificate gets nothing from that moment."""
+    """Remove a host: its certificate gets nothing from that moment. One of libvirt's is only forgotten."""
     from vmferry.api import fleet_commands as commands
+    from vmferry.cli import libvirt_hosts
 
+    if host in libvirt_hosts.load_hosts():
+        libvirt_hosts.remove_host(host)
+        if as_json:
+            print_json({"host": host})
+        else:
+            print(f"libvirt host {host} is forgotten; its domains are as they were")
+        return
     removed = commands.remove_host(host, ca_dir=ca_dir, identity_dir=identity_directory(), force=force)
     if as_json:
         print_json({"host": host, **_told(removed.told)})

@@ -47,7 +47,7 @@ def follow(fleet: Fleet, view: dict[str, Any], *, as_json: bool) -> int:
         Unreachable: the source's agent has not answered for half a minute, and the destination's knows of no end; the
             hand-over may go on.
     """
-    show, screen = _json_output() if as_json else _text_output(view)
+    show, screen = output_of(view, as_json=as_json)
     last: dict[str, Any] = {}
     lines = _Lines(fleet, view)
     try:
@@ -141,8 +141,16 @@ class _Lines:
         self.arrived, self._finished = found, True
 
 
-def _json_output() -> tuple[Callable[[dict[str, Any]], None], AbstractContextManager[object]]:
-    return print_json, nullcontext()
+def output_of(
+    view: dict[str, Any], *, as_json: bool
+) -> tuple[Callable[[dict[str, Any]], None], AbstractContextManager[object]]:
+    """Return what shows a line of a watch, and the context in which it can.
+
+    Args:
+        view: `guest`, `source` and `destination`.
+        as_json: print the lines as they are.
+    """
+    return (print_json, nullcontext()) if as_json else _text_output(view)
 
 
 def _text_output(view: dict[str, Any]) -> tuple[Callable[[dict[str, Any]], None], AbstractContextManager[object]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from vmferry.cli.fleet import Fleet, open_fleet
+from vmferry.cli.libvirt_hosts import load_hosts
 from vmferry.cli.options import AsJson, GuestArgument
 from vmferry.cli.output import INTERRUPTED, print_json, say
 from vmferry.core.errors import BadInput, NotFound
@@ -130,20 +131,30 @@ def check(  # noqa: PLR0913 - one for each option of the command
     """
     from vmferry.cli.render.check import check_text
 
-    fleet = open_fleet()
-    source = fleet.find_guest(guest)
-    body: dict[str, Any] = {"destination": destination}
     options = _bandwidth(bandwidth) | _choice(policy, max_gap, None, throttle) | _postcopy(postcopy, None)
     options |= _stream(link, channels, compression, pipeline, encryption) | _disks(copy_disks)
-    if options := options | ({"plain": True} if plain else {}):
-        body["options"] = options
-    reply = fleet.ask(source, "POST", f"/v1/guests/{guest}/check", body)
+    options |= {"plain": True} if plain else {}
+    source, reply = _ask_check(guest, destination, options)
     if as_json:
         print_json(reply)
     else:
         print(check_text(guest, source, destination, reply))
     if reply["blockers"]:
         raise typer.Exit(BLOCKED)
+
+
+def _ask_check(guest: str, destination: str, options: dict[str, object]) -> tuple[str, dict[str, Any]]:
+    """Return where a guest is, and what its agent, or libvirt, says of its move."""
+    hosts = load_hosts()
+    if destination in hosts:
+        from vmferry.cli import domain_moves
+
+        reply = domain_moves.check(hosts, guest, destination, options)
+        return str(reply["source"]), reply
+    fleet = open_fleet()
+    source = fleet.find_guest(guest)
+    body = {"destination": destination, **({"options": options} if options else {})}
+    return source, fleet.ask(source, "POST", f"/v1/guests/{guest}/check", body)
 
 
 def migrate(  # noqa: PLR0913 - one for each option of the command
@@ -204,6 +215,12 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
     options = _options(plain, bandwidth, downtime_limit, time_limit) | _choice(policy, max_gap, deadline, throttle)
     options |= _at_deadline(at_deadline) | _postcopy(postcopy, postcopy_after)
     options |= _stream(link, channels, compression, pipeline, encryption) | _disks(copy_disks)
+    if destination in (hosts := load_hosts()):
+        from vmferry.cli import domain_moves
+
+        if detach:
+            raise BadInput("--detach: nobody but this command steers a move of libvirt's", fix="leave it out")
+        raise typer.Exit(domain_moves.migrate(hosts, guest, destination, options, as_json=as_json))
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     try:

@@ -49,6 +49,7 @@ class Ended:
     failure: VmferryError | None  #: None: the domain runs at the destination
     gave_up: str | None  #: why the policy, or a person, had it ended
     last: MigrationSample | None  #: the last reading with figures
+    limit_ms: Milliseconds  #: the downtime limit that was in force last
     trace: Trace | None  #: None: nothing was sent
 
     @property
@@ -97,7 +98,8 @@ class DomainMove:
             await self._tell(event)
         how = "moved" if failure is None else f"aborted: {self._gave_up or failure.what}"
         last = self._trail.last_sample
-        return Ended(failure, self._gave_up, last, self._trail.trace(how, None if last is None else last.downtime_ms))
+        trace = self._trail.trace(how, None if last is None else last.downtime_ms)
+        return Ended(failure, self._gave_up, last, self._trail.limit_ms, trace)
 
     async def give_up(self, why: str) -> None:
         """Have libvirt give the move up; without effect once it is past that."""

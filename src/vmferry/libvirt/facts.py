@@ -51,3 +51,13 @@ class Domain:
     uuid: GuestUuid
     state: DomainState
     is_persistent: bool  #: defined: it is there also when it does not run
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it has a process."""
+        return self.state not in (DomainState.SHUTOFF, DomainState.CRASHED, DomainState.UNKNOWN)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its vCPUs run."""
+        return self.state in (DomainState.RUNNING, DomainState.BLOCKED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vmferry.core.migration import MigrationSample, MigrationStatus
+from vmferry.core.units import Milliseconds
 from vmferry.libvirt.moves.samples import sample_of
 
 #: Of libvirt 9.0, in the third round of a move.
@@ -40,14 +41,15 @@ def test_a_move_under_way() -> None:
     assert (sample.normal_pages, sample.duplicate_pages) == (97_000, 60_000)
     assert sample.dirty_bytes_per_second == 5_100 * 4096
     assert sample.bandwidth == 124_000_000
-    assert (sample.expected_downtime_ms, sample.downtime_ms) == (300, None)
-    assert (sample.total_ms, sample.setup_ms) == (1500, 2)
+    assert (sample.expected_downtime_ms, sample.downtime_ms) == (Milliseconds(300), None)
+    assert (sample.total_ms, sample.setup_ms) == (Milliseconds(1500), Milliseconds(2))
 
 
 def test_a_move_that_is_over() -> None:
     """The same word is now what was measured; a failure has libvirt's words."""
     over = sample_of({**RUNNING, "type": 3, "downtime": 120})
-    assert (over.status, over.downtime_ms, over.expected_downtime_ms) == (MigrationStatus.COMPLETED, 120, None)
+    assert (over.status, over.expected_downtime_ms) == (MigrationStatus.COMPLETED, None)
+    assert over.downtime_ms == Milliseconds(120)
     failed = sample_of({**RUNNING, "type": 4, "errmsg": "end of the stream"})
     assert (failed.status, failed.error) == (MigrationStatus.FAILED, "end of the stream")
 

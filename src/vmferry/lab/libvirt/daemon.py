@@ -67,6 +67,11 @@ class LibvirtDaemon:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def lab(self) -> Lab:
+        """The lab of which its host is one."""
+        return self._lab
+
+    @property
     def uri(self) -> str:
         """The daemon's address for the other host's daemon."""
         return f"qemu+tcp://{self._lab.hosts[self.host].address}/system"

@@ -1,0 +1,274 @@
+"""`vmferry check` and `migrate` of a libvirt domain: steered from this process, since its host has no agent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmferry.cli.following import EXIT_CODES, output_of
+from vmferry.cli.libvirt_hosts import LibvirtHost
+from vmferry.cli.output import INTERRUPTED, say, waiting_for
+from vmferry.core.errors import BadInput, Blocker, NotFound, VmferryError
+from vmferry.core.progress import Finished, Guarantee, Outcome, Report
+from vmferry.core.units import Bytes, Milliseconds
+
+if TYPE_CHECKING:
+    from vmferry.conductor.domain_move import Ended
+    from vmferry.conductor.plan import Asked
+    from vmferry.core.capabilities import StreamWish
+    from vmferry.libvirt.adapter import LibvirtConnection
+    from vmferry.libvirt.moves.request import Request
+
+#: Options that a move by libvirt cannot heed, as the API has them.
+_NOT_LIBVIRTS = {
+    "copy_disks": "--copy-disks",
+    "postcopy_after": "--postcopy-after",
+    "throttle": "--throttle",
+    "time_limit_s": "--time-limit",
+}
+GUARANTEE = Guarantee(
+    commit_owner="libvirt",
+    rollback_until="libvirt's Finish",
+    disk_fence="libvirt's lock manager, if the hosts have one",
+    sentence="libvirt commits the move: vmferry steers it, and cannot take it back once libvirt has finished",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A domain, where it goes, and what was found of that."""
+
+    source: LibvirtHost
+    destination: LibvirtHost
+    asked: Asked
+    request: Request
+    blockers: tuple[Blocker, ...]
+    unseen: tuple[str, ...]
+    acceleration: str
+
+
+def check(hosts: Mapping[str, LibvirtHost], guest: str, destination: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return what an agent's check would say, and what could not be seen; touches nothing.
+
+    Raises:
+        BadInput: an option is none for libvirt's guests.
+        NotFound: no libvirt host of the list runs it.
+        VmferryError: a daemon does not answer.
+    """
+
+    async def ask() -> dict[str, Any]:
+        async with _connected(hosts, guest, destination) as (source, connections):
+            plan = await _plan(hosts, (source, destination), connections, guest, options)
+        promised = None if plan.blockers else dataclasses.asdict(GUARANTEE)
+        told = (*plan.request.left_out, *(f"not seen: {sentence}" for sentence in plan.unseen))
+        blockers = [_row(blocker) for blocker in plan.blockers]
+        return {"source": source, "blockers": blockers, "guarantee": promised, "left_out": told}
+
+    with waiting_for("libvirt"):
+        return asyncio.run(ask())
+
+
+def migrate(
+    hosts: Mapping[str, LibvirtHost], guest: str, destination: str, options: dict[str, Any], *, as_json: bool
+) -> int:
+    """Move a domain and show it; return the exit code of its outcome. Ctrl-C gives the move up; raises as `check`."""
+    try:
+        return asyncio.run(_migrate(hosts, guest, destination, options, as_json=as_json))
+    except KeyboardInterrupt:
+        say(f"\nthe move of {guest} was given up; `vmferry check {guest} {destination}` tells where it runs")
+        return INTERRUPTED
+
+
+async def _migrate(
+    hosts: Mapping[str, LibvirtHost], guest: str, destination: str, options: dict[str, Any], *, as_json: bool
+) -> int:
+    from vmferry.conductor.domain_move import DomainMove
+    from vmferry.libvirt.moves.moving import LibvirtMove
+
+    began = time.monotonic()
+    async with _connected(hosts, guest, destination) as (name, connections):
+        plan = await _plan(hosts, (name, destination), connections, guest, options)
+        view = {"guest": guest, "source": name, "destination": destination}
+        show, screen = output_of(view, as_json=as_json)
+        with screen:
+            if plan.blockers:
+                finished = Finished(_since(began), Outcome.BLOCKED, name, None, None, plan.blockers, None)
+            else:
+                source, there = connections
+                say(f"libvirt moves {guest}; Ctrl-C gives the move up")
+                domain = LibvirtMove(source, guest, plan.destination.peer_uri, plan.request)
+
+                async def tell(event: Any) -> None:
+                    show(_line(event))
+
+                ended = await DomainMove(domain, plan.asked, tell).run()
+                finished = await _finished(plan, guest, ended, (source, there), _since(began))
+            show(_line(finished))
+    return EXIT_CODES[finished.outcome]
+
+
+@contextlib.asynccontextmanager
+async def _connected(
+    hosts: Mapping[str, LibvirtHost], guest: str, destination: str
+) -> AsyncIterator[tuple[str, tuple[LibvirtConnection, LibvirtConnection]]]:
+    """Yield the host that has the domain, and connections to both; closed afterwards."""
+    from vmferry.libvirt.adapter import LibvirtConnection
+
+    async with contextlib.AsyncExitStack() as stack:
+        made: dict[str, LibvirtConnection] = {}
+        silent: list[str] = []
+        for name, host in sorted(hosts.items(), key=lambda pair: pair[0] == destination):
+            try:
+                made[name] = await LibvirtConnection.connect(host.uri)
+            except VmferryError as error:
+                if name == destination:
+                    raise
+                silent.append(error.what)
+                continue
+            stack.push_async_callback(made[name].close)
+        for name, connection in made.items():
+            with contextlib.suppress(NotFound):
+                if (await connection.domain(guest)).is_active:
+                    yield name, (connection, made[destination])
+                    return
+        raise NotFound(
+            "; ".join([f"no libvirt host runs a domain {guest}", *silent]), fix="see `virsh list` on the hosts"
+        )
+
+
+async def _plan(
+    hosts: Mapping[str, LibvirtHost],
+    names: tuple[str, str],
+    connections: tuple[LibvirtConnection, LibvirtConnection],
+    guest: str,
+    options: dict[str, Any],
+) -> Plan:
+    """Return what the move would be."""
+    from vmferry.conductor.plan import Asked, Choice, check_asked
+    from vmferry.libvirt.asking import ask_case
+    from vmferry.libvirt.checks import find_blockers
+    from vmferry.libvirt.moves.request import Wish, make_request
+
+    if wrong := [word for key, word in _NOT_LIBVIRTS.items() if options.get(key)]:
+        raise BadInput(f"{', '.join(wrong)} cannot be had of libvirt's guests yet", fix="leave it out")
+    source, there = connections
+    same = () if names[0] != names[1] else (Blocker("host.same", f"{guest} runs there already", "name another host"),)
+    case = await ask_case(guest, source, there, names[1])
+    verdict = find_blockers(case)
+    domain = await source.domain(guest)
+    versions = [await connection.version() for connection in connections]
+    postcopy = bool(options.get("postcopy"))
+    stream = _stream(options)
+    wish = Wish(stream, options.get("max_bandwidth"), postcopy=postcopy, is_persistent=domain.is_persistent)
+    request = make_request(wish, min(versions))
+    choice = Choice(
+        **({"policy": options["policy"]} if options.get("policy") else {}),
+        max_gap_ms=options.get("max_gap_ms"),
+        deadline_ms=options.get("deadline_ms"),
+        at_deadline=options.get("at_deadline"),
+    )
+    ram = Bytes(int(case.text("memory") or 0) * 1024)  # of a live domain always in KiB
+    asked = Asked(choice, ram, wish.bandwidth, options.get("downtime_limit_ms"), postcopy=postcopy, stream=stream)
+    check_asked(asked)
+    blockers = same or (*verdict.blockers, *request.blockers)
+    kind = "TCG" if case.domain.attributes.get("type") == "qemu" else "KVM"
+    return Plan(hosts[names[0]], hosts[names[1]], asked, request, blockers, verdict.unseen, kind)
+
+
+def _stream(options: dict[str, Any]) -> StreamWish:
+    from vmferry.core.capabilities import Compression, Encryption, StreamWish, Transport
+
+    return StreamWish(
+        Transport(options.get("link") or Transport.TCP),
+        options.get("channels"),
+        Compression(options.get("compression") or Compression.NONE),
+        not options.get("plain"),
+        options.get("pipeline"),
+        Encryption(options.get("encryption") or Encryption.PSK),
+    )
+
+
+async def _finished(
+    plan: Plan,
+    guest: str,
+    ended: Ended,
+    connections: tuple[LibvirtConnection, LibvirtConnection],
+    at_ms: Milliseconds,
+) -> Finished:
+    """Return how it ended, by what both daemons say, not by who was asked to do what."""
+    runs = [
+        host.name
+        for host, connection in zip((plan.source, plan.destination), connections, strict=True)
+        if await _runs(connection, guest)
+    ]
+    if runs == [plan.destination.name]:
+        report = await _report(plan, guest, ended, connections[1], at_ms)
+        return Finished(at_ms, Outcome.MOVED, runs[0], None, None, (), report)
+    if runs == [plan.source.name]:
+        outcome = Outcome.CANCELLED if ended.gave_up else Outcome.ABORTED
+        return Finished(at_ms, outcome, runs[0], ended.reason, None, (), None)
+    where = " and ".join(runs) or "no host"
+    fix = "look at the domain on both hosts (virsh domstate --reason) before anything is started"
+    return Finished(
+        at_ms, Outcome.HELD, None, f"{ended.reason or 'libvirt has finished'}; it runs on {where}", fix, (), None
+    )
+
+
+async def _runs(connection: LibvirtConnection, guest: str) -> bool:
+    try:
+        return (await connection.domain(guest)).is_running
+    except NotFound:
+        return False
+
+
+async def _report(plan: Plan, guest: str, ended: Ended, there: LibvirtConnection, total_ms: Milliseconds) -> Report:
+    """Return what is known of a move that arrived: libvirt's figures; nothing was measured from outside."""
+    last = ended.last
+    with contextlib.suppress(VmferryError):
+        last = await there.last_job(guest)
+    rate = None if last is None or not last.total_ms else round(last.transferred_bytes * 1000 / last.total_ms)
+    return Report(
+        handover="",
+        guest=guest,
+        source=plan.source.name,
+        destination=plan.destination.name,
+        outcome=Outcome.MOVED,
+        reason=None,
+        guarantee=GUARANTEE.sentence,
+        acceleration=plan.acceleration,
+        encrypted=plan.asked.stream.encrypted,
+        total_ms=total_ms,
+        rounds=None if last is None else last.rounds,
+        transferred_bytes=None if last is None else last.transferred_bytes,
+        ram_bytes=None if last is None else last.total_bytes,
+        bandwidth=rate,  # type: ignore[arg-type]  # bytes/s
+        downtime_limit_ms=ended.limit_ms,
+        downtime_ms=None if last is None else last.downtime_ms,
+        guest_gap=None,
+        in_guest_stall_ms=None,
+        network_outage=None,
+        commit_ms=None,
+        policy=plan.asked.choice.policy,
+        channels=plan.asked.stream.channels,
+        compression=str(plan.asked.stream.compression),
+        encryption="x509" if plan.asked.stream.encrypted else None,
+    )
+
+
+def _row(blocker: Blocker) -> dict[str, str]:
+    diff = getattr(blocker, "diff", "")
+    return {"code": blocker.code, "what": blocker.what, "fix": f"{blocker.fix}\n{diff}".rstrip()}
+
+
+def _line(event: Any) -> dict[str, Any]:
+    row: dict[str, Any] = dataclasses.asdict(event)
+    return row
+
+
+def _since(began: float) -> Milliseconds:
+    return Milliseconds((time.monotonic() - began) * 1000)

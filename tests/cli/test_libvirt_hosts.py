@@ -1,0 +1,81 @@
+"""Hosts of libvirt's in the operator's own list."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vmferry.cli.libvirt_hosts import add_host, load_hosts
+from vmferry.cli.main import app
+
+HERE, THERE = "qemu+ssh://root@host-a/system", "qemu+tls://host-a.storage/system"
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An operator without a fleet."""
+    monkeypatch.setenv("VMFERRY_CONFIG", str(tmp_path / "vmferry"))
+    return tmp_path / "vmferry"
+
+
+def run(*words: str) -> tuple[int, str]:
+    """Run a command; returns its exit code and what it printed, or its error."""
+    result = CliRunner().invoke(app, list(words))
+    return result.exit_code, result.output or str(result.exception)
+
+
+def test_a_host_is_added_shown_and_forgotten(directory: Path) -> None:
+    """Nothing but the operator's own list changes, which nobody else can read; no fleet is needed for it."""
+    code, said = run("host", "add", "host-a", "--libvirt", HERE, "--peer-uri", THERE)
+    assert (code, said) == (0, f"libvirt host host-a is at {HERE}; from other hosts at {THERE}\n")
+    assert (directory / "libvirt.toml").stat().st_mode & 0o077 == 0
+    assert HERE in run("host", "list")[1]
+    assert json.loads(run("host", "list", "--json")[1])["libvirt"] == [
+        {"name": "host-a", "uri": HERE, "peer_uri": THERE}
+    ]
+    assert run("host", "remove", "host-a") == (0, "libvirt host host-a is forgotten; its domains are as they were\n")
+    assert load_hosts() == {}
+
+
+def test_one_address_is_enough() -> None:
+    """Other hosts reach it as we do, unless it is said otherwise; a second time says anew where it is."""
+    run("host", "add", "host-a", "--libvirt", HERE)
+    assert load_hosts()["host-a"].peer_uri == HERE
+    run("host", "add", "host-a", "--libvirt", THERE)
+    assert load_hosts()["host-a"].uri == THERE
+    assert len(load_hosts()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("host-a", "--libvirt", "qemu+ext://host-a/system?command=/bin/sh"), "qemu+ext"),
+        (("host-a", "--libvirt", "qemu+ssh://host-a/system?netcat=evil"), "netcat"),
+        (("host-a", "--libvirt", HERE, "--peer-uri", "http://host-a"), "http"),
+        (("Host A", "--libvirt", HERE), "host name"),
+        (("host-a", "10.0.0.1", "--libvirt", HERE), "not both"),
+        (("host-a",), "it is not said where"),
+    ],
+)
+def test_what_is_none_is_refused(words: tuple[str, ...], told: str) -> None:
+    """The reason is told, and the list stays as it was."""
+    add_host("host-b", HERE, None)
+    code, said = run("host", "add", *words)
+    assert code != 0
+    assert told in said
+    assert list(load_hosts()) == ["host-b"]
+
+
+@pytest.mark.parametrize(
+    "text", ["host-a = 3", "[host-a]\nuri = 1", "[host-a", '[host-a]\nuri = "http://a"\npeer_uri = ""']
+)
+def test_a_list_that_is_spoilt_is_told(directory: Path, text: str) -> None:
+    """It is not taken for an empty one."""
+    directory.mkdir(parents=True)
+    (directory / "libvirt.toml").write_text(text)
+    code, said = run("host", "list")
+    assert code != 0
+    assert "libvirt" in said
