@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vmferry.core.errors import BadInput
-from vmferry.libvirt.uri import checked_uri
+from vmferry.libvirt.uri import checked_uri, stream_uri
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,17 @@ def test_what_could_start_a_program_or_trust_anybody_is_refused(text: str, word:
         checked_uri(text)
     assert word in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("daemon", "stream"),
+    [
+        ("qemu+ssh://root@host-b/system", "tcp://host-b"),
+        ("qemu+tcp://10.77.0.2:16509/system", "tcp://10.77.0.2"),
+        ("qemu+tls://[fd00::2]/system", "tcp://[fd00::2]"),
+        ("qemu:///system", None),
+    ],
+)
+def test_the_stream_goes_where_the_daemon_is(daemon: str, stream: str | None) -> None:
+    """The host alone: port and user are the daemon's."""
+    assert stream_uri(daemon) == stream

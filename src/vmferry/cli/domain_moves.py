@@ -153,6 +153,7 @@ async def _plan(
     from vmferry.libvirt.asking import ask_case
     from vmferry.libvirt.checks import find_blockers
     from vmferry.libvirt.moves.request import Wish, make_request
+    from vmferry.libvirt.uri import stream_uri
 
     if wrong := [word for key, word in _NOT_LIBVIRTS.items() if options.get(key)]:
         raise BadInput(f"{', '.join(wrong)} cannot be had of libvirt's guests yet", fix="leave it out")
@@ -164,7 +165,13 @@ async def _plan(
     versions = [await connection.version() for connection in connections]
     postcopy = bool(options.get("postcopy"))
     stream = _stream(options)
-    wish = Wish(stream, options.get("max_bandwidth"), postcopy=postcopy, is_persistent=domain.is_persistent)
+    wish = Wish(
+        stream,
+        options.get("max_bandwidth"),
+        postcopy=postcopy,
+        is_persistent=domain.is_persistent,
+        stream_uri=stream_uri(hosts[names[1]].peer_uri),
+    )
     request = make_request(wish, min(versions))
     choice = Choice(
         **({"policy": options["policy"]} if options.get("policy") else {}),

@@ -55,6 +55,15 @@ def checked_uri(text: str) -> str:
     return f"{text}{'&' if parts.query else '?'}no_tty=1"
 
 
+def stream_uri(text: str) -> str | None:
+    """Return where QEMU sends to, for a daemon's address: the same host; None: it is this host's own daemon.
+
+    libvirt by itself would take what the destination calls itself, which the source may not be able to resolve.
+    """
+    host = _split(text).hostname
+    return None if not host else f"tcp://[{host}]" if ":" in host else f"tcp://{host}"
+
+
 def _split(text: str) -> SplitResult:
     if found := _ODD.search(text):
         raise BadInput(f"libvirt at {text!r}: {found.group()!r} is in no such address", fix=f"name {_FORMS}")
