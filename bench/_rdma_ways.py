@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from _ways import RDMA, Seen, Way, told_by, ways
@@ -17,7 +18,16 @@ from vmferry.lab.nested.rdma import PACKAGES, add_device
 from vmferry.lab.toolchain import find_qemu
 
 _GUESTS = {False: "web-7", True: "web-8"}  #: without a disk, and with one that only its host has
-_DISK = FOLDER / "web-8.img"
+#: A file system of each host's own that knows O_DIRECT: their roots are in memory.
+_DISKS = Path("/run/disks")
+_DISK = _DISKS / "web-8.img"
+_MAKE_DISKS = f"""
+modprobe -a loop ext4
+truncate -s 64M /run/disks.ext4
+mkfs.ext4 -q /run/disks.ext4
+mkdir -m 711 {_DISKS}
+mount -o loop /run/disks.ext4 {_DISKS}
+"""
 _DISK_BYTES = 8 * MIB
 #: Asks the agent of its host for all of them, one after the other: to check each, and to move what is refused.
 _ASK_ALL = """
@@ -51,11 +61,12 @@ async def measure(version: str) -> dict[Way, Seen]:
     async with NestedLab(packages=PACKAGES) as lab:
         for host in lab.hosts.values():
             await add_device(host)
-        async with NestedFleet(lab.hosts, dict.fromkeys(lab.hosts, find_qemu(major, minor))) as fleet:
+            await host.shell(_MAKE_DISKS)
+        async with NestedFleet(lab.hosts, dict.fromkeys(lab.hosts, find_qemu(major, minor)), (_DISKS,)) as fleet:
             await lab.hosts["host-a"].shell(f"head -c {_DISK_BYTES} /dev/urandom > {_DISK}")
             for name in _GUESTS.values():
                 disks = (DiskPlan(_DISK, "raw"),) if name == _GUESTS[True] else ()
-                await fleet.run_guest(replace(micro_guest(name), disks=disks), "host-a")
+                await fleet.run_guest(replace(micro_guest(name), working_set_mib=8, rate=1, disks=disks), "host-a")
             asked = [way for way in ways() if way.link == RDMA]
             found = await _ask_all(lab.hosts["host-a"], asked)
             seen = {}

@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.real,
     pytest.mark.root,
     pytest.mark.nested,
+    pytest.mark.timeout(900),  # agents start on the one slow CPU of each host, beside whatever else runs here
     pytest.mark.xdist_group("nested"),
     pytest.mark.asyncio(loop_scope="session"),
 ]

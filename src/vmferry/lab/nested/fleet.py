@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -45,10 +45,17 @@ class NestedFleet:
     Args:
         hosts: by name; they are somebody else's, and stay up.
         qemus: of each host; the newest on this machine by default.
+        image_dirs: where guests' disks may be, beside the fleet's folder, whose file system knows no O_DIRECT.
     """
 
-    def __init__(self, hosts: Mapping[str, NestedHost], qemus: Mapping[str, QemuBinary] | None = None) -> None:
+    def __init__(
+        self,
+        hosts: Mapping[str, NestedHost],
+        qemus: Mapping[str, QemuBinary] | None = None,
+        image_dirs: Sequence[Path] = (),
+    ) -> None:
         self.hosts = dict(hosts)
+        self._image_dirs = tuple(image_dirs)
         self._first = next(iter(self.hosts))
         self._qemus = dict(qemus or {})
 
@@ -140,7 +147,7 @@ class NestedFleet:
             "advertise": self.hosts[name].plan.ip,
             "state_dir": str(FOLDER / "state"),
             "run_dir": str(FOLDER / "run"),
-            "image_dirs": [str(FOLDER), str(cache_dir())],
+            "image_dirs": [*map(str, self._image_dirs), str(FOLDER), str(cache_dir())],
             "memory_reserve": "64MiB",
             "qemu": {"argv": list(qemu.argv), "env": qemu.env, "uids": "700000-700499"},
         }
