@@ -49,20 +49,31 @@ _FACTS = f"{_COMMON}\nprint(json.dumps(dataclasses.asdict(asyncio.run(leases.fac
 _BEGIN = f"""{_COMMON}
 SERVES = Path("/run/leased.qmp")
 
-async def main(image, *command):
+async def begin(until, image, command):
     spec = GuestSpec("web-7", 1 << 26, BiosBoot(), disks=(Disk(image, DiskFormat.RAW),))
     through = await leases.starting(spec, taking=True)
     SERVES.unlink(missing_ok=True)
     with open("/run/leased.log", "w+b") as log:
         out = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         child = subprocess.Popen([*through, "-", "", *command], **out)
+        seen = None
         while child.poll() is None and not SERVES.exists():
-            time.sleep(0.05)
+            if seen is None and Path(f"/proc/{{child.pid}}/comm").read_text().startswith("qemu"):
+                seen = time.monotonic()
+            time.sleep(0.02)
         if child.poll() is None:
             Path("/run/leased.pid").write_text(str(child.pid))
-            return dict(pid=child.pid, error=None, why=None)
+            return dict(pid=child.pid, error=None, why=None, age_s=time.monotonic() - (seen or time.monotonic()))
         log.seek(0)
-        return dict(pid=None, error=log.read().decode(), why=await leases.why_not(spec))
+        if time.monotonic() < until:
+            return None
+        return dict(pid=None, error=log.read().decode(), why=await leases.why_not(spec), age_s=None)
+
+async def main(patience_s, image, *command):
+    until = time.monotonic() + float(patience_s)
+    while (begun := await begin(until, image, command)) is None:
+        pass
+    return begun
 
 print(json.dumps(asyncio.run(main(*sys.argv[2:]))))
 """
@@ -75,6 +86,7 @@ class Begun:
     pid: int | None
     error: str | None  #: its last words
     why: str | None  #: who has the lease, as the host's agent would say it
+    age_s: float | None  #: how long it has had its lease, at the least
 
 
 async def make_lockspace(host: NestedHost) -> None:
@@ -102,8 +114,16 @@ async def end_qemu(host: NestedHost) -> None:
     await host.shell("[ ! -e /run/leased.pid ] || kill -9 $(cat /run/leased.pid) || true; rm -f /run/leased.pid")
 
 
-async def begin_qemu(host: NestedHost, host_id: int, qemu: QemuBinary, image: str) -> Begun:
-    """Start a QEMU through the registration; its guest is to write to an image, and has not begun to run."""
+async def begin_qemu(host: NestedHost, host_id: int, qemu: QemuBinary, image: str, *, patience_s: float = 0.0) -> Begun:
+    """Start a QEMU through the registration; its guest is to write to an image, and has not begun to run.
+
+    Args:
+        host: where.
+        host_id: its own.
+        qemu: which.
+        image: raw.
+        patience_s: for how long it is tried again when another has the lease.
+    """
     file = f"driver=file,node-name=file,filename={image},cache.direct=on,locking=on"
     words = [
         *("-machine", "q35", "-accel", "tcg", "-m", "64", "-nodefaults", "-display", "none", "-S"),
@@ -112,5 +132,7 @@ async def begin_qemu(host: NestedHost, host_id: int, qemu: QemuBinary, image: st
     ]
     program = (await host.must("sh", "-c", 'command -v "$0"', qemu.argv[0])).strip()
     env = [f"{name}={value}" for name, value in qemu.env.items()]
-    told = await host.python(_BEGIN, str(host_id), image, *env, "--", program, *qemu.argv[1:], *words)
+    command = (*env, "--", program, *qemu.argv[1:], *words)
+    limit_s = patience_s + 120.0
+    told = await host.python(_BEGIN, str(host_id), str(patience_s), image, *command, timeout_s=limit_s)
     return Begun(**json.loads(told))

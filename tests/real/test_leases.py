@@ -186,9 +186,11 @@ async def test_an_agent_that_dies_around_the_commit(
     disk = image_in(calm)
     guest = await started(calm, small(disk))
     with ExitStack() as undo:
+        pid = (await guest.view()).pid
         handover, hold = await held_at(calm, guest, side, state, undo)
-        assert lessees(daemons, "host-a", disk.image) == ([] if side == "destination" else [(await guest.view()).pid])
+        assert lessees(daemons, "host-a", disk.image) == ([] if side == "destination" else [pid])
         calm.hosts[dying].agent.kill()
+        calm.hosts[dying].agent.reap()
         hold.unlink()
         await calm.restart(dying)
         view = await wait_finished(calm, "host-a", handover)
@@ -319,6 +321,7 @@ async def test_a_host_that_takes_none_is_no_destination(calm: Lab, daemons: Sanl
     try:
         config.write_text(whole[: whole.index("[sanlock]")] + _behind(whole, "[sanlock]"))
         there.agent.stop()
+        there.agent.reap()
         await calm.restart("host-b")
         leg = await move(calm, guest, "host-b")
         assert leg.report.outcome == Outcome.BLOCKED
@@ -326,6 +329,7 @@ async def test_a_host_that_takes_none_is_no_destination(calm: Lab, daemons: Sanl
     finally:
         config.write_text(whole)
         there.agent.stop()
+        there.agent.reap()
         await calm.restart("host-b")
     assert (await guest.oracle()).startswith("oracle clean")
 
@@ -371,6 +375,7 @@ async def test_a_host_that_is_off_keeps_its_leases_for_a_while() -> None:
                 handover, _ = await held_at(lab, guest, "destination", "starting", undo)
                 assert len(lessees(own, "host-b", disk.image)) == 1
                 lab.hosts["host-b"].agent.kill()
+                lab.hosts["host-b"].agent.reap()
                 own.freeze("host-b")
                 kill_all(lab.processes_of("host-b"))
                 told = await lab.must("host-a", "recover", "--fenced", "host-b")

@@ -26,9 +26,10 @@ _HEADER_BYTES = 32
 _RESULT = struct.Struct("=24xi4x")
 #: The daemon answers at once, unless its storage hangs: then the guest is better not started.
 _LIMIT_S = 30.0
-#: EAGAIN, EEXIST: another process of this host has the lease, or had it a moment ago.
-_HERE = frozenset({-11, -17})
-_PATIENCE_S = 2.0
+#: EAGAIN, EEXIST, SANLK_ACQUIRE_IDLIVE, _OWNED, _OTHER: another process has the lease, here or on a host that lives: or
+#: had it a moment ago, since its daemon gives it back behind its end.
+_ANOTHERS = frozenset({-11, -17, -243, -244, -245})
+_PATIENCE_S = 5.0
 _AGAIN_S = 0.02
 
 
@@ -62,12 +63,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _ask(connection: socket.socket, request: bytes, *, is_answered: bool) -> int:
-    """Return the result of a request, asked again while a process that ends here still has what it wants."""
+    """Return the result of a request, asked again for a moment while another process has what it wants."""
     until = time.monotonic() + _PATIENCE_S
     while True:
         connection.sendall(request)
         result = _answer(connection) if is_answered else 0
-        if result not in _HERE or time.monotonic() > until:
+        if result not in _ANOTHERS or time.monotonic() > until:
             return result
         time.sleep(_AGAIN_S)
 

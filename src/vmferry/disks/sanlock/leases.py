@@ -110,7 +110,7 @@ class SanlockLeases:
         """Look who has a lease, if that is what the program says."""
         if _REFUSED not in words:
             return None
-        return await self.why_not(spec) or "a lease of its disks was another's, and is not any more"
+        return await self.why_not(spec) or "a lease of its disks was another's until a moment ago"
 
     def _owned(self, path: str, owner: wire.Host, seen: wire.Host | None) -> str:
         who = f"image {path} is leased by host id {owner.host_id} of lockspace {self._settings.lockspace}"
