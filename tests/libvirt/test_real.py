@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from vmferry.core.errors import Broken, Denied, NotFound, TimedOut
+from vmferry.core.errors import BadInput, Broken, Denied, NotFound, TimedOut
 from vmferry.core.migration import MigrationStatus
 from vmferry.lab.channel import ask
 from vmferry.lab.guest_plans import GuestPlan, NicPlan
@@ -22,8 +23,10 @@ from vmferry.lab.network import BRIDGE
 from vmferry.lab.toolchain import cache_dir
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.asking import ask_case
-from vmferry.libvirt.checks import find_blockers
+from vmferry.libvirt.checks import Case, XmlBlocker, find_blockers, read_offer
+from vmferry.libvirt.checks.offer import Said
 from vmferry.libvirt.facts import Domain, DomainState, XmlKind
+from vmferry.libvirt.tree import parse
 
 pytestmark = [
     pytest.mark.real,
@@ -45,13 +48,22 @@ async def lab() -> AsyncIterator[Lab]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def daemon(lab: Lab) -> AsyncIterator[LibvirtDaemon]:
-    """A libvirt daemon on host-a."""
-    made = LibvirtDaemon(lab, "host-a")
-    await made.start()
-    yield made
-    lab.close()
-    made.reap()
+async def daemons(lab: Lab) -> AsyncIterator[tuple[LibvirtDaemon, LibvirtDaemon]]:
+    """A libvirt daemon on each host."""
+    made = LibvirtDaemon(lab, "host-a"), LibvirtDaemon(lab, "host-b")
+    try:
+        await asyncio.gather(*(daemon.start() for daemon in made))
+        yield made
+    finally:
+        lab.close()
+        for daemon in made:
+            daemon.reap()
+
+
+@pytest.fixture
+def daemon(daemons: tuple[LibvirtDaemon, LibvirtDaemon]) -> LibvirtDaemon:
+    """Host-a's."""
+    return daemons[0]
 
 
 def uri(daemon: LibvirtDaemon, *, read_only: bool = False) -> str:
@@ -117,35 +129,64 @@ async def test_a_guest_goes_from_libvirt_to_us_and_back(lab: Lab, daemon: Libvir
     assert view.macs[0] in again
     await daemon.must("destroy", "web-7")
     assert (await connection.domain("web-7")).state is DomainState.SHUTOFF
+    await daemon.must("undefine", "web-7")
     await connection.close()
 
 
-async def test_two_real_daemons_are_asked_whether_a_domain_can_move(lab: Lab, daemon: LibvirtDaemon) -> None:
+def without_devices(case: Case) -> Case:
+    """Return the case as if the destination did not say which devices it has: the lab's hosts share one /sys."""
+    assert case.destination.node_devices is None or case.destination.node_devices
+    return replace(case, destination=replace(case.destination, node_devices=None))
+
+
+async def test_two_real_daemons_are_asked_whether_a_domain_can_move(
+    lab: Lab, daemons: tuple[LibvirtDaemon, LibvirtDaemon]
+) -> None:
     """Between two like hosts nothing is in the way; what the other host lacks is told, each with its fix."""
     image = await asyncio.to_thread(build, PLAN.kind, cache_dir())
-    there = LibvirtDaemon(lab, "host-b")
-    await there.start()
+    here, there = daemons
     text = domain_xml(PLAN, image, emulator=EMULATOR, cpu="qemu64", beat_port=5507)
     file = lab.directory / "asked.xml"
     file.write_text(text)
-    await daemon.must("create", str(file))
-    source, destination = [await LibvirtConnection.connect(uri(each)) for each in (daemon, there)]
+    await here.must("create", str(file))
+    source, destination = [await LibvirtConnection.connect(uri(each)) for each in daemons]
 
-    verdict = find_blockers(await ask_case("web-7", source, destination, "host-b"))
-    assert verdict.blockers == ()
-    assert verdict.unseen == ("which bridges and network cards host-b has: its libvirt does not say",)
+    like = without_devices(await ask_case("web-7", source, destination, "host-b"))
+    assert find_blockers(like).blockers == ()
+    assert find_blockers(like).unseen == ("which bridges and network cards host-b has: its libvirt does not say",)
+    assert like.source_cpu == like.destination.host_cpu
+    assert "qemu64" in like.destination.cpu_models
 
-    await daemon.must("destroy", "web-7")
+    await here.must("destroy", "web-7")
     odd = text.replace('type="bridge"', 'type="network"').replace(f'bridge="{BRIDGE}"', 'network="lan"')
     file.write_text(odd)
     await there.must("define", str(file))
-    await daemon.must("define", str(file))
-    asked = await ask_case("web-7", source, destination, "host-b")
-    assert [blocker.code for blocker in find_blockers(asked).blockers] == ["identity.name-taken", "network.missing"]
-    for each in (daemon, there):
+    await here.must("define", str(file))
+    odd_one = without_devices(await ask_case("web-7", source, destination, "host-b"))
+    assert [blocker.code for blocker in find_blockers(odd_one).blockers] == ["identity.name-taken", "network.missing"]
+    for each in daemons:
         await each.must("undefine", "web-7")
     for connection in (source, destination):
         await connection.close()
+
+
+async def test_a_real_daemon_says_what_a_cpu_lacks(lab: Lab, daemon: LibvirtDaemon) -> None:
+    """A CPU that QEMU does not emulate lacks features by name; an emulator or machine that is not there is told."""
+    connection = await LibvirtConnection.connect(uri(daemon))
+    words = await connection.compare_cpu("<cpu><model>Skylake-Server</model></cpu>", PLAN.machine, "qemu")
+    assert words is not None
+    xml = "<domain type='qemu'><cpu><model>Skylake-Server</model></cpu></domain>"
+    said = Said("host-a", await connection.capabilities(), None, cpu_error=words)
+    blocker = next(b for b in find_blockers(Case(parse(xml), None, read_offer(said))).blockers if "cpu" in b.code)
+    assert blocker.code == "cpu.features-missing"
+    assert isinstance(blocker, XmlBlocker)
+    assert '+    <feature name="avx512f" policy="disable" />' in blocker.diff
+    assert await connection.compare_cpu("<cpu><model>qemu64</model></cpu>", PLAN.machine, "qemu") is None
+    with pytest.raises(Broken, match="Cannot check QEMU binary /nonexistent"):
+        await connection.domain_capabilities(PLAN.machine, "qemu", "/nonexistent")
+    with pytest.raises(BadInput, match=r"machine 'pc-q35-99.9' is not supported by emulator"):
+        await connection.domain_capabilities("pc-q35-99.9", "qemu")
+    await connection.close()
 
 
 async def test_a_real_daemon_denies_what_reading_does_not_need(lab: Lab, daemon: LibvirtDaemon) -> None:

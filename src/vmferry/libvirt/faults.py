@@ -20,7 +20,7 @@ _DAEMON = "check that libvirtd (or virtqemud) runs there and that this user may 
 #: number of the error -> (ours, what to do)
 _BY_CODE: dict[int, _Row] = {
     3: (Refused, "a newer libvirt there may know it"),  # NO_SUPPORT
-    8: (BadInput, "look at the URI"),  # INVALID_ARG
+    8: (BadInput, "correct what libvirt does not take, by its own words"),  # INVALID_ARG
     29: (Denied, "connect without read-only"),  # OPERATION_DENIED
     42: (NotFound, "`virsh list --all` shows which domains there are"),  # NO_DOMAIN
     45: (Denied, _CREDENTIALS),  # AUTH_FAILED
