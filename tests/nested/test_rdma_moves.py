@@ -20,7 +20,8 @@ pytestmark = [
     pytest.mark.real,
     pytest.mark.root,
     pytest.mark.nested,
-    pytest.mark.timeout(900),  # agents start on the one slow CPU of each host, beside whatever else runs here
+    pytest.mark.long,  # agents start on the one slow CPU of each host; beside other tests some do not answer in time
+    pytest.mark.timeout(900),
     pytest.mark.xdist_group("nested"),
     pytest.mark.asyncio(loop_scope="session"),
 ]
@@ -106,7 +107,6 @@ async def test_what_is_missing_is_told_before(fleet: NestedFleet) -> None:
     assert (await fleet.oracle(GUEST, "host-a")).startswith("oracle clean")
 
 
-@pytest.mark.long
 async def test_a_link_that_breaks_costs_nothing(fleet: NestedFleet) -> None:
     """The devices give up after a while: the guest runs on at the source, and moves when the link is back."""
     host_a = fleet.hosts["host-a"]
