@@ -10,7 +10,7 @@ import pytest
 from vmferry.conductor import domain_move
 from vmferry.conductor.domain_move import DomainMove, Ended, Event
 from vmferry.conductor.plan import Asked, Choice
-from vmferry.core.errors import Broken, Refused, VmferryError
+from vmferry.core.errors import Broken, InDoubt, Refused, VmferryError
 from vmferry.core.migration import MigrationSample, MigrationStatus
 from vmferry.core.progress import PolicyOrdered
 from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds
@@ -162,6 +162,25 @@ async def test_libvirts_own_failure_is_the_reason() -> None:
     ended, _ = await moved(domain, "qemu")
     assert ended.reason == "unexpected end of the stream"
     assert "abort" not in domain.calls
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["libvirt ends it", "libvirt goes on"])
+async def test_a_daemon_that_falls_silent(monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
+    """Nobody steers the move any more: it is given up, and when libvirt goes on all the same, that is told."""
+    monkeypatch.setattr(domain_move, "_SILENCE_S", 0.1)
+    monkeypatch.setattr(domain_move, "_ENDS_WITHIN_S", 0.1)
+    domain = FakeDomain([200], refuses=() if ends else ["abort"])
+
+    async def silent() -> MigrationSample:
+        raise Broken("the connection is closed or lost")
+
+    monkeypatch.setattr(domain, "sample", silent)
+    if ends:
+        ended, _ = await moved(domain, "qemu")
+        assert "steering failed" in str(ended.reason)
+        return
+    with pytest.raises(InDoubt, match=r"not steered any more \(the connection is closed or lost\)"):
+        await moved(domain, "qemu")
 
 
 async def test_a_caller_that_is_cancelled_has_the_move_given_up() -> None:

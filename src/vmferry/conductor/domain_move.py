@@ -30,7 +30,7 @@ from vmferry.core.convergence.orders import (
     order_text,
 )
 from vmferry.core.convergence.trace import Trace
-from vmferry.core.errors import Refused, VmferryError
+from vmferry.core.errors import InDoubt, Refused, VmferryError
 from vmferry.core.migration import MigrationSample, MigrationStatus
 from vmferry.core.progress import PolicyBegan, PolicyOrdered, Progress, RoundEnded
 from vmferry.core.units import Milliseconds, Pages
@@ -40,6 +40,10 @@ Event = PolicyBegan | PolicyOrdered | Progress | RoundEnded
 Tell = Callable[[Event], Awaitable[None]]
 
 _READ_EVERY_S = 0.1
+#: A daemon that has not answered for so long is not waited for: nobody would steer the move.
+_SILENCE_S = 10.0
+#: How long a move that was given up may take to end.
+_ENDS_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +80,20 @@ class DomainMove:
         self._observer = Observer()
         self._gave_up: str | None = None
         self._began = time.monotonic()
+        self._silent_since: float | None = None  #: its daemon does not answer
 
     async def run(self) -> Ended:
-        """Move the domain; a caller that is cancelled has the move given up, unless libvirt is past that."""
+        """Move the domain; a caller that is cancelled has the move given up, unless libvirt is past that.
+
+        Raises:
+            InDoubt: nobody steers it any more (its daemon does not answer), and libvirt may go on with it.
+        """
         moving = asyncio.create_task(self._domain.move(), name=f"move:{self._domain.name}")
         steering = asyncio.create_task(self._steer(), name=f"steer:{self._domain.name}")
         try:
-            await asyncio.wait({moving})
+            await asyncio.wait({moving, steering}, return_when=asyncio.FIRST_COMPLETED)
+            if not moving.done():
+                await self._end_unsteered(moving, steering)
         except asyncio.CancelledError:
             await self.give_up("interrupted")
             with contextlib.suppress(VmferryError):
@@ -100,6 +111,18 @@ class DomainMove:
         last = self._trail.last_sample
         trace = self._trail.trace(how, None if last is None else last.downtime_ms)
         return Ended(failure, self._gave_up, last, self._trail.limit_ms, trace)
+
+    async def _end_unsteered(self, moving: asyncio.Task[None], steering: asyncio.Task[None]) -> None:
+        """Have a move given up whose steering has failed; one that goes on all the same is told."""
+        error = steering.exception()
+        await self.give_up(f"steering failed: {error}")
+        await asyncio.wait({moving}, timeout=_ENDS_WITHIN_S)
+        if not moving.done():
+            moving.cancel()
+            raise InDoubt(
+                f"Move of domain {self._domain.name} is not steered any more ({error}), and libvirt goes on with it",
+                fix="look at the domain on both hosts (virsh domstate --reason, virsh domjobinfo)",
+            )
 
     async def give_up(self, why: str) -> None:
         """Have libvirt give the move up; without effect once it is past that."""
@@ -136,11 +159,19 @@ class DomainMove:
                 await self._carry_out(orders, _Moment.of(seen, sample))
 
     async def _read(self) -> MigrationSample:
-        """Take a reading; a daemon that does not answer has none."""
+        """Take a reading; a daemon that does not answer has none for a while.
+
+        Raises:
+            VmferryError: it has not answered for too long.
+        """
         try:
             sample = await self._domain.sample()
         except VmferryError:
+            self._silent_since = self._silent_since or time.monotonic()
+            if time.monotonic() - self._silent_since > _SILENCE_S:
+                raise
             return MigrationSample(MigrationStatus.OTHER)
+        self._silent_since = None
         for event in self._trail.read(sample, self._now()):
             await self._tell(event)
         return sample
