@@ -94,8 +94,12 @@ async def moved(
         told.append(event)
 
     asked = Asked(Choice(policy), Bytes(PLAN.memory_mib * MIB), wish.bandwidth, None, postcopy=wish.postcopy)
-    domain = LibvirtMove(source, PLAN.name, there.uri, request)
-    return await DomainMove(domain, asked, tell).run(), told
+    carrier = await LibvirtConnection.connect(uri(hosts[pair[0]]))
+    try:
+        domain = LibvirtMove(source, carrier, PLAN.name, there.uri, request)
+        return await DomainMove(domain, asked, tell).run(), told
+    finally:
+        await carrier.close()
 
 
 async def assert_whole(daemon: LibvirtDaemon) -> None:

@@ -88,10 +88,12 @@ async def _migrate(
     hosts: Mapping[str, LibvirtHost], guest: str, destination: str, options: dict[str, Any], *, as_json: bool
 ) -> int:
     from vmferry.conductor.domain_move import DomainMove
+    from vmferry.libvirt.adapter import LibvirtConnection
     from vmferry.libvirt.moves.moving import LibvirtMove
 
     began = time.monotonic()
-    async with _connected(hosts, guest, destination) as (name, connections):
+    async with contextlib.AsyncExitStack() as stack:
+        name, connections = await stack.enter_async_context(_connected(hosts, guest, destination))
         plan = await _plan(hosts, (name, destination), connections, guest, options)
         view = {"guest": guest, "source": name, "destination": destination}
         show, screen = output_of(view, as_json=as_json)
@@ -101,7 +103,9 @@ async def _migrate(
             else:
                 source, there = connections
                 say(f"libvirt moves {guest}; Ctrl-C gives the move up")
-                domain = LibvirtMove(source, guest, plan.destination.peer_uri, plan.request)
+                carrier = await LibvirtConnection.connect(plan.source.uri)
+                stack.push_async_callback(carrier.close)
+                domain = LibvirtMove(source, carrier, guest, plan.destination.peer_uri, plan.request)
 
                 async def tell(event: Any) -> None:
                     show(_line(event))

@@ -15,20 +15,22 @@ class LibvirtMove:
     """A move between two daemons that talk to each other; each call raises as the connection's does.
 
     Args:
-        source: the daemon of the host that the domain leaves.
+        source: the daemon of the host that the domain leaves, for readings and orders.
+        carrier: another connection to it, on which nothing else is asked while the move lasts.
         name: the domain.
         destination: the other daemon's address as the source's daemon reaches it.
         request: what libvirt is told, without blockers.
     """
 
     source: LibvirtConnection
+    carrier: LibvirtConnection
     name: str
     destination: str
     request: Request
 
     async def move(self) -> None:
         """Move it; returns when libvirt has finished."""
-        await self.source.move(self.name, self.destination, self.request)
+        await self.carrier.move(self.name, self.destination, self.request)
 
     async def sample(self) -> MigrationSample:
         """Return how the move stands."""
