@@ -32,7 +32,7 @@ from vmferry.libvirt.moves.request import Wish, make_request
 pytestmark = [
     pytest.mark.real,
     pytest.mark.root,
-    pytest.mark.slow,
+    pytest.mark.long,  # until it is known why a call may hang beside a move (docs/design/libvirt.md)
     pytest.mark.timeout(400),
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.skipif(libvirt_missing() is not None, reason=str(libvirt_missing())),
