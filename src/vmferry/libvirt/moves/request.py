@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from vmferry.core.capabilities import Compression, StreamWish, Transport
+from vmferry.core.capabilities.features import version_text
 from vmferry.core.errors import Blocker
 from vmferry.core.units import MIB, BytesPerSecond
 from vmferry.libvirt.moves import terms
-from vmferry.libvirt.moves.terms import Need, Term, Version, version_text
+from vmferry.libvirt.moves.terms import Need, Term, Version
 
 Value = int | str | tuple[str, ...]
 

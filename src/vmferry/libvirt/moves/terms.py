@@ -43,16 +43,12 @@ AUTO_CONVERGE = _flag("AUTO_CONVERGE", (1, 2, 3), "QEMU slows a guest down that 
 POSTCOPY = _flag("POSTCOPY", (1, 3, 3), "post-copy may be begun")
 TLS = _flag("TLS", (3, 2, 0), "QEMU encrypts, by the hosts' certificates")
 PARALLEL = _flag("PARALLEL", (5, 2, 0), "several channels")
-POSTCOPY_RESUME = _flag("POSTCOPY_RESUME", (8, 5, 0), "a broken post-copy goes on")
 
 BANDWIDTH = Term("bandwidth", (1, 1, 0), "MiB/s of the stream")
 STREAM_URI = Term("migrate_uri", (1, 1, 0), "where the stream goes")
 DESTINATION_XML = Term("destination_xml", (1, 1, 0), "the domain as it is at the destination")
-PERSISTENT_XML = Term("persistent_xml", (1, 3, 4), "the domain as it is defined there")
 MIGRATE_DISKS = Term("migrate_disks", (1, 2, 17), "which disks are copied")
 COMPRESSION = Term("compression", (1, 3, 4), "by what pages are compressed")
-THROTTLE_INITIAL = Term("auto_converge.initial", (2, 0, 0), "% of the first brake")
-THROTTLE_INCREMENT = Term("auto_converge.increment", (2, 0, 0), "% more in each step")
 BANDWIDTH_POSTCOPY = Term("bandwidth.postcopy", (5, 1, 0), "MiB/s of the pages that follow in post-copy")
 CHANNELS = Term("parallel.connections", (5, 2, 0), "how many channels")
 
@@ -63,8 +59,3 @@ CHANNEL_COMPRESSION = Term("compression", (9, 4, 0), "zlib and zstd for channels
 def version_of(number: int) -> Version:
     """Return a version as libvirt packs it into a number."""
     return number // 1_000_000, number // 1000 % 1000, number % 1000
-
-
-def version_text(version: Version) -> str:
-    """Return a version as people write it."""
-    return ".".join(map(str, version))
