@@ -215,24 +215,31 @@ async def _finished(
     runs = [
         host.name
         for host, connection in zip((plan.source, plan.destination), connections, strict=True)
-        if await _runs(connection, guest)
+        if await _is_active(connection, guest)
     ]
-    if runs == [plan.destination.name]:
+    if runs == [plan.destination.name] and ended.failure is None:
         report = await _report(plan, guest, ended, connections[1], at_ms)
         return Finished(at_ms, Outcome.MOVED, runs[0], None, None, (), report)
     if runs == [plan.source.name]:
         outcome = Outcome.CANCELLED if ended.gave_up else Outcome.ABORTED
         return Finished(at_ms, outcome, runs[0], ended.reason, None, (), None)
-    where = " and ".join(runs) or "no host"
+    where = " and on ".join(runs) or "no host"
     fix = "look at the domain on both hosts (virsh domstate --reason) before anything is started"
     return Finished(
-        at_ms, Outcome.HELD, None, f"{ended.reason or 'libvirt has finished'}; it runs on {where}", fix, (), None
+        at_ms,
+        Outcome.HELD,
+        None,
+        f"{ended.reason or 'libvirt has finished'}; it has a process on {where}",
+        fix,
+        (),
+        None,
     )
 
 
-async def _runs(connection: LibvirtConnection, guest: str) -> bool:
+async def _is_active(connection: LibvirtConnection, guest: str) -> bool:
+    """Tell whether a domain has a process there; one that was paused moves paused."""
     try:
-        return (await connection.domain(guest)).is_running
+        return (await connection.domain(guest)).is_active
     except NotFound:
         return False
 

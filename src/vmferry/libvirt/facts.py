@@ -56,8 +56,3 @@ class Domain:
     def is_active(self) -> bool:
         """Whether it has a process."""
         return self.state not in (DomainState.SHUTOFF, DomainState.CRASHED, DomainState.UNKNOWN)
-
-    @property
-    def is_running(self) -> bool:
-        """Whether its vCPUs run."""
-        return self.state in (DomainState.RUNNING, DomainState.BLOCKED)
