@@ -77,6 +77,11 @@ class LibvirtDaemon:
         return f"qemu+tcp://{self._lab.hosts[self.host].address}/system"
 
     @property
+    def outside_uri(self) -> str:
+        """The daemon's address for who is outside of its host: its socket."""
+        return f"qemu+unix:///system?socket={self.directory}/run/libvirt-sock"
+
+    @property
     def control(self) -> Path:
         """The control socket of the guest on this host, as the lab sees it."""
         return self.directory / "run" / Path(CONTROL_SOCKET).name
