@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmferry.cli.following import EXIT_CODES, output_of
 from vmferry.cli.libvirt_hosts import LibvirtHost
+from vmferry.cli.libvirt_records import MoveRecord, forget, steering
 from vmferry.cli.output import INTERRUPTED, say, waiting_for
 from vmferry.core.errors import BadInput, Blocker, NotFound, VmferryError
 from vmferry.core.progress import Finished, Guarantee, Outcome, Report
@@ -80,7 +81,7 @@ def migrate(
     try:
         return asyncio.run(_migrate(hosts, guest, destination, options, as_json=as_json))
     except KeyboardInterrupt:
-        say(f"\nthe move of {guest} was given up; `vmferry check {guest} {destination}` tells where it runs")
+        say(f"\nthe move of {guest} was given up; `vmferry recover {guest}` tells where it runs")
         return INTERRUPTED
 
 
@@ -103,15 +104,29 @@ async def _migrate(
             else:
                 source, there = connections
                 say(f"libvirt moves {guest}; Ctrl-C gives the move up")
+                record = MoveRecord(
+                    guest,
+                    name,
+                    destination,
+                    options,
+                    plan.request.flags,
+                    plan.request.parameters,
+                    (await there.standing(guest)).is_defined,
+                    time.time(),
+                )
+                stack.enter_context(steering(record))
                 carrier = await LibvirtConnection.connect(plan.source.uri)
                 stack.push_async_callback(carrier.close)
-                domain = LibvirtMove(source, carrier, guest, plan.destination.peer_uri, plan.request)
+                heard = await stack.enter_async_context(source.listening(guest))
+                domain = LibvirtMove(source, carrier, guest, plan.destination.peer_uri, plan.request, heard)
 
                 async def tell(event: Any) -> None:
                     show(_line(event))
 
                 ended = await DomainMove(domain, plan.asked, tell).run()
                 finished = await _finished(plan, guest, ended, (source, there), _since(began))
+                if finished.outcome is not Outcome.HELD:
+                    forget(guest)
             show(_line(finished))
     return EXIT_CODES[finished.outcome]
 
@@ -153,7 +168,6 @@ async def _plan(
     options: dict[str, Any],
 ) -> Plan:
     """Return what the move would be."""
-    from vmferry.conductor.plan import Asked, Choice, check_asked
     from vmferry.libvirt.asking import ask_case
     from vmferry.libvirt.checks import find_blockers
     from vmferry.libvirt.moves.request import Wish, make_request
@@ -177,21 +191,39 @@ async def _plan(
         stream_uri=stream_uri(hosts[names[1]].peer_uri),
     )
     request = make_request(wish, min(versions))
+    asked = asked_of(options, Bytes(int(case.text("memory") or 0) * 1024))  # of a live domain always in KiB
+    blockers = same or (*verdict.blockers, *request.blockers)
+    kind = "TCG" if case.domain.attributes.get("type") == "qemu" else "KVM"
+    return Plan(hosts[names[0]], hosts[names[1]], asked, request, blockers, verdict.unseen, kind)
+
+
+def asked_of(options: Mapping[str, Any], ram: Bytes) -> Asked:
+    """Return what was asked for, as a policy takes it.
+
+    Raises:
+        BadInput: it makes no sense.
+    """
+    from vmferry.conductor.plan import Asked, Choice, check_asked
+
     choice = Choice(
         **({"policy": options["policy"]} if options.get("policy") else {}),
         max_gap_ms=options.get("max_gap_ms"),
         deadline_ms=options.get("deadline_ms"),
         at_deadline=options.get("at_deadline"),
     )
-    ram = Bytes(int(case.text("memory") or 0) * 1024)  # of a live domain always in KiB
-    asked = Asked(choice, ram, wish.bandwidth, options.get("downtime_limit_ms"), postcopy=postcopy, stream=stream)
+    asked = Asked(
+        choice,
+        ram,
+        options.get("max_bandwidth"),
+        options.get("downtime_limit_ms"),
+        postcopy=bool(options.get("postcopy")),
+        stream=_stream(options),
+    )
     check_asked(asked)
-    blockers = same or (*verdict.blockers, *request.blockers)
-    kind = "TCG" if case.domain.attributes.get("type") == "qemu" else "KVM"
-    return Plan(hosts[names[0]], hosts[names[1]], asked, request, blockers, verdict.unseen, kind)
+    return asked
 
 
-def _stream(options: dict[str, Any]) -> StreamWish:
+def _stream(options: Mapping[str, Any]) -> StreamWish:
     from vmferry.core.capabilities import Compression, Encryption, StreamWish, Transport
 
     return StreamWish(
@@ -224,7 +256,7 @@ async def _finished(
         outcome = Outcome.CANCELLED if ended.gave_up else Outcome.ABORTED
         return Finished(at_ms, outcome, runs[0], ended.reason, None, (), None)
     where = " and on ".join(runs) or "no host"
-    fix = "look at the domain on both hosts (virsh domstate --reason) before anything is started"
+    fix = f"`vmferry recover {guest}` tells what runs where, and ends what is half done; start nothing before"
     return Finished(
         at_ms,
         Outcome.HELD,

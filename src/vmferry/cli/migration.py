@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from vmferry.cli.fleet import Fleet, open_fleet
-from vmferry.cli.libvirt_hosts import load_hosts
+from vmferry.cli.libvirt_hosts import LibvirtHost, load_hosts
+from vmferry.cli.libvirt_records import hosts_that_move
 from vmferry.cli.options import AsJson, GuestArgument
 from vmferry.cli.output import INTERRUPTED, print_json, say
 from vmferry.core.errors import BadInput, NotFound
@@ -335,9 +337,26 @@ WordArgument = Annotated[
 
 
 def watch(word: WordArgument = None, *, as_json: AsJson = False) -> None:
-    """Show a hand-over from its start, under way or over. Ctrl-C only stops showing it."""
+    """Show a hand-over from its start, under way or over; of a libvirt domain, from now on. Ctrl-C only stops that."""
+    if word is not None and (hosts := hosts_that_move(word)):
+        _watch_domain(hosts, word, as_json=as_json)
     fleet = open_fleet()
-    _follow(fleet, fleet.find_handover(word), as_json=as_json)
+    try:
+        found = fleet.find_handover(word)
+    except NotFound:
+        if word is not None and (hosts := load_hosts()):
+            _watch_domain(hosts, word, as_json=as_json)
+        raise
+    _follow(fleet, found, as_json=as_json)
+
+
+def _watch_domain(hosts: Mapping[str, LibvirtHost], word: str, *, as_json: bool) -> NoReturn:
+    from vmferry.cli import domain_recovery
+
+    code = domain_recovery.watch(hosts, word, as_json=as_json)
+    if code is None:
+        raise NotFound(f"no host moves a guest or domain {word}", fix=f"`vmferry recover {word}` tells where it runs")
+    raise typer.Exit(code)
 
 
 def trace(
@@ -383,12 +402,17 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Give a hand-over up before its commit, or a save; the guest runs on where it is."""
+    if hosts := hosts_that_move(word):
+        _cancel_domain(hosts, word, as_json=as_json)
+        return
     fleet = open_fleet()
     try:
         found = fleet.find_handover(word, unfinished=True)
     except NotFound:
         if not _cancel_save(fleet, word, as_json=as_json):
-            raise
+            if not (hosts := load_hosts()):
+                raise
+            _cancel_domain(hosts, word, as_json=as_json)
         return
     reply = fleet.ask(found["asked"], "POST", f"/v1/handovers/{found['handover']}/cancel", {}, time_limit_s=130)
     if as_json:
@@ -398,6 +422,18 @@ def cancel(
             f"hand-over {found['handover']} of {found['guest']}: {reply['state']};"
             f" owner {reply['owner'] or 'not known'}"
         )
+
+
+def _cancel_domain(hosts: Mapping[str, LibvirtHost], word: str, *, as_json: bool) -> None:
+    from vmferry.cli import domain_recovery
+
+    found = domain_recovery.cancel(hosts, word)
+    if found is None:
+        raise NotFound(f"no host moves a guest or domain {word}", fix=f"`vmferry recover {word}` tells where it runs")
+    if as_json:
+        print_json(found)
+    else:
+        print(f"move of {word}: {found['done']}; {found['found']}; owner {found['owner'] or 'not known'}")
 
 
 def _cancel_save(fleet: Fleet, word: str, *, as_json: bool) -> bool:

@@ -53,6 +53,13 @@ _BY_WORDS: tuple[tuple[re.Pattern[str], _Row], ...] = tuple(
             "failed to connect|unable to connect|cannot (recv|write)|connection (refused|reset)|end of file|is closed",
             (Unreachable, _DAEMON),
         ),
+        (
+            "keepalive timeout",
+            (
+                Unreachable,
+                "look after libvirtd there, and after the network on the way: it has answered nothing for long",
+            ),
+        ),
     )
 )
 _UNSPECIFIC = frozenset({1, 5, 6, 38, 39, 40})  # INTERNAL_ERROR, NO_CONNECT, INVALID_CONN, SYSTEM_ERROR, RPC, GNUTLS
