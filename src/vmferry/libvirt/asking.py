@@ -9,8 +9,8 @@ from xml.etree import ElementTree as ET  # makes XML, reads none
 from vmferry.core.errors import BadInput, Broken, Refused, Unreachable
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.checks.case import Case, first
-from vmferry.libvirt.checks.editing import copy_of
 from vmferry.libvirt.checks.offer import Said, host_cpu, read_offer
+from vmferry.libvirt.making import copy_of
 from vmferry.libvirt.tree import parse
 
 T = TypeVar("T")

@@ -50,7 +50,8 @@ def _check_network(case: Case, name: str) -> Iterator[Blocker]:
             "network.missing",
             f"domain {case.name} is in network {name}, which {host} does not have"
             f" (it has {', '.join(sorted(known)) or 'none'})",
-            f"define it there: virsh net-dumpxml {name} here, virsh net-define and net-start on {host}",
+            f"define it there: virsh net-dumpxml {name} here, virsh net-define and net-start on {host}; or give the"
+            f" destination another one: --map network:{name}=NAME",
         )
 
 
@@ -58,8 +59,9 @@ def _check_device(case: Case, interface: Element, name: str) -> Iterator[Blocker
     known, host = case.destination.net_devices, case.destination.host
     if known is None or name in known:
         return
+    kind = "bridge" if interface.attributes.get("type") == "bridge" else "card"
     yield Blocker(
-        "network.no-bridge" if interface.attributes.get("type") == "bridge" else "network.no-card",
+        f"network.no-{kind}",
         f"domain {case.name} is on {name}, which {host} does not have",
-        f"make it on {host}, or give the destination another one (virsh migrate --xml)",
+        f"make it on {host}, or give the destination another one: --map {kind}:{name}=NAME",
     )
