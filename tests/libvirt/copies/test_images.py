@@ -43,8 +43,8 @@ def test_what_is_the_hosts_own_is_copied() -> None:
     copies = plan(FILE, BLOCK)
     assert copies.blockers == ()
     assert copies.images == (
-        Image("vda", "images", "web-7.qcow2", "qcow2", SIZE),
-        Image("vdb", "lvm", "web-7", "raw", SIZE),
+        Image("vda", "images", "web-7.qcow2", "qcow2", SIZE, "/var/lib/images/web-7.qcow2"),
+        Image("vdb", "lvm", "web-7", "raw", SIZE, "/dev/vg/web-7"),
     )
     assert copies.targets == ("vda", "vdb")
     assert copies.unseen == ()
@@ -53,13 +53,13 @@ def test_what_is_the_hosts_own_is_copied() -> None:
 def test_a_volume_stays_in_its_pool() -> None:
     """Its name is the same there."""
     volume = "<disk type='volume'><source pool='images' volume='web-7'/><target dev='vda'/></disk>"
-    assert plan(volume).images == (Image("vda", "images", "web-7", "raw", SIZE),)
+    assert plan(volume).images == (Image("vda", "images", "web-7", "raw", SIZE, "web-7 in pool images"),)
 
 
 def test_an_image_may_be_elsewhere_there() -> None:
     """The destination's XML says where."""
     moved = plan(FILE, paths={"/var/lib/images/web-7.qcow2": "/dev/vg/web-8"})
-    assert moved.images == (Image("vda", "lvm", "web-8", "qcow2", SIZE),)
+    assert moved.images == (Image("vda", "lvm", "web-8", "qcow2", SIZE, "/var/lib/images/web-7.qcow2"),)
 
 
 #: what is not copied unless it is named -> why

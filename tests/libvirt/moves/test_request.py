@@ -113,6 +113,12 @@ def test_the_direct_flow_has_no_peers() -> None:
     assert "PEER2PEER" not in make_request(Wish(PLAIN, tuning=parse_tuning(["flow=direct"])), OLD).flags
 
 
+def test_a_domain_may_stand_still_there() -> None:
+    """It goes on when somebody has looked at it."""
+    assert "PAUSED" in make_request(Wish(PLAIN, tuning=parse_tuning(["paused=yes"])), OLD).flags
+    assert "PAUSED" not in make_request(Wish(PLAIN, tuning=parse_tuning(["paused=no"])), OLD).flags
+
+
 @pytest.mark.parametrize(
     ("is_persistent", "asked", "flags"),
     [

@@ -40,6 +40,7 @@ class Image:
     volume: str
     format: str
     size: Size
+    here: str = ""  #: the one at the source, for people
 
     @property
     def where(self) -> str:
@@ -145,7 +146,7 @@ def _place(name: str, disk: Disk, answers: Answers) -> Image | Blocker | None:
     size = answers.sizes.get(disk.target)
     if size is None:
         return Blocker("disk.not-copied", f"libvirt does not say how large {disk.here} of domain {name} is", _FIX)
-    return Image(disk.target, pool.name, disk.volume, disk.format, size)
+    return Image(disk.target, pool.name, disk.volume, disk.format, size, disk.here)
 
 
 def _no_pool(name: str, disk: Disk, host: str, pool: Pool | None) -> Blocker:

@@ -26,6 +26,11 @@ class ImagesThere:
         self._tell = tell
         self._made: list[Image] = []
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing that would be removed."""
+        return not self._made
+
     async def make(self) -> None:
         """Make all of them, or none.
 

@@ -111,6 +111,7 @@ def _asked(wish: Wish) -> Iterator[tuple[Term, Value | None, Need]]:
         (True, terms.ABORT_ON_ERROR, preferred),
         (wish.defines, terms.PERSIST_DEST, required),
         (wish.undefines, terms.UNDEFINE_SOURCE, required),
+        (wish.tuning.paused, terms.PAUSED, required),
         (stream.encrypted, terms.TLS, required),
         (wish.postcopy, terms.POSTCOPY, required),
         (wish.auto_converge, terms.AUTO_CONVERGE, preferred),

@@ -32,12 +32,14 @@ class Tuning:
         flow: `DIRECT` or `PEERS`; None: whichever works.
         define: whether the domain is defined at the destination; None: as it is at the source.
         undefine: whether it is undefined at the source; None: as above.
+        paused: whether it is left standing still at the destination.
         parameters: each with its value in libvirt's unit.
     """
 
     flow: str | None = None
     define: bool | None = None
     undefine: bool | None = None
+    paused: bool = False
     parameters: Mapping[Term, Value] = field(default_factory=dict)
 
 
@@ -68,6 +70,7 @@ TABLE: Mapping[str, _Row] = {
     "flow": _word(PEERS, DIRECT),
     "define": _word(_YES, _NO),
     "undefine": _word(_YES, _NO),
+    "paused": _word(_YES, _NO),
     "listen_address": _text(terms.LISTEN_ADDRESS, "an address or a host's name", _ADDRESS),
     "disks_port": _number(terms.DISKS_PORT, 1, 65535),
     "disks_uri": _text(terms.DISKS_URI, "tcp://ADDRESS[:PORT] or unix:///PATH", _DISKS_URI),
@@ -104,7 +107,13 @@ def parse_tuning(given: Iterable[str]) -> Tuning:
         values[name] = value
     parameters = {term: value for name, value in values.items() if (term := TABLE[name].term) is not None}
     flow = values.get("flow")
-    return Tuning(None if flow is None else str(flow), _yes(values, "define"), _yes(values, "undefine"), parameters)
+    return Tuning(
+        None if flow is None else str(flow),
+        _yes(values, "define"),
+        _yes(values, "undefine"),
+        _yes(values, "paused") or False,
+        parameters,
+    )
 
 
 def postcopy_limit(tuning: Tuning, limit: int | None) -> int | None:
