@@ -8,7 +8,7 @@ import pytest
 
 from vmferry.core.errors import Broken
 from vmferry.libvirt.adapter import LibvirtConnection
-from vmferry.libvirt.moves.flows import EitherFlow
+from vmferry.libvirt.moves.flows import EitherFlow, is_unreached
 from vmferry.libvirt.moves.request import Request
 from vmferry.libvirt.moves.tuning import DIRECT, PEERS
 
@@ -68,7 +68,7 @@ async def test_daemons_that_reach_each_other_move_it_by_themselves() -> None:
 
 async def test_daemons_that_do_not_reach_each_other() -> None:
     """This process stands between them, with the flags of that flow, and says so."""
-    calls, told, there = await moved(None, f"Failed to connect to remote libvirt URI {THERE_URI}: refused")
+    calls, told, there = await moved(None, "unable to connect to server at 'host-b:16509': Connection refused")
     assert calls == [("peers", THERE_URI, LIVE | PEER2PEER), ("direct", there, LIVE)]
     (sentence,) = told
     assert "this process stands between the two daemons instead: keep it running" in sentence
@@ -77,7 +77,8 @@ async def test_daemons_that_do_not_reach_each_other() -> None:
 @pytest.mark.parametrize(
     ("flow", "failure", "kinds"),
     [
-        (PEERS, "Failed to connect to remote libvirt URI", ["peers", "failed"]),
+        (PEERS, "unable to connect to server at 'host-b:16509': Connection refused", ["peers", "failed"]),
+        (None, "unable to connect to server at 'host-b:49152': Connection refused", ["peers", "failed"]),
         (None, "internal error: QEMU failed", ["peers", "failed"]),
         (DIRECT, None, ["direct"]),
     ],
@@ -87,3 +88,25 @@ async def test_a_move_is_never_begun_twice(flow: str | None, failure: str | None
     calls, told, _ = await moved(flow, failure)
     assert [kind for kind, _, _ in calls] == kinds
     assert told == []
+
+
+#: what the source's daemon says -> whether it is that it does not reach the other one at that address
+SAID = {
+    ("unable to connect to server at 'host-b:16514': Connection refused", "qemu+tls://host-b/system"): True,
+    ("unable to connect to server at 'host-b:16509': No route to host", "qemu+tls://host-b/system"): False,
+    ("unable to connect to server at '10.0.0.2:7': Connection refused", "qemu+tcp://10.0.0.2:7/system"): True,
+    ("unable to resolve address 'host-b' service '16509': Name or service not known", THERE_URI): True,
+    ("Cannot recv data: Host key verification failed.: Connection reset by peer", "qemu+ssh://host-b/system"): True,
+    ("Cannot recv data: root@host-b: Permission denied (publickey).", "qemu+ssh://host-b/system"): True,
+    ("Cannot read CA certificate '/etc/pki/CA/cacert.pem': No such file", "qemu+tls://host-b/system"): True,
+    ("internal error: connection closed due to keepalive timeout", THERE_URI): False,
+    ("client socket is closed", THERE_URI): False,
+    ("operation aborted: migration out job: canceled by client", THERE_URI): False,
+    ("Cannot open '/a.img': Permission denied", THERE_URI): False,
+}
+
+
+@pytest.mark.parametrize(("said", "uri"), SAID)
+def test_what_says_that_a_daemon_was_not_reached(said: str, uri: str) -> None:
+    """Only what libvirt says before it has begun: a link that breaks later is another thing."""
+    assert is_unreached(f"libvirt at qemu:///system, move of domain web-7 to {uri}: {said}", uri) is SAID[said, uri]
