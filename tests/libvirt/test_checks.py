@@ -97,6 +97,14 @@ def test_what_a_host_offers_is_read_from_its_own_words() -> None:
     assert offer.net_devices == frozenset({"br0", "eth_0"})
 
 
+def test_a_bridge_whose_name_libvirt_cannot_write_is_there() -> None:
+    """Of br-lan libvirt's own list has br_lan: no other name is meant by that."""
+    devices = frozenset({*(SAID.node_devices or ()), "net_br_lan_52_54_00_00_00_03"})
+    assert find_blockers(changed("'br0'", "'br-lan'", replace(SAID, node_devices=devices))).blockers == ()
+    (blocker,) = find_blockers(changed("'br0'", "'br-wan'", replace(SAID, node_devices=devices))).blockers
+    assert blocker.code == "network.no-bridge"
+
+
 VF = PAIR.partition("<interface type='hostdev'")
 #: what is wrong -> (the case, code, words of the blocker and its fix, words of its diff)
 CASES: dict[str, tuple[Callable[[], Case], str, tuple[str, ...], tuple[str, ...]]] = {

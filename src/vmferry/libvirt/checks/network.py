@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from vmferry.core.errors import Blocker
 from vmferry.libvirt.checks.case import Case, first
 from vmferry.libvirt.tree import Element
 
+#: What libvirt writes as _ in the name of a node device (br-lan is net_br_lan_...).
+_ODD = re.compile("[^A-Za-z0-9]")
 #: where a card of that type names a device of the host
 _DEVICES = {"bridge": "bridge", "direct": "dev"}
 
@@ -57,7 +60,7 @@ def _check_network(case: Case, name: str) -> Iterator[Blocker]:
 
 def _check_device(case: Case, interface: Element, name: str) -> Iterator[Blocker]:
     known, host = case.destination.net_devices, case.destination.host
-    if known is None or name in known:
+    if known is None or _ODD.sub("_", name) in known:
         return
     kind = "bridge" if interface.attributes.get("type") == "bridge" else "card"
     yield Blocker(

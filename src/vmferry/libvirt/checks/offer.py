@@ -35,7 +35,7 @@ class Offer:
 
     @property
     def net_devices(self) -> frozenset[str] | None:
-        """The host's network devices, bridges too."""
+        """The host's network devices, bridges too; what is no letter or digit of a name is _ here."""
         if self.node_devices is None:
             return None
         return frozenset(found[1] for name in self.node_devices if (found := _NET.fullmatch(name)))
