@@ -262,6 +262,15 @@ class LibvirtConnection:
         """
         return await self._call("its storage pools", lambda: _active(self._connection.listAllStoragePools(0)))
 
+    async def interfaces(self) -> frozenset[str]:
+        """Return the host's network interfaces, bridges and VLANs too; one that is part of a bridge may be missing.
+
+        Raises:
+            Refused: this daemon does not look after them.
+        """
+        found = await self._call("its interfaces", lambda: [i.name() for i in self._connection.listAllInterfaces(0)])
+        return frozenset(found)
+
     async def node_devices(self) -> frozenset[str]:
         """Return the host's devices by the names that `virsh nodedev-list` has for them.
 

@@ -55,6 +55,7 @@ async def ask_case(
         cpu_error=cpu_error,
         networks=await _or_none(destination.networks()),
         pools=await _or_none(destination.pools()),
+        interfaces=await _or_none(destination.interfaces()),
         node_devices=await _or_none(destination.node_devices()),
         domains=await destination.domains(),
     )

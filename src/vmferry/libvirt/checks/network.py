@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from vmferry.core.errors import Blocker
 from vmferry.libvirt.checks.case import Case, first
 from vmferry.libvirt.tree import Element
 
-#: What libvirt writes as _ in the name of a node device (br-lan is net_br_lan_...).
-_ODD = re.compile("[^A-Za-z0-9]")
 #: where a card of that type names a device of the host
 _DEVICES = {"bridge": "bridge", "direct": "dev"}
 
@@ -34,7 +31,7 @@ def unseen_networks(case: Case) -> Iterator[str]:
     host = case.destination.host
     if "network" in kinds and case.destination.networks is None:
         yield f"which networks {host} has: its libvirt does not say"
-    if kinds & _DEVICES.keys() and case.destination.net_devices is None:
+    if kinds & _DEVICES.keys() and case.destination.interfaces is None:
         yield f"which bridges and network cards {host} has: its libvirt does not say"
 
 
@@ -59,12 +56,14 @@ def _check_network(case: Case, name: str) -> Iterator[Blocker]:
 
 
 def _check_device(case: Case, interface: Element, name: str) -> Iterator[Blocker]:
-    known, host = case.destination.net_devices, case.destination.host
-    if known is None or _ODD.sub("_", name) in known:
-        return
+    there = case.destination
     kind = "bridge" if interface.attributes.get("type") == "bridge" else "card"
+    if there.interfaces is None or name in there.interfaces:
+        return
+    if kind == "card" and (there.node_devices is None or there.has_card(name)):
+        return  # one that is part of a bridge is no interface of libvirt's
     yield Blocker(
         f"network.no-{kind}",
-        f"domain {case.name} is on {name}, which {host} does not have",
-        f"make it on {host}, or give the destination another one: --map {kind}:{name}=NAME",
+        f"domain {case.name} is on {name}, which {there.host} does not have",
+        f"make it on {there.host}, or give the destination another one: --map {kind}:{name}=NAME",
     )
