@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vmferry.cli.following import EXIT_CODES, output_of
@@ -23,20 +23,19 @@ if TYPE_CHECKING:
     from vmferry.conductor.plan import Asked
     from vmferry.core.capabilities import StreamWish
     from vmferry.libvirt.adapter import LibvirtConnection
+    from vmferry.libvirt.copies import Copies
     from vmferry.libvirt.moves.request import Request
 
 #: Options that a move by libvirt cannot heed, as the API has them.
 _NOT_LIBVIRTS = {
-    "copy_disks": "--copy-disks",
     "postcopy_after": "--postcopy-after",
-    "throttle": "--throttle",
     "time_limit_s": "--time-limit",
 }
-GUARANTEE = Guarantee(
-    commit_owner="libvirt",
-    rollback_until="libvirt's Finish",
-    disk_fence="libvirt's lock manager, if the hosts have one",
-    sentence="libvirt commits the move: vmferry steers it, and cannot take it back once libvirt has finished",
+_SENTENCE = "libvirt commits the move: vmferry steers it, and cannot take it back once libvirt has finished"
+#: What it costs that this process is between the daemons (docs/libvirt.md).
+_DIRECT = (
+    "; this process stands between the two daemons: if it dies before the stop, the domain runs on at the source, and"
+    " during the stop it may stay paused there"
 )
 
 
@@ -48,9 +47,21 @@ class Plan:
     destination: LibvirtHost
     asked: Asked
     request: Request
+    direct: Request  #: of the flow through this process
+    flow: str | None  #: the one that was asked for; None: whichever works
+    copies: Copies
+    disk_fence: str
     blockers: tuple[Blocker, ...]
     unseen: tuple[str, ...]
     acceleration: str
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What is promised."""
+        from vmferry.libvirt.moves.tuning import DIRECT
+
+        sentence = _SENTENCE + _DIRECT * (self.flow == DIRECT)
+        return Guarantee("libvirt", "libvirt's Finish", self.disk_fence, sentence)
 
 
 def check(hosts: Mapping[str, LibvirtHost], guest: str, destination: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +76,7 @@ def check(hosts: Mapping[str, LibvirtHost], guest: str, destination: str, option
     async def ask() -> dict[str, Any]:
         async with _connected(hosts, guest, destination) as (source, connections):
             plan = await _plan(hosts, (source, destination), connections, guest, options)
-        promised = None if plan.blockers else dataclasses.asdict(GUARANTEE)
+        promised = None if plan.blockers else dataclasses.asdict(plan.guarantee)
         told = (*plan.request.left_out, *(f"not seen: {sentence}" for sentence in plan.unseen))
         blockers = [_row(blocker) for blocker in plan.blockers]
         return {"source": source, "blockers": blockers, "guarantee": promised, "left_out": told}
@@ -88,8 +99,9 @@ def migrate(
 async def _migrate(
     hosts: Mapping[str, LibvirtHost], guest: str, destination: str, options: dict[str, Any], *, as_json: bool
 ) -> int:
+    from vmferry.cli.domain_terms import images_for, say_left
     from vmferry.conductor.domain_move import DomainMove
-    from vmferry.libvirt.adapter import LibvirtConnection
+    from vmferry.libvirt.moves.flows import EitherFlow
     from vmferry.libvirt.moves.moving import LibvirtMove
 
     began = time.monotonic()
@@ -104,6 +116,7 @@ async def _migrate(
             else:
                 source, there = connections
                 say(f"libvirt moves {guest}; Ctrl-C gives the move up")
+                images = await stack.enter_async_context(images_for(there, plan.copies.images, guest, say))
                 record = MoveRecord(
                     guest,
                     name,
@@ -115,8 +128,8 @@ async def _migrate(
                     time.time(),
                 )
                 stack.enter_context(steering(record))
-                carrier = await LibvirtConnection.connect(plan.source.uri)
-                stack.push_async_callback(carrier.close)
+                carriers = [await _opened(stack, uri) for uri in (plan.source.uri, plan.destination.uri)]
+                carrier = EitherFlow(carriers[0], carriers[1], plan.direct, plan.flow, say)
                 heard = await stack.enter_async_context(source.listening(guest))
                 domain = LibvirtMove(source, carrier, guest, plan.destination.peer_uri, plan.request, heard)
 
@@ -127,8 +140,20 @@ async def _migrate(
                 finished = await _finished(plan, guest, ended, (source, there), _since(began))
                 if finished.outcome is not Outcome.HELD:
                     forget(guest)
+                if finished.outcome is Outcome.MOVED:
+                    images.keep()
+                    say_left(plan.copies, name)
             show(_line(finished))
     return EXIT_CODES[finished.outcome]
+
+
+async def _opened(stack: contextlib.AsyncExitStack, uri: str) -> LibvirtConnection:
+    """Return a connection on which nothing else is asked while a move lasts."""
+    from vmferry.libvirt.adapter import LibvirtConnection
+
+    connection = await LibvirtConnection.connect(uri)
+    stack.push_async_callback(connection.close)
+    return connection
 
 
 @contextlib.asynccontextmanager
@@ -168,33 +193,61 @@ async def _plan(
     options: dict[str, Any],
 ) -> Plan:
     """Return what the move would be."""
+    from vmferry.cli.domain_terms import find_copies, is_braked, parse_terms, put_there
     from vmferry.libvirt.asking import ask_case
     from vmferry.libvirt.checks import find_blockers
+    from vmferry.libvirt.locks import fence_of
     from vmferry.libvirt.moves.request import Wish, make_request
+    from vmferry.libvirt.moves.tuning import DIRECT
+    from vmferry.libvirt.tree import parse
     from vmferry.libvirt.uri import stream_uri
 
     if wrong := [word for key, word in _NOT_LIBVIRTS.items() if options.get(key)]:
         raise BadInput(f"{', '.join(wrong)} cannot be had of libvirt's guests yet", fix="leave it out")
+    terms = parse_terms(options)
     source, there = connections
     same = () if names[0] != names[1] else (Blocker("host.same", f"{guest} runs there already", "name another host"),)
-    case = await ask_case(guest, source, there, names[1])
+    case = await ask_case(guest, source, there, names[1], terms.renaming.apply)
     verdict = find_blockers(case)
+    live = await source.domain_xml(guest)
+    copies = await find_copies(terms, guest, parse(live), case.domain, connections, names[1])
     domain = await source.domain(guest)
     versions = [await connection.version() for connection in connections]
     postcopy = bool(options.get("postcopy"))
-    stream = _stream(options)
+    stream, bandwidth = _stream(options), options.get("max_bandwidth")
+    asked = asked_of(options, Bytes(int(case.text("memory") or 0) * 1024))  # of a live domain always in KiB
     wish = Wish(
         stream,
-        options.get("max_bandwidth"),
+        bandwidth,
         postcopy=postcopy,
+        auto_converge=is_braked(terms, asked),
+        disks=copies.targets,
         is_persistent=domain.is_persistent,
         stream_uri=stream_uri(hosts[names[1]].peer_uri),
+        tuning=terms.tuning,
     )
-    request = make_request(wish, min(versions))
-    asked = asked_of(options, Bytes(int(case.text("memory") or 0) * 1024))  # of a live domain always in KiB
-    blockers = same or (*verdict.blockers, *request.blockers)
-    kind = "TCG" if case.domain.attributes.get("type") == "qemu" else "KVM"
-    return Plan(hosts[names[0]], hosts[names[1]], asked, request, blockers, verdict.unseen, kind)
+    wish = await put_there(wish, terms, guest, source)
+    request, direct = (
+        make_request(replace(wish, tuning=replace(wish.tuning, flow=flow)), min(versions))
+        for flow in (wish.tuning.flow, DIRECT)
+    )
+    here_and_there = hosts[names[0]], hosts[names[1]]
+    declared = here_and_there[0].lock_manager, here_and_there[1].lock_manager
+    fence = fence_of(names, declared, copied=bool(copies.images))
+    idle = terms.renaming.idle(guest, live)
+    found = (*verdict.blockers, *idle, *copies.blockers, *fence.blockers, *request.blockers)
+    return Plan(
+        *here_and_there,
+        asked,
+        request,
+        direct,
+        wish.tuning.flow,
+        copies,
+        fence.text,
+        same or found,
+        (*verdict.unseen, *copies.unseen),
+        "TCG" if case.domain.attributes.get("type") == "qemu" else "KVM",
+    )
 
 
 def asked_of(options: Mapping[str, Any], ram: Bytes) -> Asked:
@@ -289,7 +342,7 @@ async def _report(plan: Plan, guest: str, ended: Ended, there: LibvirtConnection
         destination=plan.destination.name,
         outcome=Outcome.MOVED,
         reason=None,
-        guarantee=GUARANTEE.sentence,
+        guarantee=plan.guarantee.sentence,
         acceleration=plan.acceleration,
         encrypted=plan.asked.stream.encrypted,
         total_ms=total_ms,

@@ -103,6 +103,27 @@ CompressionOption = Annotated[
 ]
 
 
+DisksOption = Annotated[
+    list[str] | None,
+    typer.Option("--disk", metavar="TARGET", help="Copy this disk alone (vda), of a guest of libvirt; repeat it."),
+]
+
+LibvirtOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--libvirt", metavar="NAME=VALUE", help="What only libvirt has a word for (docs/libvirt.md); repeat it."
+    ),
+]
+
+MapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="WHAT:HERE=THERE",
+        help="What a guest of libvirt finds under another name there: bridge, network, card, device, disk, listen.",
+    ),
+]
+
 BandwidthOption = Annotated[
     str | None,
     typer.Option(help="Most that the stream may take, e.g. 1Gbit/s or 100MiB/s. Default: the link's speed."),
@@ -124,6 +145,9 @@ def check(  # noqa: PLR0913 - one for each option of the command
     pipeline: PipelineOption = None,
     encryption: EncryptionOption = None,
     copy_disks: CopyDisksOption = False,
+    disk: DisksOption = None,
+    libvirt: LibvirtOption = None,
+    renamed: MapOption = None,
     bandwidth: BandwidthOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -135,7 +159,7 @@ def check(  # noqa: PLR0913 - one for each option of the command
 
     options = _bandwidth(bandwidth) | _choice(policy, max_gap, None, throttle) | _postcopy(postcopy, None)
     options |= _stream(link, channels, compression, pipeline, encryption) | _disks(copy_disks)
-    options |= {"plain": True} if plain else {}
+    options |= _libvirts(disk, libvirt, renamed) | ({"plain": True} if plain else {})
     source, reply = _ask_check(guest, destination, options)
     if as_json:
         print_json(reply)
@@ -153,6 +177,7 @@ def _ask_check(guest: str, destination: str, options: dict[str, object]) -> tupl
 
         reply = domain_moves.check(hosts, guest, destination, options)
         return str(reply["source"]), reply
+    _refuse_libvirts(options)
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     body = {"destination": destination, **({"options": options} if options else {})}
@@ -210,6 +235,9 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
     pipeline: PipelineOption = None,
     encryption: EncryptionOption = None,
     copy_disks: CopyDisksOption = False,
+    disk: DisksOption = None,
+    libvirt: LibvirtOption = None,
+    renamed: MapOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Only begin; print the hand-over's id.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -217,12 +245,14 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
     options = _options(plain, bandwidth, downtime_limit, time_limit) | _choice(policy, max_gap, deadline, throttle)
     options |= _at_deadline(at_deadline) | _postcopy(postcopy, postcopy_after)
     options |= _stream(link, channels, compression, pipeline, encryption) | _disks(copy_disks)
+    options |= _libvirts(disk, libvirt, renamed)
     if destination in (hosts := load_hosts()):
         from vmferry.cli import domain_moves
 
         if detach:
             raise BadInput("--detach: nobody but this command steers a move of libvirt's", fix="leave it out")
         raise typer.Exit(domain_moves.migrate(hosts, guest, destination, options, as_json=as_json))
+    _refuse_libvirts(options)
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     try:
@@ -302,6 +332,18 @@ def _postcopy(allowed: bool, after: int | None) -> dict[str, object]:
 
 def _disks(copied: bool) -> dict[str, object]:
     return {"copy_disks": True} if copied else {}
+
+
+def _libvirts(disks: list[str] | None, words: list[str] | None, maps: list[str] | None) -> dict[str, object]:
+    """Return what only guests of libvirt have."""
+    given = {"disks": disks, "libvirt": words, "maps": maps}
+    return {name: tuple(value) for name, value in given.items() if value}
+
+
+def _refuse_libvirts(options: dict[str, object]) -> None:
+    from vmferry.cli.domain_terms import refuse_libvirts
+
+    refuse_libvirts(options)
 
 
 def _stream(

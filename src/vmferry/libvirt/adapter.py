@@ -161,26 +161,32 @@ class LibvirtConnection:
         what = f"last job of domain {name}"
         return await self._call(what, lambda: sample_of(self._connection.lookupByName(name).jobStats(stats)))
 
-    async def move(self, name: str, destination: str, request: Request) -> None:
+    async def move(self, name: str, destination: str | LibvirtConnection, request: Request) -> None:
         """Move a domain; returns when libvirt has finished, however long that takes.
 
         A caller that is cancelled no longer waits; the daemons go on with the move, which `abort` ends.
 
         Args:
             name: of a domain that runs here.
-            destination: its daemon's address as this one's daemon reaches it.
-            request: without blockers.
+            destination: its daemon's address as this one's daemon reaches it; or a connection to it, and then this
+                process stands between the two daemons.
+            request: without blockers; with PEER2PEER for an address, without it for a connection.
 
         Raises:
             Broken: it failed, in libvirt's words; the domain runs here unless libvirt was finishing. See `domain`.
         """
         libvirt = _load()
-        address, parameters = checked_uri(destination), _typed(request.parameters)
+        parameters = _typed(request.parameters)
         flags = functools.reduce(operator.or_, (getattr(libvirt, f"VIR_MIGRATE_{flag}") for flag in request.flags), 0)
-        what = f"libvirt at {self._uri}, move of domain {name} to {destination}"
-        await _in_thread(
-            lambda: self._connection.lookupByName(name).migrateToURI3(address, parameters, flags), what, None
-        )
+        direct = destination if isinstance(destination, LibvirtConnection) else None
+        where: Any = checked_uri(str(destination)) if direct is None else direct._connection  # noqa: SLF001  # of this class
+
+        def move() -> None:
+            domain = self._connection.lookupByName(name)
+            (domain.migrateToURI3 if direct is None else domain.migrate3)(where, parameters, flags)
+
+        there = destination if direct is None else direct._uri  # noqa: SLF001  # as above
+        await _in_thread(move, f"libvirt at {self._uri}, move of domain {name} to {there}", None)
 
     @contextlib.asynccontextmanager
     async def listening(self, name: str) -> AsyncIterator[asyncio.Queue[Happening]]:
@@ -309,6 +315,15 @@ class LibvirtConnection:
         """
         return await self._call("its storage pools", lambda: _active(self._connection.listAllStoragePools(0)))
 
+    async def interfaces(self) -> frozenset[str]:
+        """Return the host's network interfaces, bridges and VLANs too; one that is part of a bridge may be missing.
+
+        Raises:
+            Refused: this daemon does not look after them.
+        """
+        found = await self._call("its interfaces", lambda: [i.name() for i in self._connection.listAllInterfaces(0)])
+        return frozenset(found)
+
     async def node_devices(self) -> frozenset[str]:
         """Return the host's devices by the names that `virsh nodedev-list` has for them.
 
@@ -317,6 +332,15 @@ class LibvirtConnection:
         """
         names = await self._call("its devices", lambda: [d.name() for d in self._connection.listAllDevices(0)])
         return frozenset(names)
+
+    async def call(self, what: str, function: Callable[[Any], T]) -> T:
+        """Return what a function does with libvirt's own connection: for calls that have a file of their own.
+
+        Args:
+            what: what is asked, for messages.
+            function: blocks; it must not keep what it is given.
+        """
+        return await self._call(what, lambda: function(self._connection))
 
     async def _call(self, what: str, function: Callable[[], T]) -> T:
         if self._is_lost:

@@ -10,6 +10,7 @@ from vmferry.core.errors import Broken
 from vmferry.core.migration import MigrationSample
 from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.libvirt.adapter import LibvirtConnection
+from vmferry.libvirt.moves.flows import Carrier
 from vmferry.libvirt.moves.happenings import Happening, Lost
 from vmferry.libvirt.moves.request import Request
 from vmferry.libvirt.moves.standing import Job, Run
@@ -17,11 +18,11 @@ from vmferry.libvirt.moves.standing import Job, Run
 
 @dataclass(frozen=True, slots=True)
 class LibvirtMove:
-    """A move between two daemons that talk to each other; each call raises as the connection's does.
+    """A move between two daemons; each call raises as the connection's does.
 
     Args:
         source: the daemon of the host that the domain leaves, for readings and orders.
-        carrier: another connection to it, on which nothing else is asked while the move lasts (docs/design/libvirt.md).
+        carrier: has it moved, over another connection, on which nothing else is asked meanwhile (docs/design/libvirt.md).
         name: the domain.
         destination: the other daemon's address as the source's daemon reaches it.
         request: what libvirt is told, without blockers.
@@ -29,7 +30,7 @@ class LibvirtMove:
     """
 
     source: LibvirtConnection
-    carrier: LibvirtConnection
+    carrier: Carrier
     name: str
     destination: str
     request: Request
