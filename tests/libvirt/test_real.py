@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from tests.libvirt.versions import IDS, VERSIONS, find_or_skip
 
 from vmferry.core.errors import BadInput, Broken, Denied, NotFound, TimedOut
 from vmferry.core.migration import MigrationStatus
@@ -47,17 +48,17 @@ async def lab() -> AsyncIterator[Lab]:
         yield made
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def daemons(lab: Lab) -> AsyncIterator[tuple[LibvirtDaemon, LibvirtDaemon]]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=VERSIONS, ids=IDS)
+async def daemons(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[tuple[LibvirtDaemon, LibvirtDaemon]]:
     """A libvirt daemon on each host."""
-    made = LibvirtDaemon(lab, "host-a"), LibvirtDaemon(lab, "host-b")
+    build = find_or_skip(request.param)
+    made = LibvirtDaemon(lab, "host-a", build), LibvirtDaemon(lab, "host-b", build)
     try:
         await asyncio.gather(*(daemon.start() for daemon in made))
         yield made
     finally:
-        lab.close()
         for daemon in made:
-            daemon.reap()
+            daemon.stop()
 
 
 @pytest.fixture
@@ -118,10 +119,11 @@ async def test_a_guest_goes_from_libvirt_to_us_and_back(lab: Lab, daemon: Libvir
     exported = lab.directory / "exported.xml"
     exported.write_text(await lab.must("host-b", "export", "web-7"))
     await lab.must("host-b", "guest", "stop", "web-7", "--force")
+    await lab.must("host-b", "guest", "remove", "web-7")
     await daemon.must("define", "--validate", str(exported))
     await daemon.must("start", "web-7")
     assert await connection.domains() == (Domain("web-7", domain.uuid, DomainState.RUNNING, is_persistent=True),)
-    (socket,) = daemon.directory.glob("lib/qemu/channel/target/*/org.vmferry.control")
+    (socket,) = daemon.directory.rglob("org.vmferry.control")  # libvirt 11 has moved it from /var/lib to /run
     await wait_ready(socket)
     assert (await ask(socket, "oracle\n", "oracle", 60.0)).startswith("oracle clean")
     again = await lab.must("host-a", "import", "web-7", "--libvirt", place, "--accept", "address")

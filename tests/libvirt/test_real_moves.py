@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 from tests.libvirt.test_real import EMULATOR, uri, wait_ready
+from tests.libvirt.versions import IDS, VERSIONS, find_or_skip
 
 from vmferry.conductor.domain_move import DomainMove, Ended, Event
 from vmferry.conductor.plan import Asked, Choice
@@ -32,7 +33,7 @@ from vmferry.libvirt.moves.request import Wish, make_request
 pytestmark = [
     pytest.mark.real,
     pytest.mark.root,
-    pytest.mark.long,  # until it is known why a call may hang beside a move (docs/design/libvirt.md)
+    pytest.mark.slow,
     pytest.mark.timeout(400),
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.skipif(libvirt_missing() is not None, reason=str(libvirt_missing())),
@@ -43,15 +44,23 @@ WISH = Wish(StreamWish(encrypted=False), bandwidth=LINK)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def hosts() -> AsyncIterator[dict[str, LibvirtDaemon]]:
-    """A daemon on each of two hosts, 1 Gbit/s apart."""
-    async with Lab(link=LINK) as lab:
-        made = {name: LibvirtDaemon(lab, name) for name in lab.hosts}
+async def lab() -> AsyncIterator[Lab]:
+    """Two hosts, 1 Gbit/s apart."""
+    async with Lab(link=LINK) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=VERSIONS, ids=IDS)
+async def hosts(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[dict[str, LibvirtDaemon]]:
+    """A daemon on each."""
+    build = find_or_skip(request.param)
+    made = {name: LibvirtDaemon(lab, name, build) for name in lab.hosts}
+    try:
         await asyncio.gather(*(daemon.start() for daemon in made.values()))
         yield made
-        lab.close()
+    finally:
         for daemon in made.values():
-            daemon.reap()
+            daemon.stop()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -128,6 +137,7 @@ async def test_there_and_back_under_load(
         assert ended.trace is not None
 
 
+@pytest.mark.long
 async def test_a_domain_that_outruns_the_link_leaves_by_postcopy(
     hosts: dict[str, LibvirtDaemon], connections: dict[str, LibvirtConnection]
 ) -> None:
@@ -141,6 +151,7 @@ async def test_a_domain_that_outruns_the_link_leaves_by_postcopy(
     await assert_whole(hosts["host-b"])
 
 
+@pytest.mark.long
 async def test_a_move_that_is_given_up_costs_nothing(
     hosts: dict[str, LibvirtDaemon], connections: dict[str, LibvirtConnection]
 ) -> None:
@@ -164,6 +175,7 @@ async def test_a_move_that_is_given_up_costs_nothing(
     await assert_whole(hosts["host-b"])
 
 
+@pytest.mark.long
 async def test_by_the_command(hosts: dict[str, LibvirtDaemon], connections: dict[str, LibvirtConnection]) -> None:
     """Hosts get names, the check says what libvirt promises, and the move shows its rounds and libvirt's figures."""
     await started(hosts, PLAN)

@@ -20,8 +20,9 @@ from vmferry.core.errors import Broken, TimedOut
 from vmferry.lab.commands import Ran
 from vmferry.lab.libvirt.domain import CONSOLE_SOCKET, CONTROL_SOCKET
 from vmferry.lab.libvirt.emulator import write_emulator
-from vmferry.lab.libvirt.settings import ACCOUNT, ACCOUNTS, LIBVIRTD_CONF, QEMU_CONF
-from vmferry.lab.toolchain import QemuBinary
+from vmferry.lab.libvirt.settings import ACCOUNT, ACCOUNTS, LIBVIRTD_CONF, NETWORK_CONF, QEMU_CONF
+from vmferry.lab.processes import kill_all
+from vmferry.lab.toolchain import LibvirtBuild, QemuBinary
 from vmferry.lab.toolchain.qemu import INSTALLED
 from vmferry.lab.toolchain.unpack import module_dir
 
@@ -57,12 +58,15 @@ class LibvirtDaemon:
     Args:
         lab: a lab with namespaces.
         host: one of its hosts.
+        build: which libvirt; None: the one that is installed.
     """
 
-    def __init__(self, lab: Lab, host: str) -> None:
+    def __init__(self, lab: Lab, host: str, build: LibvirtBuild | None = None) -> None:
         self._lab = lab
+        self._build = build
         self.host = host
-        self.directory = lab.directory / host / "libvirt"
+        version = "" if build is None or build.root is None else "-{}.{}".format(*build.version)
+        self.directory = lab.directory / host / f"libvirt{version}"
         self.log = self.directory / "daemon.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -128,13 +132,20 @@ class LibvirtDaemon:
         text = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
 
+    def stop(self) -> None:
+        """End the daemon and the guests that it has, at once, so that another one can take its place."""
+        own = None if self._process is None else _mounts_of(self._process.pid)
+        if own is not None:
+            kill_all(each for each in self._lab.processes_of(self.host) if _mounts_of(each.pid) == own)
+        self.reap()
+
     def reap(self) -> None:
         """Take note of a daemon that the lab has ended, so that it is no zombie of this process."""
         if self._process is not None:
             self._process.wait()
 
     def _spawn(self) -> None:
-        script = _script(self.directory, self.host, self._lab.hosts[self.host].qemu)
+        script = _script(self.directory, self.host, self._lab.hosts[self.host].qemu, self._build)
         enter = [*self._lab.inside(self.host), "unshare", "--mount", "--uts", "--propagation", "private"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -156,6 +167,7 @@ class LibvirtDaemon:
         host_uuid = uuid.uuid5(uuid.NAMESPACE_DNS, self.host)
         (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(host_uuid=host_uuid), "utf-8")
         (etc / "qemu.conf").write_text(QEMU_CONF, "utf-8")
+        (etc / "network.conf").write_text(NETWORK_CONF, "utf-8")
         for name, line in ACCOUNTS.items():
             known = Path("/etc", name).read_text("utf-8")
             (self.directory / name).write_text(known if f"{ACCOUNT}:" in known else known + line, "utf-8")
@@ -175,10 +187,19 @@ class LibvirtDaemon:
             raise Broken(f"libvirtd on {self.host} ended with exit code {code}; its log ends with:\n{self.tail()}")
 
 
-def _script(directory: Path, host: str, qemu: QemuBinary) -> str:
+def _mounts_of(pid: int) -> str | None:
+    """Return a process's mount namespace; None when it is gone."""
+    try:
+        return str(Path(f"/proc/{pid}/ns/mnt").readlink())
+    except OSError:
+        return None
+
+
+def _script(directory: Path, host: str, qemu: QemuBinary, build: LibvirtBuild | None) -> str:
     """Return what enters the private directories and becomes the daemon; paths of a lab hold no special characters."""
     private = {**_PRIVATE, **{name: f"/etc/{name}" for name in ACCOUNTS}}
     mounts = [f"mount --bind {directory / name} {place}" for name, place in private.items()]
+    mounts += [f"mount --bind {what} {where}" for what, where in (build.mounts() if build else ())]
     if qemu.unpacked and INSTALLED.exists():
         # A QEMU looks among its own build's modules and then among the installed one's, and of those of another build
         # it dies when libvirt asks what it can: so there is no other build here.
