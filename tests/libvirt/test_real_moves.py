@@ -8,27 +8,30 @@ from dataclasses import replace
 
 import pytest
 import pytest_asyncio
-from tests.libvirt.test_real import EMULATOR, uri, wait_ready
 from tests.libvirt.versions import IDS, VERSIONS, find_or_skip
 
-from vmferry.conductor.domain_move import DomainMove, Ended, Event
-from vmferry.conductor.plan import Asked, Choice
-from vmferry.core.capabilities import StreamWish
+from vmferry.conductor.domain_move import Ended, Event
 from vmferry.core.errors import NotFound
 from vmferry.core.migration import MigrationStatus
 from vmferry.core.progress import PolicyOrdered
-from vmferry.core.units import MIB, Bytes, BytesPerSecond
-from vmferry.lab.channel import ask
+from vmferry.core.units import MIB, BytesPerSecond
 from vmferry.lab.guest_plans import GuestPlan
-from vmferry.lab.guests import build
 from vmferry.lab.hosts import Lab
-from vmferry.lab.libvirt import LibvirtDaemon, domain_xml, libvirt_missing
+from vmferry.lab.libvirt import LibvirtDaemon, libvirt_missing
+from vmferry.lab.libvirt.moves import (
+    PLAIN,
+    connected,
+    daemons_of,
+    oracle_of,
+    planned,
+    socket_uri,
+    start_domain,
+    steered,
+)
 from vmferry.lab.scenarios import wait_until
-from vmferry.lab.toolchain import cache_dir
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.facts import DomainState
-from vmferry.libvirt.moves.moving import LibvirtMove
-from vmferry.libvirt.moves.request import Wish, make_request
+from vmferry.libvirt.moves.request import Wish
 
 pytestmark = [
     pytest.mark.real,
@@ -40,7 +43,7 @@ pytestmark = [
 ]
 LINK = BytesPerSecond(119 * MIB)
 PLAN = GuestPlan("linux", memory_mib=256, working_set_mib=64, rate=20)
-WISH = Wish(StreamWish(encrypted=False), bandwidth=LINK)
+WISH = Wish(PLAIN, bandwidth=LINK)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -53,35 +56,20 @@ async def lab() -> AsyncIterator[Lab]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=VERSIONS, ids=IDS)
 async def hosts(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[dict[str, LibvirtDaemon]]:
     """A daemon on each."""
-    build = find_or_skip(request.param)
-    made = {name: LibvirtDaemon(lab, name, build) for name in lab.hosts}
-    try:
-        await asyncio.gather(*(daemon.start() for daemon in made.values()))
+    async with daemons_of(lab, find_or_skip(request.param)) as made:
         yield made
-    finally:
-        for daemon in made.values():
-            daemon.stop()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def connections(hosts: dict[str, LibvirtDaemon]) -> AsyncIterator[dict[str, LibvirtConnection]]:
     """One to each daemon; no domain is left afterwards."""
-    made = {name: await LibvirtConnection.connect(uri(daemon)) for name, daemon in hosts.items()}
-    yield made
-    for name, connection in made.items():
-        for domain in await connection.domains():
-            await hosts[name].must("destroy", domain.name)
-        await connection.close()
+    async with connected(hosts) as made:
+        yield made
 
 
 async def started(hosts: dict[str, LibvirtDaemon], plan: GuestPlan) -> None:
     """Run a domain on host-a whose workload works."""
-    image = await asyncio.to_thread(build, plan.kind, cache_dir())
-    daemon = hosts["host-a"]
-    file = daemon.directory / f"{plan.name}.xml"
-    file.write_text(domain_xml(plan, image, emulator=EMULATOR, cpu="qemu64", beat_port=5507))
-    await daemon.must("create", str(file))
-    await wait_ready(daemon.control)
+    await start_domain(hosts["host-a"], plan)
 
 
 async def moved(
@@ -90,30 +78,16 @@ async def moved(
     pair: tuple[str, str],
     wish: Wish = WISH,
     policy: str = "vmferry",
-) -> tuple[Ended, list[Event]]:
+) -> tuple[Ended, tuple[Event, ...]]:
     """Move the domain; returns how that ended, and what watchers were told."""
-    source, there = connections[pair[0]], hosts[pair[1]]
-    versions = [await connection.version() for connection in connections.values()]
-    stream = there.uri.replace("qemu+tcp", "tcp").removesuffix("/system")
-    request = make_request(replace(wish, stream_uri=stream), min(versions))
-    assert request.blockers == ()
-    told: list[Event] = []
-
-    async def tell(event: Event) -> None:
-        told.append(event)
-
-    asked = Asked(Choice(policy), Bytes(PLAN.memory_mib * MIB), wish.bandwidth, None, postcopy=wish.postcopy)
-    carrier = await LibvirtConnection.connect(uri(hosts[pair[0]]))
-    try:
-        domain = LibvirtMove(source, carrier, PLAN.name, there.uri, request)
-        return await DomainMove(domain, asked, tell).run(), told
-    finally:
-        await carrier.close()
+    async with planned(hosts, connections, pair, PLAN.name, wish) as domain:
+        found = await steered(domain, PLAN, wish, policy)
+    return found.ended, found.told
 
 
 async def assert_whole(daemon: LibvirtDaemon) -> None:
     """The domain's memory is as it wrote it."""
-    assert (await ask(daemon.control, "oracle\n", "oracle", 60.0)).startswith("oracle clean")
+    assert (await oracle_of(daemon)).startswith("oracle clean")
 
 
 async def test_there_and_back_under_load(
@@ -181,7 +155,7 @@ async def test_by_the_command(hosts: dict[str, LibvirtDaemon], connections: dict
     await started(hosts, PLAN)
     lab = hosts["host-a"].lab
     for name, daemon in (("lv-a", hosts["host-a"]), ("lv-b", hosts["host-b"])):
-        await lab.must("host-a", "host", "add", name, "--libvirt", uri(daemon), "--peer-uri", daemon.uri)
+        await lab.must("host-a", "host", "add", name, "--libvirt", socket_uri(daemon), "--peer-uri", daemon.uri)
     encrypted = await lab.cli("host-a", "check", PLAN.name, "lv-b")
     assert (encrypted.exit_code, "libvirt.encryption" in encrypted.stdout) == (3, True), encrypted
     checked = await lab.must("host-a", "check", PLAN.name, "lv-b", "--plain")
