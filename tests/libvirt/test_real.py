@@ -18,7 +18,7 @@ from vmferry.lab.guest_runs import GuestRun
 from vmferry.lab.guests import build
 from vmferry.lab.hosts import Lab
 from vmferry.lab.libvirt import LibvirtDaemon, domain_xml, libvirt_missing
-from vmferry.lab.libvirt.moves import daemons_of, socket_uri, wait_ready
+from vmferry.lab.libvirt.moves import daemons_of, wait_ready
 from vmferry.lab.network import BRIDGE
 from vmferry.lab.toolchain import cache_dir
 from vmferry.libvirt.adapter import LibvirtConnection
@@ -68,7 +68,7 @@ async def test_a_guest_goes_from_libvirt_to_us_and_back(lab: Lab, daemon: Libvir
     await daemon.must("create", str(file))
     await wait_ready(daemon.control)
 
-    connection = await LibvirtConnection.connect(socket_uri(daemon))
+    connection = await LibvirtConnection.connect(daemon.socket_uri())
     (domain,) = await connection.domains()
     assert domain == Domain("web-7", domain.uuid, DomainState.RUNNING, is_persistent=False)
     assert (await connection.job("web-7")).status is MigrationStatus.NONE
@@ -76,7 +76,7 @@ async def test_a_guest_goes_from_libvirt_to_us_and_back(lab: Lab, daemon: Libvir
     assert "qemu64" in await connection.domain_capabilities(PLAN.machine, "qemu")
     assert PLAN.machine in await connection.capabilities()
 
-    place = socket_uri(daemon, read_only=True)
+    place = daemon.socket_uri(read_only=True)
     text = await lab.must("host-a", "import", "web-7", "--libvirt", place, "--accept", "address")
     await daemon.must("destroy", "web-7")
     with pytest.raises(NotFound):
@@ -126,7 +126,7 @@ async def test_two_real_daemons_are_asked_whether_a_domain_can_move(
     file = lab.directory / "asked.xml"
     file.write_text(text)
     await here.must("create", str(file))
-    source, destination = [await LibvirtConnection.connect(socket_uri(each)) for each in daemons]
+    source, destination = [await LibvirtConnection.connect(each.socket_uri()) for each in daemons]
 
     like = without_devices(await ask_case("web-7", source, destination, "host-b"))
     assert find_blockers(like).blockers == ()
@@ -149,7 +149,7 @@ async def test_two_real_daemons_are_asked_whether_a_domain_can_move(
 
 async def test_a_real_daemon_says_what_a_cpu_lacks(lab: Lab, daemon: LibvirtDaemon) -> None:
     """A CPU that QEMU does not emulate lacks features by name; an emulator or machine that is not there is told."""
-    connection = await LibvirtConnection.connect(socket_uri(daemon))
+    connection = await LibvirtConnection.connect(daemon.socket_uri())
     words = await connection.compare_cpu("<cpu><model>Skylake-Server</model></cpu>", PLAN.machine, "qemu")
     assert words is not None
     xml = "<domain type='qemu'><cpu><model>Skylake-Server</model></cpu></domain>"
@@ -168,7 +168,7 @@ async def test_a_real_daemon_says_what_a_cpu_lacks(lab: Lab, daemon: LibvirtDaem
 
 async def test_a_real_daemon_denies_what_reading_does_not_need(lab: Lab, daemon: LibvirtDaemon) -> None:
     """Its read-only socket takes a read-only connection, which may not have a migratable XML."""
-    connection = await LibvirtConnection.connect(socket_uri(daemon, read_only=True), read_only=True)
+    connection = await LibvirtConnection.connect(daemon.socket_uri(read_only=True), read_only=True)
     assert "<host>" in await connection.capabilities()
     with pytest.raises(Denied, match="connect without read-only"):
         await connection.domain_capabilities(PLAN.machine, "qemu")

@@ -24,7 +24,6 @@ from vmferry.lab.libvirt.moves import (
     daemons_of,
     oracle_of,
     planned,
-    socket_uri,
     start_domain,
     steered,
 )
@@ -155,7 +154,7 @@ async def test_by_the_command(hosts: dict[str, LibvirtDaemon], connections: dict
     await started(hosts, PLAN)
     lab = hosts["host-a"].lab
     for name, daemon in (("lv-a", hosts["host-a"]), ("lv-b", hosts["host-b"])):
-        await lab.must("host-a", "host", "add", name, "--libvirt", socket_uri(daemon), "--peer-uri", daemon.uri)
+        await lab.must("host-a", "host", "add", name, "--libvirt", daemon.socket_uri(), "--peer-uri", daemon.uri)
     encrypted = await lab.cli("host-a", "check", PLAN.name, "lv-b")
     assert (encrypted.exit_code, "libvirt.encryption" in encrypted.stdout) == (3, True), encrypted
     checked = await lab.must("host-a", "check", PLAN.name, "lv-b", "--plain")

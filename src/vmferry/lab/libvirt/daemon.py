@@ -59,11 +59,13 @@ class LibvirtDaemon:
         lab: a lab with namespaces.
         host: one of its hosts.
         build: which libvirt; None: the one that is installed.
+        settings: lines of its libvirtd.conf that come before the lab's: the first one of a key counts.
     """
 
-    def __init__(self, lab: Lab, host: str, build: LibvirtBuild | None = None) -> None:
+    def __init__(self, lab: Lab, host: str, build: LibvirtBuild | None = None, settings: str = "") -> None:
         self._lab = lab
         self._build = build
+        self._settings = settings
         self.host = host
         version = "" if build is None or build.root is None else "-{}.{}".format(*build.version)
         self.directory = lab.directory / host / f"libvirt{version}"
@@ -79,6 +81,10 @@ class LibvirtDaemon:
     def uri(self) -> str:
         """The daemon's address for the other host's daemon."""
         return f"qemu+tcp://{self._lab.hosts[self.host].address}/system"
+
+    def socket_uri(self, *, read_only: bool = False) -> str:
+        """Return the daemon's address from outside its host: one of its sockets."""
+        return f"qemu+unix:///system?socket={self.directory}/run/libvirt-sock{'-ro' * read_only}"
 
     @property
     def control(self) -> Path:
@@ -113,7 +119,7 @@ class LibvirtDaemon:
 
     def virsh_argv(self, *arguments: str) -> list[str]:
         """Return the command line of `virsh` on this host."""
-        return [*self._lab.inside(self.host), "virsh", "-q", "-c", "qemu+tcp://127.0.0.1/system", *arguments]
+        return [*self._lab.inside(self.host), "virsh", "-q", "-c", self.socket_uri(), *arguments]
 
     async def must(self, *arguments: str, timeout_s: float = 60.0) -> str:
         """Run virsh and return its output.
@@ -165,7 +171,7 @@ class LibvirtDaemon:
         for folder in ("qemu/networks", "nwfilter", "secrets", "storage"):
             (etc / folder).mkdir(parents=True, exist_ok=True)
         host_uuid = uuid.uuid5(uuid.NAMESPACE_DNS, self.host)
-        (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(host_uuid=host_uuid), "utf-8")
+        (etc / "libvirtd.conf").write_text(self._settings + LIBVIRTD_CONF.format(host_uuid=host_uuid), "utf-8")
         (etc / "qemu.conf").write_text(QEMU_CONF, "utf-8")
         (etc / "network.conf").write_text(NETWORK_CONF, "utf-8")
         for name, line in ACCOUNTS.items():

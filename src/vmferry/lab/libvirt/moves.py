@@ -42,15 +42,12 @@ class Moved:
     told: tuple[Event, ...]
 
 
-def socket_uri(daemon: LibvirtDaemon, *, read_only: bool = False) -> str:
-    """Return the daemon's address from outside its host: one of its sockets."""
-    return f"qemu+unix:///system?socket={daemon.directory}/run/libvirt-sock{'-ro' * read_only}"
-
-
 @contextlib.asynccontextmanager
-async def daemons_of(lab: Lab, build: LibvirtBuild | None) -> AsyncIterator[dict[str, LibvirtDaemon]]:
-    """Run a daemon on each host of a lab; afterwards they and their guests are gone."""
-    made = {name: LibvirtDaemon(lab, name, build) for name in lab.hosts}
+async def daemons_of(
+    lab: Lab, build: LibvirtBuild | None, settings: str = ""
+) -> AsyncIterator[dict[str, LibvirtDaemon]]:
+    """Run a daemon on each host of a lab, with lines of libvirtd.conf; afterwards they and their guests are gone."""
+    made = {name: LibvirtDaemon(lab, name, build, settings) for name in lab.hosts}
     try:
         await asyncio.gather(*(daemon.start() for daemon in made.values()))
         yield made
@@ -62,7 +59,7 @@ async def daemons_of(lab: Lab, build: LibvirtBuild | None) -> AsyncIterator[dict
 @contextlib.asynccontextmanager
 async def connected(daemons: Mapping[str, LibvirtDaemon]) -> AsyncIterator[dict[str, LibvirtConnection]]:
     """Connect to each daemon; afterwards no domain runs or is defined there."""
-    made = {name: await LibvirtConnection.connect(socket_uri(daemon)) for name, daemon in daemons.items()}
+    made = {name: await LibvirtConnection.connect(daemon.socket_uri()) for name, daemon in daemons.items()}
     try:
         yield made
     finally:
@@ -132,7 +129,7 @@ async def planned(
     request = make_request(replace(wish, stream_uri=stream), min(versions))
     if request.blockers:
         raise Broken("; ".join(blocker.what for blocker in request.blockers))
-    carrier = await LibvirtConnection.connect(socket_uri(daemons[pair[0]]))
+    carrier = await LibvirtConnection.connect(daemons[pair[0]].socket_uri())
     try:
         yield LibvirtMove(connections[pair[0]], carrier, name, there.uri, request)
     finally:
