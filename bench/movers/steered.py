@@ -42,7 +42,7 @@ class SteeredMover(VirshMover):
         await super().boot(cell)
         self._memory = Bytes(cell.memory_mib * MIB)
         for host in (SOURCE, SOURCE, DESTINATION):
-            self._open.append(await LibvirtConnection.connect(self._daemons[host].outside_uri))
+            self._open.append(await LibvirtConnection.connect(self._daemons[host].socket_uri()))
 
     async def order(self, limit_s: float) -> Word:
         """Move the domain under our policy; a late one is given up."""
@@ -56,12 +56,13 @@ class SteeredMover(VirshMover):
         request = _request(wish, min([await source.version(), await there.version()]), unsafe=bool(self._unsafe))
         choice = Choice(max_gap_ms=Milliseconds(GOAL_GAP_MS))
         asked = Asked(choice, self._memory, None, None, postcopy=self.postcopy, stream=wish.stream)
-        move = DomainMove(LibvirtMove(source, carrier, GUEST, uri, request), asked, _ignore)
-        running = asyncio.create_task(move.run())
-        await asyncio.wait({running}, timeout=limit_s)
-        if late := not running.done():
-            await move.give_up("not there within the time limit")
-            await asyncio.wait({running}, timeout=ENDS_WITHIN_S)
+        async with source.listening(GUEST) as heard:
+            move = DomainMove(LibvirtMove(source, carrier, GUEST, uri, request, heard), asked, _ignore)
+            running = asyncio.create_task(move.run())
+            await asyncio.wait({running}, timeout=limit_s)
+            if late := not running.done():
+                await move.give_up("not there within the time limit")
+                await asyncio.wait({running}, timeout=ENDS_WITHIN_S)
         if not running.done():
             raise Broken(f"Move of domain {GUEST} does not end; daemon: {self._daemons[SOURCE].tail(5)}")
         return _word(running.result(), time.monotonic_ns(), late=late)

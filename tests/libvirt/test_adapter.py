@@ -41,6 +41,27 @@ async def test_domains_are_listed_and_looked_at(connection: LibvirtConnection) -
     assert "<host>" in await connection.capabilities()
 
 
+async def test_a_domain_stops_and_goes_on() -> None:
+    """Its state is what it was told last; a domain that is not there is told nothing."""
+    connection = await LibvirtConnection.connect(IMITATION)
+    await connection.suspend("test")
+    assert (await connection.domain("test")).state is DomainState.PAUSED
+    await connection.resume("test")
+    assert (await connection.domain("test")).state is DomainState.RUNNING
+    for order in (connection.suspend, connection.resume):
+        with pytest.raises(NotFound, match=r"(pause|resume) of domain web-7: Domain not found"):
+            await order("web-7")
+    await connection.close()
+
+
+async def test_orders_need_more_than_reading(connection: LibvirtConnection) -> None:
+    """Over a read-only connection each is denied, with what to do, and nothing happens."""
+    for order in (connection.suspend, connection.resume, connection.abort, connection.start_postcopy):
+        with pytest.raises(Denied, match="connect without read-only"):
+            await order("test")
+    assert (await connection.domain("test")).state is DomainState.RUNNING
+
+
 async def test_a_domain_that_is_not_there_is_not_found(connection: LibvirtConnection) -> None:
     """The error says at which daemon no such domain is, and what to do."""
     for call in (connection.domain, connection.domain_xml, connection.job):

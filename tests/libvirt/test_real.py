@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from tests.libvirt.versions import IDS, VERSIONS, find_or_skip
 
-from vmferry.core.errors import BadInput, Broken, Denied, NotFound, TimedOut
+from vmferry.core.errors import BadInput, Broken, Denied, NotFound
 from vmferry.core.migration import MigrationStatus
 from vmferry.lab.channel import ask
 from vmferry.lab.guest_plans import GuestPlan, NicPlan
-from vmferry.lab.guest_runs import READY_TIMEOUT_S, GuestRun
+from vmferry.lab.guest_runs import GuestRun
 from vmferry.lab.guests import build
 from vmferry.lab.hosts import Lab
 from vmferry.lab.libvirt import LibvirtDaemon, domain_xml, libvirt_missing
+from vmferry.lab.libvirt.moves import daemons_of, wait_ready
 from vmferry.lab.network import BRIDGE
 from vmferry.lab.toolchain import cache_dir
 from vmferry.libvirt.adapter import LibvirtConnection
@@ -47,41 +47,17 @@ async def lab() -> AsyncIterator[Lab]:
         yield made
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def daemons(lab: Lab) -> AsyncIterator[tuple[LibvirtDaemon, LibvirtDaemon]]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=VERSIONS, ids=IDS)
+async def daemons(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[tuple[LibvirtDaemon, LibvirtDaemon]]:
     """A libvirt daemon on each host."""
-    made = LibvirtDaemon(lab, "host-a"), LibvirtDaemon(lab, "host-b")
-    try:
-        await asyncio.gather(*(daemon.start() for daemon in made))
-        yield made
-    finally:
-        lab.close()
-        for daemon in made:
-            daemon.reap()
+    async with daemons_of(lab, find_or_skip(request.param)) as made:
+        yield made["host-a"], made["host-b"]
 
 
 @pytest.fixture
 def daemon(daemons: tuple[LibvirtDaemon, LibvirtDaemon]) -> LibvirtDaemon:
     """Host-a's."""
     return daemons[0]
-
-
-def uri(daemon: LibvirtDaemon, *, read_only: bool = False) -> str:
-    """Return the daemon's address from outside its host: one of its sockets."""
-    return f"qemu+unix:///system?socket={daemon.directory}/run/libvirt-sock{'-ro' * read_only}"
-
-
-async def wait_ready(socket: Path) -> None:
-    """Wait until the guest's workload answers on its control channel."""
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while True:
-        try:
-            await ask(socket, "status\n", "ready", 10.0)
-        except (TimedOut, Broken, OSError):
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.1)
-        else:
-            return
 
 
 async def test_a_guest_goes_from_libvirt_to_us_and_back(lab: Lab, daemon: LibvirtDaemon) -> None:
@@ -92,7 +68,7 @@ async def test_a_guest_goes_from_libvirt_to_us_and_back(lab: Lab, daemon: Libvir
     await daemon.must("create", str(file))
     await wait_ready(daemon.control)
 
-    connection = await LibvirtConnection.connect(uri(daemon))
+    connection = await LibvirtConnection.connect(daemon.socket_uri())
     (domain,) = await connection.domains()
     assert domain == Domain("web-7", domain.uuid, DomainState.RUNNING, is_persistent=False)
     assert (await connection.job("web-7")).status is MigrationStatus.NONE
@@ -100,7 +76,7 @@ async def test_a_guest_goes_from_libvirt_to_us_and_back(lab: Lab, daemon: Libvir
     assert "qemu64" in await connection.domain_capabilities(PLAN.machine, "qemu")
     assert PLAN.machine in await connection.capabilities()
 
-    place = uri(daemon, read_only=True)
+    place = daemon.socket_uri(read_only=True)
     text = await lab.must("host-a", "import", "web-7", "--libvirt", place, "--accept", "address")
     await daemon.must("destroy", "web-7")
     with pytest.raises(NotFound):
@@ -118,10 +94,11 @@ async def test_a_guest_goes_from_libvirt_to_us_and_back(lab: Lab, daemon: Libvir
     exported = lab.directory / "exported.xml"
     exported.write_text(await lab.must("host-b", "export", "web-7"))
     await lab.must("host-b", "guest", "stop", "web-7", "--force")
+    await lab.must("host-b", "guest", "remove", "web-7")
     await daemon.must("define", "--validate", str(exported))
     await daemon.must("start", "web-7")
     assert await connection.domains() == (Domain("web-7", domain.uuid, DomainState.RUNNING, is_persistent=True),)
-    (socket,) = daemon.directory.glob("lib/qemu/channel/target/*/org.vmferry.control")
+    (socket,) = daemon.directory.rglob("org.vmferry.control")  # libvirt 11 has moved it from /var/lib to /run
     await wait_ready(socket)
     assert (await ask(socket, "oracle\n", "oracle", 60.0)).startswith("oracle clean")
     again = await lab.must("host-a", "import", "web-7", "--libvirt", place, "--accept", "address")
@@ -149,7 +126,7 @@ async def test_two_real_daemons_are_asked_whether_a_domain_can_move(
     file = lab.directory / "asked.xml"
     file.write_text(text)
     await here.must("create", str(file))
-    source, destination = [await LibvirtConnection.connect(uri(each)) for each in daemons]
+    source, destination = [await LibvirtConnection.connect(each.socket_uri()) for each in daemons]
 
     like = without_devices(await ask_case("web-7", source, destination, "host-b"))
     assert find_blockers(like).blockers == ()
@@ -172,7 +149,7 @@ async def test_two_real_daemons_are_asked_whether_a_domain_can_move(
 
 async def test_a_real_daemon_says_what_a_cpu_lacks(lab: Lab, daemon: LibvirtDaemon) -> None:
     """A CPU that QEMU does not emulate lacks features by name; an emulator or machine that is not there is told."""
-    connection = await LibvirtConnection.connect(uri(daemon))
+    connection = await LibvirtConnection.connect(daemon.socket_uri())
     words = await connection.compare_cpu("<cpu><model>Skylake-Server</model></cpu>", PLAN.machine, "qemu")
     assert words is not None
     xml = "<domain type='qemu'><cpu><model>Skylake-Server</model></cpu></domain>"
@@ -191,7 +168,7 @@ async def test_a_real_daemon_says_what_a_cpu_lacks(lab: Lab, daemon: LibvirtDaem
 
 async def test_a_real_daemon_denies_what_reading_does_not_need(lab: Lab, daemon: LibvirtDaemon) -> None:
     """Its read-only socket takes a read-only connection, which may not have a migratable XML."""
-    connection = await LibvirtConnection.connect(uri(daemon, read_only=True), read_only=True)
+    connection = await LibvirtConnection.connect(daemon.socket_uri(read_only=True), read_only=True)
     assert "<host>" in await connection.capabilities()
     with pytest.raises(Denied, match="connect without read-only"):
         await connection.domain_capabilities(PLAN.machine, "qemu")

@@ -11,72 +11,68 @@ from dataclasses import replace
 
 import pytest
 import pytest_asyncio
-from tests.libvirt.test_real import EMULATOR, uri, wait_ready
+from tests.libvirt.versions import IDS, VERSIONS, find_or_skip
 
-from vmferry.conductor.domain_move import DomainMove, Ended, Event
-from vmferry.conductor.plan import Asked, Choice
-from vmferry.core.capabilities import StreamWish
+from vmferry.conductor.domain_move import Ended, Event
 from vmferry.core.errors import NotFound, Unreachable
 from vmferry.core.migration import MigrationStatus
 from vmferry.core.progress import PolicyOrdered
-from vmferry.core.units import MIB, Bytes, BytesPerSecond
-from vmferry.lab.channel import ask
+from vmferry.core.units import MIB, BytesPerSecond
 from vmferry.lab.guest_plans import GuestPlan
-from vmferry.lab.guests import build
 from vmferry.lab.hosts import Lab
-from vmferry.lab.libvirt import LibvirtDaemon, domain_xml, libvirt_missing
+from vmferry.lab.libvirt import LibvirtDaemon, libvirt_missing
+from vmferry.lab.libvirt.moves import (
+    PLAIN,
+    connected,
+    daemons_of,
+    oracle_of,
+    planned,
+    start_domain,
+    steered,
+)
 from vmferry.lab.scenarios import wait_until
-from vmferry.lab.toolchain import cache_dir
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.facts import DomainState
 from vmferry.libvirt.moves.happenings import Happening, JobEnded, Lost, RoundBegan, Turn, Turned
-from vmferry.libvirt.moves.moving import LibvirtMove
-from vmferry.libvirt.moves.request import Wish, make_request
+from vmferry.libvirt.moves.request import Wish
 
 pytestmark = [
     pytest.mark.real,
     pytest.mark.root,
-    pytest.mark.long,  # until it is known why a call may hang beside a move (docs/design/libvirt.md)
+    pytest.mark.slow,
     pytest.mark.timeout(400),
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.skipif(libvirt_missing() is not None, reason=str(libvirt_missing())),
 ]
 LINK = BytesPerSecond(119 * MIB)
 PLAN = GuestPlan("linux", memory_mib=256, working_set_mib=64, rate=20)
-WISH = Wish(StreamWish(encrypted=False), bandwidth=LINK)
+WISH = Wish(PLAIN, bandwidth=LINK)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def hosts() -> AsyncIterator[dict[str, LibvirtDaemon]]:
-    """A daemon on each of two hosts, 1 Gbit/s apart."""
-    async with Lab(link=LINK) as lab:
-        made = {name: LibvirtDaemon(lab, name) for name in lab.hosts}
-        await asyncio.gather(*(daemon.start() for daemon in made.values()))
+async def lab() -> AsyncIterator[Lab]:
+    """Two hosts, 1 Gbit/s apart."""
+    async with Lab(link=LINK) as made:
         yield made
-        lab.close()
-        for daemon in made.values():
-            daemon.reap()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=VERSIONS, ids=IDS)
+async def hosts(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[dict[str, LibvirtDaemon]]:
+    """A daemon on each."""
+    async with daemons_of(lab, find_or_skip(request.param)) as made:
+        yield made
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def connections(hosts: dict[str, LibvirtDaemon]) -> AsyncIterator[dict[str, LibvirtConnection]]:
     """One to each daemon; no domain is left afterwards."""
-    made = {name: await LibvirtConnection.connect(uri(daemon)) for name, daemon in hosts.items()}
-    yield made
-    for name, connection in made.items():
-        for domain in await connection.domains():
-            await hosts[name].must("destroy", domain.name)
-        await connection.close()
+    async with connected(hosts) as made:
+        yield made
 
 
 async def started(hosts: dict[str, LibvirtDaemon], plan: GuestPlan) -> None:
     """Run a domain on host-a whose workload works."""
-    image = await asyncio.to_thread(build, plan.kind, cache_dir())
-    daemon = hosts["host-a"]
-    file = daemon.directory / f"{plan.name}.xml"
-    file.write_text(domain_xml(plan, image, emulator=EMULATOR, cpu="qemu64", beat_port=5507))
-    await daemon.must("create", str(file))
-    await wait_ready(daemon.control)
+    await start_domain(hosts["host-a"], plan)
 
 
 async def moved(
@@ -85,31 +81,16 @@ async def moved(
     pair: tuple[str, str],
     wish: Wish = WISH,
     policy: str = "vmferry",
-) -> tuple[Ended, list[Event]]:
+) -> tuple[Ended, tuple[Event, ...]]:
     """Move the domain; returns how that ended, and what watchers were told."""
-    source, there = connections[pair[0]], hosts[pair[1]]
-    versions = [await connection.version() for connection in connections.values()]
-    stream = there.uri.replace("qemu+tcp", "tcp").removesuffix("/system")
-    request = make_request(replace(wish, stream_uri=stream), min(versions))
-    assert request.blockers == ()
-    told: list[Event] = []
-
-    async def tell(event: Event) -> None:
-        told.append(event)
-
-    asked = Asked(Choice(policy), Bytes(PLAN.memory_mib * MIB), wish.bandwidth, None, postcopy=wish.postcopy)
-    carrier = await LibvirtConnection.connect(uri(hosts[pair[0]]))
-    try:
-        async with source.listening(PLAN.name) as heard:
-            domain = LibvirtMove(source, carrier, PLAN.name, there.uri, request, heard)
-            return await DomainMove(domain, asked, tell).run(), told
-    finally:
-        await carrier.close()
+    async with planned(hosts, connections, pair, PLAN.name, wish) as domain:
+        found = await steered(domain, PLAN, wish, policy)
+    return found.ended, found.told
 
 
 async def assert_whole(daemon: LibvirtDaemon) -> None:
     """The domain's memory is as it wrote it."""
-    assert (await ask(daemon.control, "oracle\n", "oracle", 60.0)).startswith("oracle clean")
+    assert (await oracle_of(daemon)).startswith("oracle clean")
 
 
 async def test_there_and_back_under_load(
@@ -133,6 +114,7 @@ async def test_there_and_back_under_load(
         assert ended.trace is not None
 
 
+@pytest.mark.long
 async def test_a_domain_that_outruns_the_link_leaves_by_postcopy(
     hosts: dict[str, LibvirtDaemon], connections: dict[str, LibvirtConnection]
 ) -> None:
@@ -146,6 +128,7 @@ async def test_a_domain_that_outruns_the_link_leaves_by_postcopy(
     await assert_whole(hosts["host-b"])
 
 
+@pytest.mark.long
 async def test_a_move_that_is_given_up_costs_nothing(
     hosts: dict[str, LibvirtDaemon], connections: dict[str, LibvirtConnection]
 ) -> None:
@@ -193,7 +176,7 @@ async def test_a_daemon_that_stands_still_is_found(hosts: dict[str, LibvirtDaemo
     """Keepalive ends a call that waits for it long before its own limit, and whoever listens is told."""
     await started(hosts, PLAN)
     daemon = hosts["host-a"]
-    connection = await LibvirtConnection.connect(uri(daemon))
+    connection = await LibvirtConnection.connect(daemon.socket_uri())
     try:
         async with connection.listening(PLAN.name) as heard:
             os.kill(daemon.pid, signal.SIGSTOP)
@@ -209,12 +192,13 @@ async def test_a_daemon_that_stands_still_is_found(hosts: dict[str, LibvirtDaemo
     await daemon.must("destroy", PLAN.name)
 
 
+@pytest.mark.long
 async def test_by_the_command(hosts: dict[str, LibvirtDaemon], connections: dict[str, LibvirtConnection]) -> None:
     """Hosts get names, the check says what libvirt promises, and the move shows its rounds and libvirt's figures."""
     await started(hosts, PLAN)
     lab = hosts["host-a"].lab
     for name, daemon in (("lv-a", hosts["host-a"]), ("lv-b", hosts["host-b"])):
-        await lab.must("host-a", "host", "add", name, "--libvirt", uri(daemon), "--peer-uri", daemon.uri)
+        await lab.must("host-a", "host", "add", name, "--libvirt", daemon.socket_uri(), "--peer-uri", daemon.uri)
     encrypted = await lab.cli("host-a", "check", PLAN.name, "lv-b")
     assert (encrypted.exit_code, "libvirt.encryption" in encrypted.stdout) == (3, True), encrypted
     checked = await lab.must("host-a", "check", PLAN.name, "lv-b", "--plain")

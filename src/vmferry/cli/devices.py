@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -172,6 +171,8 @@ def _ask(name: str, question: Callable[[HostDevices], Awaitable[T]]) -> T:
         NotFound: it is no libvirt host of the list.
         VmferryError: its daemon does not answer, or what was asked failed.
     """
+    import asyncio
+
     hosts = load_hosts()
     if name not in hosts:
         raise NotFound(

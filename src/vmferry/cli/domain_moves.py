@@ -15,6 +15,7 @@ from vmferry.cli.libvirt_hosts import LibvirtHost
 from vmferry.cli.libvirt_records import MoveRecord, forget, steering
 from vmferry.cli.output import INTERRUPTED, say, waiting_for
 from vmferry.core.errors import BadInput, Blocker, NotFound, VmferryError
+from vmferry.core.migration import MigrationStatus
 from vmferry.core.progress import Finished, Guarantee, Outcome, Report
 from vmferry.core.units import Bytes, Milliseconds
 
@@ -333,7 +334,9 @@ async def _report(plan: Plan, guest: str, ended: Ended, there: LibvirtConnection
     """Return what is known of a move that arrived: libvirt's figures; nothing was measured from outside."""
     last = ended.last
     with contextlib.suppress(VmferryError):
-        last = await there.last_job(guest)
+        told = await there.last_job(guest)
+        if told.status is MigrationStatus.COMPLETED:  # after post-copy the destination knows none
+            last = told
     rate = None if last is None or not last.total_ms else round(last.transferred_bytes * 1000 / last.total_ms)
     return Report(
         handover="",

@@ -152,14 +152,25 @@ class LibvirtConnection:
             NotFound: there is no domain of that name.
             Refused: this libvirt does not say it, or the domain does not run.
         """
-        what = f"job of domain {name}"
-        return await self._call(what, lambda: _sample(self._connection.lookupByName(name)))
+        stats, in_postcopy = await self.job_words(name)
+        return sample_of(stats, in_postcopy=in_postcopy)
 
     async def last_job(self, name: str) -> MigrationSample:
         """Return how a domain's last job ended, at the host where the domain runs; raises as `job` does."""
-        stats = _load().VIR_DOMAIN_JOB_STATS_COMPLETED
-        what = f"last job of domain {name}"
-        return await self._call(what, lambda: sample_of(self._connection.lookupByName(name).jobStats(stats)))
+        return sample_of((await self.job_words(name, over=True))[0])
+
+    async def job_words(self, name: str, *, over: bool = False) -> tuple[dict[str, Any], bool]:
+        """Return a job in libvirt's own words, for transcripts, and whether the guest has left by post-copy.
+
+        Raises as `job` does.
+
+        Args:
+            name: of the domain.
+            over: the last one that ended instead of one that runs.
+        """
+        flags = _load().VIR_DOMAIN_JOB_STATS_COMPLETED if over else 0
+        what = f"{'last ' * over}job of domain {name}"
+        return await self._call(what, lambda: _words(self._connection.lookupByName(name), flags))
 
     async def move(self, name: str, destination: str | LibvirtConnection, request: Request) -> None:
         """Move a domain; returns when libvirt has finished, however long that takes.
@@ -469,9 +480,9 @@ def _typed(parameters: Mapping[str, Value]) -> dict[str, Any]:
     }
 
 
-def _sample(domain: Any) -> MigrationSample:
+def _words(domain: Any, flags: int) -> tuple[dict[str, Any], bool]:
     state, reason = domain.state()[:2]
-    return sample_of(domain.jobStats(), in_postcopy=(state, reason) == (_PAUSED, _PAUSED_POSTCOPY))
+    return domain.jobStats(flags), (state, reason) == (_PAUSED, _PAUSED_POSTCOPY)
 
 
 def _state(number: int) -> DomainState:

@@ -20,8 +20,9 @@ from vmferry.core.errors import Broken, TimedOut
 from vmferry.lab.commands import Ran
 from vmferry.lab.libvirt.domain import CONSOLE_SOCKET, CONTROL_SOCKET
 from vmferry.lab.libvirt.emulator import write_emulator
-from vmferry.lab.libvirt.settings import ACCOUNT, ACCOUNTS, LIBVIRTD_CONF, QEMU_CONF
-from vmferry.lab.toolchain import QemuBinary
+from vmferry.lab.libvirt.settings import ACCOUNT, ACCOUNTS, LIBVIRTD_CONF, NETWORK_CONF, QEMU_CONF
+from vmferry.lab.processes import kill_all
+from vmferry.lab.toolchain import LibvirtBuild, QemuBinary
 from vmferry.lab.toolchain.qemu import INSTALLED
 from vmferry.lab.toolchain.unpack import module_dir
 
@@ -57,12 +58,17 @@ class LibvirtDaemon:
     Args:
         lab: a lab with namespaces.
         host: one of its hosts.
+        build: which libvirt; None: the one that is installed.
+        settings: lines of its libvirtd.conf that come before the lab's: the first one of a key counts.
     """
 
-    def __init__(self, lab: Lab, host: str) -> None:
+    def __init__(self, lab: Lab, host: str, build: LibvirtBuild | None = None, settings: str = "") -> None:
         self._lab = lab
+        self._build = build
+        self._settings = settings
         self.host = host
-        self.directory = lab.directory / host / "libvirt"
+        version = "" if build is None or build.root is None else "-{}.{}".format(*build.version)
+        self.directory = lab.directory / host / f"libvirt{version}"
         self.log = self.directory / "daemon.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -76,10 +82,9 @@ class LibvirtDaemon:
         """The daemon's address for the other host's daemon."""
         return f"qemu+tcp://{self._lab.hosts[self.host].address}/system"
 
-    @property
-    def outside_uri(self) -> str:
-        """The daemon's address for who is outside of its host: its socket."""
-        return f"qemu+unix:///system?socket={self.directory}/run/libvirt-sock"
+    def socket_uri(self, *, read_only: bool = False) -> str:
+        """Return the daemon's address from outside its host: one of its sockets."""
+        return f"qemu+unix:///system?socket={self.directory}/run/libvirt-sock{'-ro' * read_only}"
 
     @property
     def control(self) -> Path:
@@ -125,7 +130,7 @@ class LibvirtDaemon:
 
     def virsh_argv(self, *arguments: str) -> list[str]:
         """Return the command line of `virsh` on this host."""
-        return [*self._lab.inside(self.host), "virsh", "-q", "-c", "qemu+tcp://127.0.0.1/system", *arguments]
+        return [*self._lab.inside(self.host), "virsh", "-q", "-c", self.socket_uri(), *arguments]
 
     async def must(self, *arguments: str, timeout_s: float = 60.0) -> str:
         """Run virsh and return its output.
@@ -144,13 +149,20 @@ class LibvirtDaemon:
         text = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
 
+    def stop(self) -> None:
+        """End the daemon and the guests that it has, at once, so that another one can take its place."""
+        own = None if self._process is None else _mounts_of(self._process.pid)
+        if own is not None:
+            kill_all(each for each in self._lab.processes_of(self.host) if _mounts_of(each.pid) == own)
+        self.reap()
+
     def reap(self) -> None:
         """Take note of a daemon that the lab has ended, so that it is no zombie of this process."""
         if self._process is not None:
             self._process.wait()
 
     def _spawn(self) -> None:
-        script = _script(self.directory, self.host, self._lab.hosts[self.host].qemu)
+        script = _script(self.directory, self.host, self._lab.hosts[self.host].qemu, self._build)
         enter = [*self._lab.inside(self.host), "unshare", "--mount", "--uts", "--propagation", "private"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -170,8 +182,9 @@ class LibvirtDaemon:
         for folder in ("qemu/networks", "nwfilter", "secrets", "storage"):
             (etc / folder).mkdir(parents=True, exist_ok=True)
         host_uuid = uuid.uuid5(uuid.NAMESPACE_DNS, self.host)
-        (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(host_uuid=host_uuid), "utf-8")
+        (etc / "libvirtd.conf").write_text(self._settings + LIBVIRTD_CONF.format(host_uuid=host_uuid), "utf-8")
         (etc / "qemu.conf").write_text(QEMU_CONF, "utf-8")
+        (etc / "network.conf").write_text(NETWORK_CONF, "utf-8")
         for name, line in ACCOUNTS.items():
             known = Path("/etc", name).read_text("utf-8")
             (self.directory / name).write_text(known if f"{ACCOUNT}:" in known else known + line, "utf-8")
@@ -191,10 +204,19 @@ class LibvirtDaemon:
             raise Broken(f"libvirtd on {self.host} ended with exit code {code}; its log ends with:\n{self.tail()}")
 
 
-def _script(directory: Path, host: str, qemu: QemuBinary) -> str:
+def _mounts_of(pid: int) -> str | None:
+    """Return a process's mount namespace; None when it is gone."""
+    try:
+        return str(Path(f"/proc/{pid}/ns/mnt").readlink())
+    except OSError:
+        return None
+
+
+def _script(directory: Path, host: str, qemu: QemuBinary, build: LibvirtBuild | None) -> str:
     """Return what enters the private directories and becomes the daemon; paths of a lab hold no special characters."""
     private = {**_PRIVATE, **{name: f"/etc/{name}" for name in ACCOUNTS}}
     mounts = [f"mount --bind {directory / name} {place}" for name, place in private.items()]
+    mounts += [f"mount --bind {what} {where}" for what, where in (build.mounts() if build else ())]
     if qemu.unpacked and INSTALLED.exists():
         # A QEMU looks among its own build's modules and then among the installed one's, and of those of another build
         # it dies when libvirt asks what it can: so there is no other build here.

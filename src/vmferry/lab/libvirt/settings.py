@@ -23,6 +23,9 @@ namespaces = []
 stdio_handler = "file"
 """
 
+#: libvirt 11 does not start without nft or iptables unless it is told to do without; 9.0 does not read this.
+NETWORK_CONF = 'firewall_backend = "none"\n'
+
 #: Debian's libvirt looks its user up before it reads qemu.conf. The package that would make it also sets services up
 #: on the machine, so the daemons get account files of their own instead.
 ACCOUNT = "libvirt-qemu"

@@ -1,8 +1,12 @@
-"""`python -m vmferry.lab.toolchain` makes sure that both QEMU versions can run, and says what it does."""
+"""`python -m vmferry.lab.toolchain` makes sure that both QEMU versions can run, and says what it does.
+
+`ensure libvirt` makes sure of the newer libvirt, which only tests and benches want.
+"""
 
 import sys
 
 from vmferry.core.errors import VmferryError
+from vmferry.lab.toolchain.libvirt import LibvirtBuild, ensure_libvirt, find_libvirts
 from vmferry.lab.toolchain.qemu import QemuBinary, ensure_qemus, find_qemus
 
 
@@ -13,22 +17,34 @@ def describe(binary: QemuBinary) -> str:
     return f"QEMU {version:<7} {origin}: {binary.argv[0]}"
 
 
+def describe_libvirt(build: LibvirtBuild) -> str:
+    """Return such a line for a libvirt."""
+    version = ".".join(map(str, build.version))
+    return f"libvirt {version}: {build.root or 'installed'}"
+
+
 def main(arguments: list[str]) -> int:
-    """Run `ensure` (the default) or `list`; return the exit code."""
-    command = arguments[0] if arguments else "ensure"
-    if command not in {"ensure", "list"} or len(arguments) > 1:
-        print("usage: python -m vmferry.lab.toolchain [ensure|list]", file=sys.stderr)
-        return 2
+    """Run `ensure` (the default), `ensure libvirt` or `list`; return the exit code."""
     try:
-        if command == "ensure":
-            ensure_qemus(say=lambda line: print(f"run: {line}", file=sys.stderr))
-        else:
-            for binary in find_qemus():
-                print(describe(binary))
+        match arguments:
+            case [] | ["ensure"]:
+                ensure_qemus(say=_say)
+            case ["ensure", "libvirt"]:
+                ensure_libvirt(say=_say)
+            case ["list"]:
+                for line in (*map(describe, find_qemus()), *map(describe_libvirt, find_libvirts())):
+                    print(line)
+            case _:
+                print("usage: python -m vmferry.lab.toolchain [ensure [libvirt]|list]", file=sys.stderr)
+                return 2
     except VmferryError as error:
-        print(f"run: {error}", file=sys.stderr)
+        _say(str(error))
         return error.exit_code
     return 0
+
+
+def _say(line: str) -> None:
+    print(f"run: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class LibvirtMove:
 
     Args:
         source: the daemon of the host that the domain leaves, for readings and orders.
-        carrier: has it moved, over another connection, on which nothing else is asked meanwhile (docs/design/libvirt.md).
+        carrier: has it moved, over another connection, on which nothing else is asked (docs/design/libvirt.md).
         name: the domain.
         destination: the other daemon's address as the source's daemon reaches it.
         request: what libvirt is told, without blockers.
