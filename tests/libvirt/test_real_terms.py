@@ -162,6 +162,7 @@ async def test_local_disks_come_along(pair: Pair) -> None:
     await started(pair, WRITER)
     checked = await pair.lab.must("host-a", "check", PLAN.name, "lv-b", "--plain", "--copy-disks")
     assert "separate copies" in checked
+    assert "not seen: whether libvirt on lv-a reaches" in checked
     before = await disk_writes(pair.daemons["host-a"])
     ran = await pair.moving("--copy-disks", "--libvirt", "paused=yes")
     assert ran.exit_code == 0, ran
