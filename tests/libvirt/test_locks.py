@@ -36,7 +36,7 @@ def test_without_one_there_are_qemus_locks() -> None:
 @pytest.mark.parametrize("here", LOCK_MANAGERS)
 @pytest.mark.parametrize("there", LOCK_MANAGERS)
 def test_two_that_differ_block(here: str, there: str) -> None:
-    """Libvirt would refuse the move; who has which is told."""
+    """The disks would be locked on one host only; who has which is told."""
     fence = fence_of(HOSTS, (here, there), copied=False)
     assert [blocker.code for blocker in fence.blockers] == ["lock.differs"] * (here != there)
     if here != there:

@@ -237,6 +237,8 @@ async def _plan(
     fence = fence_of(names, declared, copied=bool(copies.images))
     idle = terms.renaming.idle(guest, live)
     found = (*verdict.blockers, *idle, *copies.blockers, *fence.blockers, *request.blockers)
+    peer = here_and_there[1].peer_uri
+    reached = f"whether libvirt on {names[0]} reaches {peer}; if not, this process stands between the two daemons"
     return Plan(
         *here_and_there,
         asked,
@@ -246,7 +248,7 @@ async def _plan(
         copies,
         fence.text,
         same or found,
-        (*verdict.unseen, *copies.unseen),
+        (*verdict.unseen, *copies.unseen, *(() if wish.tuning.flow else (reached,))),
         "TCG" if case.domain.attributes.get("type") == "qemu" else "KVM",
     )
 

@@ -1,10 +1,11 @@
 """What keeps a domain's disks from being written by two hosts, as far as anybody can know. Pure.
 
 A daemon says nowhere which lock manager it has: neither its capabilities nor those of domains, and an empty `<lease>`
-starts without one as well (the driver that locks nothing takes it). The only thing that can be seen is that libvirt
-refuses a move between two that differ. So the operator says it (`host add --lock-manager`), and it is told as that.
+starts without one as well (the driver that locks nothing takes it). Nor does a move show it: libvirt 9.0 moved a domain
+from a host with virtlockd to one without, and said nothing (tests/libvirt/test_real_locks.py). So the operator says it
+(`host add --lock-manager`), and it is told as that.
 
-Source: libvirt src/locking/lock_driver_nop.c, src/qemu/qemu_migration_cookie.c ("Source host lock driver ...").
+Source: libvirt src/locking/lock_driver_nop.c.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def fence_of(hosts: tuple[str, str], declared: tuple[str | None, str | None], *,
         what = f"{hosts[0]} is said to have {_KINDS[here]}, and {hosts[1]} {_KINDS[there]}"
         blocker = Blocker(
             "lock.differs",
-            f"{what}: libvirt refuses a move between two that differ",
+            f"{what}: the domain's disks would be locked on one of them only, and libvirt may not mind",
             "set lock_manager in qemu.conf of both hosts alike, and say so: `vmferry host add NAME --libvirt URI"
             " --lock-manager ...`",
         )

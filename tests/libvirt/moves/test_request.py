@@ -113,6 +113,12 @@ def test_the_direct_flow_has_no_peers() -> None:
     assert "PEER2PEER" not in make_request(Wish(PLAIN, tuning=parse_tuning(["flow=direct"])), OLD).flags
 
 
+def test_storage_is_only_taken_for_shared_where_that_was_said() -> None:
+    """Libvirt refuses what it does not know; nobody else may say that it need not."""
+    assert "UNSAFE" in make_request(Wish(PLAIN, tuning=parse_tuning(["unsafe=yes"])), OLD).flags
+    assert "UNSAFE" not in make_request(Wish(PLAIN), OLD).flags
+
+
 def test_a_domain_may_stand_still_there() -> None:
     """It goes on when somebody has looked at it."""
     assert "PAUSED" in make_request(Wish(PLAIN, tuning=parse_tuning(["paused=yes"])), OLD).flags

@@ -112,6 +112,7 @@ def _asked(wish: Wish) -> Iterator[tuple[Term, Value | None, Need]]:
         (wish.defines, terms.PERSIST_DEST, required),
         (wish.undefines, terms.UNDEFINE_SOURCE, required),
         (wish.tuning.paused, terms.PAUSED, required),
+        (wish.tuning.unsafe, terms.UNSAFE, required),
         (stream.encrypted, terms.TLS, required),
         (wish.postcopy, terms.POSTCOPY, required),
         (wish.auto_converge, terms.AUTO_CONVERGE, preferred),

@@ -36,6 +36,7 @@ PEER2PEER = _flag("PEER2PEER", (0, 7, 2), "the source's daemon talks to the dest
 PERSIST_DEST = _flag("PERSIST_DEST", (0, 7, 3), "the domain is defined at the destination")
 UNDEFINE_SOURCE = _flag("UNDEFINE_SOURCE", (0, 7, 3), "the domain is undefined at the source")
 PAUSED = _flag("PAUSED", (0, 7, 3), "the domain stands still at the destination")
+UNSAFE = _flag("UNSAFE", (0, 9, 11), "storage that libvirt does not know for shared")
 NON_SHARED_DISK = _flag("NON_SHARED_DISK", (0, 8, 2), "disks are copied")
 CHANGE_PROTECTION = _flag("CHANGE_PROTECTION", (0, 9, 4), "nobody changes the domain meanwhile")
 ABORT_ON_ERROR = _flag("ABORT_ON_ERROR", (1, 0, 1), "an I/O error of the guest ends the move")

@@ -33,6 +33,7 @@ class Tuning:
         define: whether the domain is defined at the destination; None: as it is at the source.
         undefine: whether it is undefined at the source; None: as above.
         paused: whether it is left standing still at the destination.
+        unsafe: whether both hosts see the same files, by the word of whoever asks: libvirt does not know it.
         parameters: each with its value in libvirt's unit.
     """
 
@@ -40,6 +41,7 @@ class Tuning:
     define: bool | None = None
     undefine: bool | None = None
     paused: bool = False
+    unsafe: bool = False
     parameters: Mapping[Term, Value] = field(default_factory=dict)
 
 
@@ -71,6 +73,7 @@ TABLE: Mapping[str, _Row] = {
     "define": _word(_YES, _NO),
     "undefine": _word(_YES, _NO),
     "paused": _word(_YES, _NO),
+    "unsafe": _word(_YES, _NO),
     "listen_address": _text(terms.LISTEN_ADDRESS, "an address or a host's name", _ADDRESS),
     "disks_port": _number(terms.DISKS_PORT, 1, 65535),
     "disks_uri": _text(terms.DISKS_URI, "tcp://ADDRESS[:PORT] or unix:///PATH", _DISKS_URI),
@@ -112,6 +115,7 @@ def parse_tuning(given: Iterable[str]) -> Tuning:
         _yes(values, "define"),
         _yes(values, "undefine"),
         _yes(values, "paused") or False,
+        _yes(values, "unsafe") or False,
         parameters,
     )
 
