@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vmferry.cli.following import EXIT_CODES, output_of
 from vmferry.cli.libvirt_hosts import LibvirtHost
 from vmferry.cli.output import INTERRUPTED, say, waiting_for
-from vmferry.core.errors import BadInput, Blocker, NotFound, VmferryError
+from vmferry.core.errors import BadInput, Blocker, Denied, NotFound, VmferryError
 from vmferry.core.migration import MigrationStatus
 from vmferry.core.progress import Finished, Guarantee, Outcome, Report
 from vmferry.core.units import Bytes, Milliseconds
@@ -136,11 +136,16 @@ async def _connected(
                 silent.append(error.what)
                 continue
             stack.push_async_callback(made[name].close)
+        defined: str | None = None
         for name, connection in made.items():
             with contextlib.suppress(NotFound):
                 if (await connection.domain(guest)).is_active:
                     yield name, (connection, made[destination])
                     return
+                defined = defined or name
+        if defined is not None:  # it does not run: the checks say so, and whatever else is in the way
+            yield defined, (made[defined], made[destination])
+            return
         raise NotFound(
             "; ".join([f"no libvirt host runs a domain {guest}", *silent]), fix="see `virsh list` on the hosts"
         )
@@ -163,10 +168,11 @@ async def _plan(
     if wrong := [word for key, word in _NOT_LIBVIRTS.items() if options.get(key)]:
         raise BadInput(f"{', '.join(wrong)} cannot be had of libvirt's guests yet", fix="leave it out")
     source, there = connections
-    same = () if names[0] != names[1] else (Blocker("host.same", f"{guest} runs there already", "name another host"),)
+    domain = await source.domain(guest)
+    is_there = names[0] == names[1] and domain.is_active
+    same = (Blocker("host.same", f"{guest} runs there already", "name another host"),) if is_there else ()
     case = await ask_case(guest, source, there, names[1])
     verdict = find_blockers(case)
-    domain = await source.domain(guest)
     versions = [await connection.version() for connection in connections]
     postcopy = bool(options.get("postcopy"))
     stream = _stream(options)
@@ -187,9 +193,21 @@ async def _plan(
     ram = Bytes(int(case.text("memory") or 0) * 1024)  # of a live domain always in KiB
     asked = Asked(choice, ram, wish.bandwidth, options.get("downtime_limit_ms"), postcopy=postcopy, stream=stream)
     check_asked(asked)
-    blockers = same or (*verdict.blockers, *request.blockers)
+    blockers = same or (*await _only_reads(source, guest), *verdict.blockers, *request.blockers)
     kind = "TCG" if case.domain.attributes.get("type") == "qemu" else "KVM"
     return Plan(hosts[names[0]], hosts[names[1]], asked, request, blockers, verdict.unseen, kind)
+
+
+async def _only_reads(source: LibvirtConnection, guest: str) -> tuple[Blocker, ...]:
+    """Return a blocker where the source's daemon lets this user only read: it answers all other questions."""
+    from vmferry.libvirt.facts import XmlKind
+
+    try:
+        await source.domain_xml(guest, XmlKind.MIGRATABLE)
+    except Denied as error:
+        fix = f"{error.fix}: `vmferry host add` with an address that may do more"
+        return (Blocker("libvirt.read-only", error.what, fix),)
+    return ()
 
 
 def _stream(options: dict[str, Any]) -> StreamWish:
@@ -223,7 +241,8 @@ async def _finished(
         return Finished(at_ms, Outcome.MOVED, runs[0], None, None, (), report)
     if runs == [plan.source.name]:
         outcome = Outcome.CANCELLED if ended.gave_up else Outcome.ABORTED
-        return Finished(at_ms, outcome, runs[0], ended.reason, None, (), None)
+        fix = None if ended.failure is None or ended.gave_up else ended.failure.fix
+        return Finished(at_ms, outcome, runs[0], ended.reason, fix, (), None)
     where = " and on ".join(runs) or "no host"
     fix = "look at the domain on both hosts (virsh domstate --reason) before anything is started"
     return Finished(
