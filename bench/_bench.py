@@ -24,7 +24,7 @@ def conditions(command: str, acceleration: str, qemu: str, duration_s: float) ->
     return {
         "command": command,
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "vmferry": f"{__version__} at {_commit()}",
+        "vmferry": f"{__version__} at {commit()}",
         "acceleration": acceleration,
         "qemu": qemu,
         "kernel": platform.release(),
@@ -35,7 +35,7 @@ def conditions(command: str, acceleration: str, qemu: str, duration_s: float) ->
     }
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the commit that was measured; "+" behind it: with changes."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
     try:

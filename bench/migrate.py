@@ -29,6 +29,7 @@ from grid.observe import Observers
 from grid.rounds import Block, Budget, Record, schedule
 from movers.base import Mover
 from movers.registry import all_movers, chosen_movers
+from movers.virsh import VirshMover
 
 from vmferry.core.errors import VmferryError
 from vmferry.lab.hosts import Lab
@@ -79,7 +80,7 @@ async def measure(asked: argparse.Namespace, cells: Sequence[Cell]) -> tuple[Rec
         daemons = {host: LibvirtDaemon(lab, host) for host in lab.hosts}
         try:
             movers = chosen_movers(all_movers(lab, daemons), asked.movers, short=asked.short)
-            if any(mover.name.startswith("virsh") for mover in movers):
+            if any(isinstance(mover, VirshMover) for mover in movers):
                 await asyncio.gather(*(daemon.start() for daemon in daemons.values()))
             record = Record.begin(
                 _key(asked, movers),

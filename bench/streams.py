@@ -1,6 +1,6 @@
 """Every way that a stream can be asked to take: it works, or it is refused beforehand and the reason is told.
 
-    ./run bench streams [--qemus 7.2,10.0]
+    ./run bench streams [--qemus 7.2,10.0] [--resume]
 
 Link, channels and compression, encrypted by a key or by certificates and not, pre-copy and post-copy, with and without
 a disk that the hosts do not share, on each QEMU: a guest moves with it, its memory's oracle is asked, and the disk's
@@ -17,12 +17,14 @@ import filecmp
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import _rdma_ways
 from _bench import conditions, conditions_text, table, write
+from _parts import Parts, Rows
 from _ways import RDMA, THROUGH_A_FILE, Seen, Way, told_by, ways
 
 from vmferry.api.models import CheckReply
@@ -168,6 +170,17 @@ def page(seen: dict[str, dict[Way, Seen]], found: dict[str, object]) -> str:
     )
 
 
+def rows_by(measure: Callable[[str], Coroutine[None, None, dict[Way, Seen]]], version: str) -> Rows:
+    """Measure a part; return ways and what came of them as JSON has it."""
+    seen = asyncio.run(measure(version))
+    return [{"way": dataclasses.asdict(way), "seen": dataclasses.asdict(result)} for way, result in seen.items()]
+
+
+def seen_of(rows: Rows) -> dict[Way, Seen]:
+    """Return ways and what came of them, from JSON."""
+    return {Way(**row["way"]): Seen(**row["seen"]) for row in rows}
+
+
 @contextlib.contextmanager
 def page_faults_for_old_qemus() -> Iterator[None]:
     """Let QEMU 7.2 as another user catch page faults, as its blocker says; as it was afterwards."""
@@ -183,12 +196,15 @@ def main() -> None:
     """Try every way and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--qemus", type=lambda text: text.split(","), default=["7.2", "10.0"])
+    parser.add_argument("--resume", action="store_true", help="go on with what an earlier run has seen")
     asked = parser.parse_args()
-    began = time.monotonic()
+    began, parts = time.monotonic(), Parts("streams", resume=asked.resume)
+    seen: dict[str, dict[Way, Seen]] = {}
     with page_faults_for_all(), page_faults_for_old_qemus():
-        seen = {version: asyncio.run(measure(version)) for version in asked.qemus}
+        for version in asked.qemus:
+            seen[version] = seen_of(parts.of(version, partial(rows_by, measure, version)))
     for version in asked.qemus:
-        seen[version] |= asyncio.run(_rdma_ways.measure(version))
+        seen[version] |= seen_of(parts.of(f"{version} rdma", partial(rows_by, _rdma_ways.measure, version)))
     command = f"./run bench streams --qemus {','.join(asked.qemus)}"
     found = conditions(command, "TCG", " and ".join(asked.qemus), time.monotonic() - began)
     rows = [

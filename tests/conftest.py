@@ -10,11 +10,12 @@ import gc
 import os
 import shutil
 from asyncio import runners
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from vmferry.lab.hosts import Lab
 from vmferry.lab.network import namespaces_missing
 from vmferry.lab.processes import command_line, identify
 from vmferry.lab.registry import sweep
@@ -45,6 +46,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for name, missing in REQUIREMENTS.items():
         if item.get_closest_marker(name) and (reason := missing()):
             pytest.skip(reason)
+
+
+#: How much of each log a failed test shows.
+_LOG_LINES = 60
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what a lab's agents and QEMUs said beside a failed test; they are gone when somebody asks."""
+    report = yield
+    if report.when == "call" and report.failed:
+        labs = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Lab)]
+        for name, log in sorted({(name, log) for lab in labs for name, log in lab.logs()}):
+            text = "\n".join(log.read_text("utf-8", "replace").splitlines()[-_LOG_LINES:])
+            if text:
+                report.sections.append((f"{name}: {log.parent.name}/{log.name}", text))
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,15 @@ from movers.base import AFTER_S, QUIET_S, Mover
 from grid import plots
 from grid.cells import GOAL_GAP_MS, UNLIMITED_MIB_S, Cell, feasibility
 from grid.rounds import FAR, RACE_FACTOR, RACE_ROUNDS, Block, Record
-from grid.stats import FACTOR, MIN_ROUNDS, Contest, Interval, Row, contests, rows_of
+from grid.stats import FACTOR, MIN_ROUNDS, Contest, Interval, Row, contests, interval, paired, rows_of
 
 BAR_EFFICIENCY = 0.95
 NAME = "migrate"
+#: Guests of libvirt hosts under our policies, and with whom they are compared: ours on QEMU, and libvirt as it comes.
+BESIDE = {
+    "vmferry on libvirt": ("vmferry unencrypted", "virsh"),
+    "vmferry on libvirt post-copy": ("vmferry post-copy unencrypted", "virsh post-copy"),
+}
 
 
 def write_all(
@@ -63,6 +68,7 @@ def _page(
         _test_table(cells),
         "## Ours against the best of all\n",
         _contest_text(decided),
+        *_libvirt_section(cells, record),
         "## Link efficiency of an idle guest\n",
         _efficiency(rows),
         *(_cell_section(cell, rows) for cell in cells),
@@ -156,6 +162,21 @@ def _contest_text(decided: Sequence[Contest]) -> str:
         " and whose user does not allow it cannot be."
     )
     return f"{said}\n\n{table(header, rows)}"
+
+
+def _libvirt_section(cells: Sequence[Cell], record: Record) -> list[str]:
+    lines = []
+    for cell in cells:
+        here = [move for move in record.moves if move.cell == cell.id]
+        for mine, others in BESIDE.items():
+            for other in others:
+                total, gap = (interval(paired(here, mine, other, figure)) for figure in ("total_ms", "gap_ms"))
+                if total is not None:
+                    lines.append((cell.id, mine, other, total.count, _said(total, 2), _said(gap, 2)))
+    if not lines:
+        return []
+    header = ("cell", "on libvirt", "beside", "pairs", "ratio of total times", "ratio of gaps")
+    return ["## Guests of libvirt hosts under our policies\n", str(table(header, lines))]
 
 
 def _efficiency(rows: Sequence[Row]) -> str:

@@ -167,8 +167,21 @@ def _meets(row: Row) -> bool:
 
 def _ratios(here: Sequence[Figures], ours: str, rival: str) -> list[float]:
     """Return ours over the rival's total time, for the rounds in which both arrived."""
-    theirs = {move.round: move.total_ms for move in here if move.mover == rival and move.total_ms}
-    mine = {move.round: move.total_ms for move in here if move.mover == ours and move.total_ms}
+    return paired(here, ours, rival, "total_ms")
+
+
+def paired(here: Sequence[Figures], ours: str, rival: str, figure: str) -> list[float]:
+    """Return ours over the rival's, for the rounds in which both arrived.
+
+    Args:
+        here: moves of one cell.
+        ours: a mover.
+        rival: another one.
+        figure: which of `FIGURES`.
+    """
+    arrived = [move for move in here if move.arrived and getattr(move, figure)]
+    theirs = {move.round: getattr(move, figure) for move in arrived if move.mover == rival}
+    mine = {move.round: getattr(move, figure) for move in arrived if move.mover == ours}
     return [mine[number] / theirs[number] for number in sorted(mine.keys() & theirs.keys())]
 
 

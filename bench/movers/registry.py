@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from movers.base import Mover
 from movers.ours import our_movers
 from movers.plain import PlainAutoConverge, PlainMover, PlainPostcopy
+from movers.steered import SteeredMover, SteeredPostcopy
 from movers.virsh import VirshAutoConverge, VirshMover, VirshPostcopy
 from vmferry.lab.hosts import Lab
 from vmferry.lab.libvirt import LibvirtDaemon
@@ -25,6 +26,8 @@ def all_movers(lab: Lab, daemons: dict[str, LibvirtDaemon]) -> list[Mover]:
         VirshMover(lab, daemons),
         VirshAutoConverge(lab, daemons),
         VirshPostcopy(lab, daemons),
+        SteeredMover(lab, daemons),
+        SteeredPostcopy(lab, daemons),
         PlainMover(lab),
         PlainAutoConverge(lab),
         PlainPostcopy(lab),

@@ -16,11 +16,13 @@ from vmferry.core.ids import GuestUuid
 from vmferry.core.migration import MigrationSample, MigrationStatus
 from vmferry.core.progress import Finished, Outcome
 from vmferry.core.units import MIB, Bytes, Milliseconds
+from vmferry.libvirt.copies.images import Copies
 from vmferry.libvirt.facts import Domain, DomainState
 from vmferry.libvirt.moves.request import Request
 
 HERE, THERE = (LibvirtHost(name, *(f"qemu+ssh://{name}/system",) * 2) for name in ("lv-a", "lv-b"))
-PLAN = Plan(HERE, THERE, Asked(Choice(), Bytes(256 * MIB), None, None), Request(), (), (), "KVM")
+ASKED = Asked(Choice(), Bytes(256 * MIB), None, None)
+PLAN = Plan(HERE, THERE, ASKED, Request(), Request(), None, Copies(), "", (), (), "KVM")
 #: What the source said last.
 LAST = MigrationSample(
     MigrationStatus.POSTCOPY_ACTIVE, rounds=3, transferred_bytes=Bytes(200 * MIB), total_bytes=Bytes(257 * MIB)

@@ -49,6 +49,21 @@ def test_one_address_is_enough() -> None:
     assert len(load_hosts()) == 1
 
 
+def test_a_lock_manager_is_what_its_operator_says(directory: Path) -> None:
+    """Libvirt tells it to nobody; a word that is none is refused, also in the list."""
+    code, said = run("host", "add", "host-a", "--libvirt", HERE, "--lock-manager", "lockd", "--json")
+    assert (code, json.loads(said)["lock_manager"]) == (0, "lockd")
+    assert load_hosts()["host-a"].lock_manager == "lockd"
+    run("host", "add", "host-b", "--libvirt", HERE)
+    assert load_hosts()["host-a"].lock_manager == "lockd"
+    assert load_hosts()["host-b"].lock_manager is None
+    code, said = run("host", "add", "host-b", "--libvirt", HERE, "--lock-manager", "padlock")
+    assert (code != 0, "lockd, sanlock, none" in said) == (True, True)
+    file = directory / "libvirt.toml"
+    file.write_text(file.read_text().replace('"lockd"', "3"))
+    assert "lock manager '3' of host host-a" in run("host", "list")[1]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

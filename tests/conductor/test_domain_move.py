@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 import pytest
@@ -38,6 +39,7 @@ class FakeDomain:
         self._round = 0
         self._sent = 0
         self._over = asyncio.get_running_loop().create_future()
+        self.news = asyncio.Event()
 
     async def move(self) -> None:
         """End when the rest fits, or somebody gives up."""
@@ -59,6 +61,13 @@ class FakeDomain:
             normal_pages=self._sent // PAGE,
             bandwidth=LINK,
         )
+
+    async def wait_news(self, most_s: float) -> None:
+        """Tell of nothing, unless a test says so."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(most_s):
+                await self.news.wait()
+        self.news.clear()
 
     async def abort(self) -> None:
         """End it without success."""
@@ -128,6 +137,23 @@ async def test_a_domain_that_writes_little_arrives() -> None:
     assert ended.trace is not None
     assert "set_downtime_limit" in domain.calls
     assert [event for event in told if isinstance(event, PolicyOrdered) and event.refused is None]
+
+
+async def test_a_round_that_is_told_is_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libvirt's word comes before the next reading would: between them nothing else is waited for."""
+    monkeypatch.setattr(domain_move, "_READ_EVERY_S", 60.0)
+    domain = FakeDomain([200, 200, 0])
+    telling = asyncio.create_task(tell_rounds(domain, 3))
+    ended, _ = await moved(domain, "qemu")
+    assert ended.failure is None
+    await telling
+
+
+async def tell_rounds(domain: FakeDomain, number: int) -> None:
+    """Have libvirt tell of rounds."""
+    for _ in range(number):
+        await asyncio.sleep(0.05)
+        domain.news.set()
 
 
 async def test_postcopy_is_begun_where_nothing_else_helps() -> None:

@@ -16,6 +16,7 @@ import pytest
 from vmferry.core.errors import BadInput, Broken, Denied, NotFound, Refused, TimedOut, Unreachable, VmferryError
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.facts import Domain, DomainState, XmlKind
+from vmferry.libvirt.moves.happenings import Turn, Turned
 
 IMITATION = "test:///default"
 #: the one domain that it has
@@ -85,6 +86,29 @@ async def test_what_a_libvirt_cannot_say_is_refused(connection: LibvirtConnectio
     """The imitation has no jobs: it is not taken for a domain without one."""
     with pytest.raises(Refused, match="job of domain test: this function is not supported"):
         await connection.job("test")
+
+
+async def test_what_happens_to_a_domain_is_told() -> None:
+    """The daemon's own words come in turn, of that domain, and only until the end of the block."""
+    connection = await LibvirtConnection.connect(IMITATION)
+    async with connection.listening("test") as heard, asyncio.timeout(30):
+        async with connection.listening("test") as another:  # libvirt itself takes one for each event
+            await connection.suspend("test")
+            assert (await heard.get()) == (await another.get()) == Turned(Turn.SUSPENDED, 0)
+        await connection.resume("test")
+        assert (await heard.get()) == Turned(Turn.RESUMED, 0)
+    await connection.suspend("test")
+    await connection.resume("test")
+    await asyncio.sleep(0.1)
+    assert heard.empty()
+    await connection.close()
+
+
+async def test_nobody_can_listen_to_a_domain_that_is_not_there(connection: LibvirtConnection) -> None:
+    """It is told at once, not by silence."""
+    with pytest.raises(NotFound, match="events of domain web-7"):
+        async with connection.listening("web-7"):
+            pass
 
 
 async def test_nothing_is_printed(connection: LibvirtConnection, capfd: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +226,7 @@ async def test_a_daemon_that_hangs_holds_nobody_up(hanging: Hanging) -> None:
 async def test_a_connection_that_comes_too_late_is_closed(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for it any more, so it must not stay open."""
     closed = threading.Event()
-    late = SimpleNamespace(close=closed.set)
+    late = SimpleNamespace(close=closed.set, setKeepAlive=lambda _interval, _count: 0)
 
     def open_late(_: str) -> object:
         hanging.released.wait(60)

@@ -41,9 +41,8 @@ SAID = Said(
     DOMAIN_CAPABILITIES,
     networks={"default": True, "storage": False},
     pools={"images": True, "backup": False},
-    node_devices=frozenset(
-        {"net_br0_52_54_00_00_00_01", "net_eth_0_52_54_00_00_00_02", "pci_0000_06_10_0", "computer"}
-    ),
+    interfaces=frozenset({"lo", "br0"}),
+    node_devices=frozenset({"net_eth_0_52_54_00_00_00_02", "pci_0000_06_10_0", "computer"}),
     domains=(Domain("db-1", OTHER, DomainState.RUNNING, is_persistent=True),),
 )
 DOMAIN = f"""<domain type='kvm' id='3'><name>web-7</name><uuid>{UUID}</uuid>
@@ -99,7 +98,25 @@ def test_what_a_host_offers_is_read_from_its_own_words() -> None:
     assert offer.accelerations == {"kvm", "qemu"}
     assert (offer.emulator, offer.host_cpu) == (QEMU, "x86_64 EPYC AMD avx svm")
     assert offer.cpu_models == {"EPYC", "Nehalem"}
-    assert offer.net_devices == frozenset({"br0", "eth_0"})
+    assert offer.has_card("eth_0")
+
+
+def test_bridges_are_none_of_the_node_devices() -> None:
+    """Libvirt lists them as interfaces; a card that is part of a bridge is none of these, and a node device."""
+    offer = read_offer(
+        replace(SAID, node_devices=frozenset({"net_br0_52_54_00_00_00_01", "net_eth_0_52_54_00_00_00_02"}))
+    )
+    assert offer.has_card("eth.0")
+    assert not offer.has_card("eth")
+    there = replace(SAID, interfaces=frozenset({"br-lan", "br0"}))
+    assert find_blockers(changed("'br0'", "'br-lan'", there)).blockers == ()
+    (blocker,) = find_blockers(changed("'br0'", "'br-wan'", there)).blockers
+    assert blocker.code == "network.no-bridge"
+    gone = replace(there, interfaces=frozenset({"br-lan"}), node_devices=frozenset({"net_br0_52_54_00_00_00_01"}))
+    assert [blocker.code for blocker in find_blockers(case(said=gone)).blockers] == [
+        "network.no-bridge",
+        "network.no-card",
+    ]
 
 
 VF = PAIR.partition("<interface type='hostdev'")
@@ -277,7 +294,14 @@ def test_one_thing_that_is_wrong_is_one_blocker(name: str) -> None:
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
     """Nothing hides behind the first reason."""
-    said = replace(SAID, networks={}, pools={}, cpu_error="required features: avx", node_devices=frozenset())
+    said = replace(
+        SAID,
+        networks={},
+        pools={},
+        cpu_error="required features: avx",
+        interfaces=frozenset(),
+        node_devices=frozenset(),
+    )
     verdict = find_blockers(case(PAIR, said))
     assert [blocker.code for blocker in verdict.blockers] == [
         "cpu.features-missing",
@@ -290,7 +314,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 
 def test_what_could_not_be_seen_is_said() -> None:
     """A daemon without networks, pools or devices is no reason not to move, and no proof that it works."""
-    nothing = replace(SAID, networks=None, pools=None, node_devices=None)
+    nothing = replace(SAID, networks=None, pools=None, interfaces=None, node_devices=None)
     socket = "<interface type='vhostuser'><source type='unix' path='/run/s' mode='client'/></interface>"
     verdict = find_blockers(case(PAIR + socket, nothing))
     assert verdict.blockers == ()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -11,7 +14,7 @@ import pytest_asyncio
 from tests.libvirt.versions import IDS, VERSIONS, find_or_skip
 
 from vmferry.conductor.domain_move import Ended, Event
-from vmferry.core.errors import NotFound
+from vmferry.core.errors import NotFound, Unreachable
 from vmferry.core.migration import MigrationStatus
 from vmferry.core.progress import PolicyOrdered
 from vmferry.core.units import MIB, BytesPerSecond
@@ -30,6 +33,7 @@ from vmferry.lab.libvirt.moves import (
 from vmferry.lab.scenarios import wait_until
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.facts import DomainState
+from vmferry.libvirt.moves.happenings import Happening, JobEnded, Lost, RoundBegan, Turn, Turned
 from vmferry.libvirt.moves.request import Wish
 
 pytestmark = [
@@ -146,6 +150,46 @@ async def test_a_move_that_is_given_up_costs_nothing(
     ended, _ = await moved(hosts, connections, ("host-a", "host-b"))
     assert ended.failure is None, ended.reason
     await assert_whole(hosts["host-b"])
+
+
+async def test_the_daemon_tells_rounds_and_the_end(
+    hosts: dict[str, LibvirtDaemon], connections: dict[str, LibvirtConnection]
+) -> None:
+    """Each round once and in turn, the guest's stop, and the job's end with libvirt's last figures."""
+    await started(hosts, PLAN)
+    async with connections["host-a"].listening(PLAN.name) as heard:
+        ended, _ = await moved(hosts, connections, ("host-a", "host-b"))
+        assert ended.failure is None, ended.reason
+        told: list[Happening] = []
+        async with asyncio.timeout(10):
+            while not any(isinstance(one, JobEnded) for one in told):
+                told.append(await heard.get())
+    rounds = [one.round for one in told if isinstance(one, RoundBegan)]
+    assert rounds == list(range(1, len(rounds) + 1)), told
+    assert len(rounds) >= 2
+    assert [one.sample.status for one in told if isinstance(one, JobEnded)] == [MigrationStatus.COMPLETED]
+    turns = [one.turn for one in told if isinstance(one, Turned)]
+    assert turns.index(Turn.SUSPENDED) < turns.index(Turn.STOPPED), turns
+
+
+async def test_a_daemon_that_stands_still_is_found(hosts: dict[str, LibvirtDaemon]) -> None:
+    """Keepalive ends a call that waits for it long before its own limit, and whoever listens is told."""
+    await started(hosts, PLAN)
+    daemon = hosts["host-a"]
+    connection = await LibvirtConnection.connect(daemon.socket_uri())
+    try:
+        async with connection.listening(PLAN.name) as heard:
+            os.kill(daemon.pid, signal.SIGSTOP)
+            began = time.monotonic()
+            with pytest.raises(Unreachable):
+                await connection.domains()
+            assert time.monotonic() - began < 15
+            async with asyncio.timeout(5):
+                assert isinstance(await heard.get(), Lost)
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+        await connection.close()
+    await daemon.must("destroy", PLAN.name)
 
 
 @pytest.mark.long

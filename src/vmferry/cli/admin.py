@@ -119,6 +119,13 @@ def add_host(  # noqa: PLR0913 - one for each option of the command
         str | None,
         typer.Option(metavar="URI", help="With --libvirt: where its daemon is from other hosts. Default: the same."),
     ] = None,
+    lock_manager: Annotated[
+        str | None,
+        typer.Option(
+            metavar="lockd|sanlock|none",
+            help="With --libvirt: the lock manager in its qemu.conf, which libvirt tells nobody. Default: not known.",
+        ),
+    ] = None,
     ca_dir: CaDir = Path(DEFAULT_CA_DIR),
     as_json: AsJson = False,
 ) -> None:
@@ -128,7 +135,7 @@ def add_host(  # noqa: PLR0913 - one for each option of the command
     if libvirt is not None:
         if address is not None:
             raise BadInput(f"host {name} has an agent or libvirt, not both", fix="leave ADDRESS and CODE out")
-        _add_libvirt_host(name, libvirt, peer_uri, as_json=as_json)
+        _add_libvirt_host(name, libvirt, peer_uri, lock_manager, as_json=as_json)
         return
     if address is None:
         raise BadInput(
@@ -150,12 +157,13 @@ def add_host(  # noqa: PLR0913 - one for each option of the command
     _warn_untold(added.told)
 
 
-def _add_libvirt_host(name: str, uri: str, peer_uri: str | None, *, as_json: bool) -> None:
+def _add_libvirt_host(name: str, uri: str, peer_uri: str | None, lock_manager: str | None, *, as_json: bool) -> None:
     from vmferry.cli import libvirt_hosts
 
-    added = libvirt_hosts.add_host(name, uri, peer_uri)
+    added = libvirt_hosts.add_host(name, uri, peer_uri, lock_manager=lock_manager)
+    said = {} if lock_manager is None else {"lock_manager": lock_manager}
     if as_json:
-        print_json({"host": name, "libvirt": added.uri, "peer_uri": added.peer_uri})
+        print_json({"host": name, "libvirt": added.uri, "peer_uri": added.peer_uri, **said})
         return
     print(f"libvirt host {name} is at {added.uri}; from other hosts at {added.peer_uri}")
 

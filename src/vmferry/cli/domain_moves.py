@@ -7,11 +7,12 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vmferry.cli.following import EXIT_CODES, output_of
 from vmferry.cli.libvirt_hosts import LibvirtHost
+from vmferry.cli.libvirt_records import MoveRecord, forget, steering
 from vmferry.cli.output import INTERRUPTED, say, waiting_for
 from vmferry.core.errors import BadInput, Blocker, Denied, NotFound, VmferryError
 from vmferry.core.migration import MigrationStatus
@@ -23,20 +24,19 @@ if TYPE_CHECKING:
     from vmferry.conductor.plan import Asked
     from vmferry.core.capabilities import StreamWish
     from vmferry.libvirt.adapter import LibvirtConnection
+    from vmferry.libvirt.copies import Copies
     from vmferry.libvirt.moves.request import Request
 
 #: Options that a move by libvirt cannot heed, as the API has them.
 _NOT_LIBVIRTS = {
-    "copy_disks": "--copy-disks",
     "postcopy_after": "--postcopy-after",
-    "throttle": "--throttle",
     "time_limit_s": "--time-limit",
 }
-GUARANTEE = Guarantee(
-    commit_owner="libvirt",
-    rollback_until="libvirt's Finish",
-    disk_fence="libvirt's lock manager, if the hosts have one",
-    sentence="libvirt commits the move: vmferry steers it, and cannot take it back once libvirt has finished",
+_SENTENCE = "libvirt commits the move: vmferry steers it, and cannot take it back once libvirt has finished"
+#: What it costs that this process is between the daemons (docs/libvirt.md).
+_DIRECT = (
+    "; this process stands between the two daemons: if it dies before the stop, the domain runs on at the source, and"
+    " during the stop it may stay paused there"
 )
 
 
@@ -48,9 +48,21 @@ class Plan:
     destination: LibvirtHost
     asked: Asked
     request: Request
+    direct: Request  #: of the flow through this process
+    flow: str | None  #: the one that was asked for; None: whichever works
+    copies: Copies
+    disk_fence: str
     blockers: tuple[Blocker, ...]
     unseen: tuple[str, ...]
     acceleration: str
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What is promised."""
+        from vmferry.libvirt.moves.tuning import DIRECT
+
+        sentence = _SENTENCE + _DIRECT * (self.flow == DIRECT)
+        return Guarantee("libvirt", "libvirt's Finish", self.disk_fence, sentence)
 
 
 def check(hosts: Mapping[str, LibvirtHost], guest: str, destination: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +77,7 @@ def check(hosts: Mapping[str, LibvirtHost], guest: str, destination: str, option
     async def ask() -> dict[str, Any]:
         async with _connected(hosts, guest, destination) as (source, connections):
             plan = await _plan(hosts, (source, destination), connections, guest, options)
-        promised = None if plan.blockers else dataclasses.asdict(GUARANTEE)
+        promised = None if plan.blockers else dataclasses.asdict(plan.guarantee)
         told = (*plan.request.left_out, *(f"not seen: {sentence}" for sentence in plan.unseen))
         blockers = [_row(blocker) for blocker in plan.blockers]
         return {"source": source, "blockers": blockers, "guarantee": promised, "left_out": told}
@@ -81,15 +93,16 @@ def migrate(
     try:
         return asyncio.run(_migrate(hosts, guest, destination, options, as_json=as_json))
     except KeyboardInterrupt:
-        say(f"\nthe move of {guest} was given up; `vmferry check {guest} {destination}` tells where it runs")
+        say(f"\nthe move of {guest} was given up; `vmferry recover {guest}` tells where it runs")
         return INTERRUPTED
 
 
 async def _migrate(
     hosts: Mapping[str, LibvirtHost], guest: str, destination: str, options: dict[str, Any], *, as_json: bool
 ) -> int:
+    from vmferry.cli.domain_terms import images_for, say_left
     from vmferry.conductor.domain_move import DomainMove
-    from vmferry.libvirt.adapter import LibvirtConnection
+    from vmferry.libvirt.moves.flows import EitherFlow
     from vmferry.libvirt.moves.moving import LibvirtMove
 
     began = time.monotonic()
@@ -104,17 +117,44 @@ async def _migrate(
             else:
                 source, there = connections
                 say(f"libvirt moves {guest}; Ctrl-C gives the move up")
-                carrier = await LibvirtConnection.connect(plan.source.uri)
-                stack.push_async_callback(carrier.close)
-                domain = LibvirtMove(source, carrier, guest, plan.destination.peer_uri, plan.request)
+                images = await stack.enter_async_context(images_for(there, plan.copies.images, guest, say))
+                record = MoveRecord(
+                    guest,
+                    name,
+                    destination,
+                    options,
+                    plan.request.flags,
+                    plan.request.parameters,
+                    (await there.standing(guest)).is_defined,
+                    time.time(),
+                )
+                stack.enter_context(steering(record))
+                carriers = [await _opened(stack, uri) for uri in (plan.source.uri, plan.destination.uri)]
+                carrier = EitherFlow(carriers[0], carriers[1], plan.direct, plan.flow, say)
+                heard = await stack.enter_async_context(source.listening(guest))
+                domain = LibvirtMove(source, carrier, guest, plan.destination.peer_uri, plan.request, heard)
 
                 async def tell(event: Any) -> None:
                     show(_line(event))
 
                 ended = await DomainMove(domain, plan.asked, tell).run()
                 finished = await _finished(plan, guest, ended, (source, there), _since(began))
+                if finished.outcome is not Outcome.HELD:
+                    forget(guest)
+                if finished.outcome is Outcome.MOVED:
+                    images.keep()
+                    say_left(plan.copies, name)
             show(_line(finished))
     return EXIT_CODES[finished.outcome]
+
+
+async def _opened(stack: contextlib.AsyncExitStack, uri: str) -> LibvirtConnection:
+    """Return a connection on which nothing else is asked while a move lasts."""
+    from vmferry.libvirt.adapter import LibvirtConnection
+
+    connection = await LibvirtConnection.connect(uri)
+    stack.push_async_callback(connection.close)
+    return connection
 
 
 @contextlib.asynccontextmanager
@@ -136,19 +176,17 @@ async def _connected(
                 silent.append(error.what)
                 continue
             stack.push_async_callback(made[name].close)
-        defined: str | None = None
+        found: dict[bool, str] = {}  # whether it runs, and where first
         for name, connection in made.items():
             with contextlib.suppress(NotFound):
-                if (await connection.domain(guest)).is_active:
-                    yield name, (connection, made[destination])
-                    return
-                defined = defined or name
-        if defined is not None:  # it does not run: the checks say so, and whatever else is in the way
-            yield defined, (made[defined], made[destination])
-            return
-        raise NotFound(
-            "; ".join([f"no libvirt host runs a domain {guest}", *silent]), fix="see `virsh list` on the hosts"
-        )
+                found.setdefault((await connection.domain(guest)).is_active, name)
+        # One that nobody runs goes on to the checks, which say so beside all else, but not if a silent host may run it.
+        source = found.get(True) or (None if silent else found.get(False))
+        if source is None:
+            raise NotFound(
+                "; ".join([f"no libvirt host runs a domain {guest}", *silent]), fix="see `virsh list` on the hosts"
+            )
+        yield source, (made[source], made[destination])
 
 
 async def _plan(
@@ -159,43 +197,95 @@ async def _plan(
     options: dict[str, Any],
 ) -> Plan:
     """Return what the move would be."""
-    from vmferry.conductor.plan import Asked, Choice, check_asked
+    from vmferry.cli.domain_terms import find_copies, is_braked, parse_terms, put_there
     from vmferry.libvirt.asking import ask_case
     from vmferry.libvirt.checks import find_blockers
+    from vmferry.libvirt.locks import fence_of
     from vmferry.libvirt.moves.request import Wish, make_request
+    from vmferry.libvirt.moves.tuning import DIRECT
+    from vmferry.libvirt.tree import parse
     from vmferry.libvirt.uri import stream_uri
 
     if wrong := [word for key, word in _NOT_LIBVIRTS.items() if options.get(key)]:
         raise BadInput(f"{', '.join(wrong)} cannot be had of libvirt's guests yet", fix="leave it out")
+    terms = parse_terms(options)
     source, there = connections
     domain = await source.domain(guest)
     is_there = names[0] == names[1] and domain.is_active
     same = (Blocker("host.same", f"{guest} runs there already", "name another host"),) if is_there else ()
-    case = await ask_case(guest, source, there, names[1])
+    case = await ask_case(guest, source, there, names[1], terms.renaming.apply)
     verdict = find_blockers(case)
+    live = await source.domain_xml(guest)
+    copies = await find_copies(terms, guest, parse(live), case.domain, connections, names[1])
     versions = [await connection.version() for connection in connections]
     postcopy = bool(options.get("postcopy"))
-    stream = _stream(options)
+    stream, bandwidth = _stream(options), options.get("max_bandwidth")
+    asked = asked_of(options, Bytes(int(case.text("memory") or 0) * 1024))  # of a live domain always in KiB
     wish = Wish(
         stream,
-        options.get("max_bandwidth"),
+        bandwidth,
         postcopy=postcopy,
+        auto_converge=is_braked(terms, asked),
+        disks=copies.targets,
         is_persistent=domain.is_persistent,
         stream_uri=stream_uri(hosts[names[1]].peer_uri),
+        tuning=terms.tuning,
     )
-    request = make_request(wish, min(versions))
+    wish = await put_there(wish, terms, guest, source)
+    request, direct = (
+        make_request(replace(wish, tuning=replace(wish.tuning, flow=flow)), min(versions))
+        for flow in (wish.tuning.flow, DIRECT)
+    )
+    here_and_there = hosts[names[0]], hosts[names[1]]
+    declared = here_and_there[0].lock_manager, here_and_there[1].lock_manager
+    fence = fence_of(names, declared, copied=bool(copies.images))
+    idle = terms.renaming.idle(guest, live)
+    found = (
+        *await _only_reads(source, guest),
+        *verdict.blockers,
+        *idle,
+        *copies.blockers,
+        *fence.blockers,
+        *request.blockers,
+    )
+    return Plan(
+        *here_and_there,
+        asked,
+        request,
+        direct,
+        wish.tuning.flow,
+        copies,
+        fence.text,
+        same or found,
+        (*verdict.unseen, *copies.unseen),
+        "TCG" if case.domain.attributes.get("type") == "qemu" else "KVM",
+    )
+
+
+def asked_of(options: Mapping[str, Any], ram: Bytes) -> Asked:
+    """Return what was asked for, as a policy takes it.
+
+    Raises:
+        BadInput: it makes no sense.
+    """
+    from vmferry.conductor.plan import Asked, Choice, check_asked
+
     choice = Choice(
         **({"policy": options["policy"]} if options.get("policy") else {}),
         max_gap_ms=options.get("max_gap_ms"),
         deadline_ms=options.get("deadline_ms"),
         at_deadline=options.get("at_deadline"),
     )
-    ram = Bytes(int(case.text("memory") or 0) * 1024)  # of a live domain always in KiB
-    asked = Asked(choice, ram, wish.bandwidth, options.get("downtime_limit_ms"), postcopy=postcopy, stream=stream)
+    asked = Asked(
+        choice,
+        ram,
+        options.get("max_bandwidth"),
+        options.get("downtime_limit_ms"),
+        postcopy=bool(options.get("postcopy")),
+        stream=_stream(options),
+    )
     check_asked(asked)
-    blockers = same or (*await _only_reads(source, guest), *verdict.blockers, *request.blockers)
-    kind = "TCG" if case.domain.attributes.get("type") == "qemu" else "KVM"
-    return Plan(hosts[names[0]], hosts[names[1]], asked, request, blockers, verdict.unseen, kind)
+    return asked
 
 
 async def _only_reads(source: LibvirtConnection, guest: str) -> tuple[Blocker, ...]:
@@ -210,7 +300,7 @@ async def _only_reads(source: LibvirtConnection, guest: str) -> tuple[Blocker, .
     return ()
 
 
-def _stream(options: dict[str, Any]) -> StreamWish:
+def _stream(options: Mapping[str, Any]) -> StreamWish:
     from vmferry.core.capabilities import Compression, Encryption, StreamWish, Transport
 
     return StreamWish(
@@ -244,7 +334,7 @@ async def _finished(
         fix = None if ended.failure is None or ended.gave_up else ended.failure.fix
         return Finished(at_ms, outcome, runs[0], ended.reason, fix, (), None)
     where = " and on ".join(runs) or "no host"
-    fix = "look at the domain on both hosts (virsh domstate --reason) before anything is started"
+    fix = f"`vmferry recover {guest}` tells what runs where, and ends what is half done; start nothing before"
     return Finished(
         at_ms,
         Outcome.HELD,
@@ -279,7 +369,7 @@ async def _report(plan: Plan, guest: str, ended: Ended, there: LibvirtConnection
         destination=plan.destination.name,
         outcome=Outcome.MOVED,
         reason=None,
-        guarantee=GUARANTEE.sentence,
+        guarantee=plan.guarantee.sentence,
         acceleration=plan.acceleration,
         encrypted=plan.asked.stream.encrypted,
         total_ms=total_ms,

@@ -318,6 +318,13 @@ def open_identity(where: Path) -> IdentityDirectory:
     return identity
 
 
+def has_fleet() -> bool:
+    """Tell whether this operator has an identity, and with it a fleet."""
+    from vmferry.pki.identity import IdentityDirectory
+
+    return IdentityDirectory(identity_directory()).exists()
+
+
 def open_fleet(directory: Path | None = None) -> Fleet:
     """Return the fleet as the operator's identity directory has it.
 

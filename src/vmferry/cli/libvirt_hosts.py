@@ -23,11 +23,13 @@ class LibvirtHost:
         name: here.
         uri: where its daemon is, from here.
         peer_uri: where it is from the other hosts.
+        lock_manager: what its operator says that it has; None: nothing was said, and libvirt does not tell.
     """
 
     name: str
     uri: str
     peer_uri: str
+    lock_manager: str | None = None
 
 
 def load_hosts(directory: Path | None = None) -> dict[str, LibvirtHost]:
@@ -49,16 +51,18 @@ def load_hosts(directory: Path | None = None) -> dict[str, LibvirtHost]:
     return {name: _host(path, name, row) for name, row in found.items()}
 
 
-def add_host(name: str, uri: str, peer_uri: str | None, directory: Path | None = None) -> LibvirtHost:
+def add_host(
+    name: str, uri: str, peer_uri: str | None, directory: Path | None = None, lock_manager: str | None = None
+) -> LibvirtHost:
     """Add a host to the list, or say anew where it is.
 
     Raises:
-        BadInput: that is no name, or no URI that is used here; nothing has changed.
+        BadInput: that is no name, no URI that is used here, or no lock manager; nothing has changed.
     """
     if not is_name(name):
         raise BadInput(f"host name {name!r} is none", fix="use lower-case letters, digits and -")
-    added = LibvirtHost(name, uri, peer_uri or uri)
-    _check_uris(added)
+    added = LibvirtHost(name, uri, peer_uri or uri, lock_manager)
+    _check(added)
     _write({**load_hosts(directory), name: added}, directory or identity_directory())
     return added
 
@@ -79,16 +83,28 @@ def _host(path: Path, name: str, row: object) -> LibvirtHost:
     uris = [row.get(key) for key in ("uri", "peer_uri")] if isinstance(row, dict) else []
     if not is_name(name) or not uris or not all(isinstance(uri, str) for uri in uris):
         raise BadInput(f"list of libvirt hosts in {path} is spoilt at {name!r}", fix="correct it, or remove that table")
-    host = LibvirtHost(name, *map(str, uris))
-    _check_uris(host)
+    uri, peer_uri = map(str, uris)
+    said = row.get("lock_manager") if isinstance(row, dict) else None
+    host = LibvirtHost(name, uri, peer_uri, None if said is None else str(said))
+    _check(host)
     return host
 
 
-def _check_uris(host: LibvirtHost) -> None:
+def _check(host: LibvirtHost) -> None:
+    from vmferry.libvirt.locks import LOCK_MANAGERS
     from vmferry.libvirt.uri import checked_uri
+
+    if host.lock_manager not in {None, *LOCK_MANAGERS}:
+        kinds = ", ".join(LOCK_MANAGERS)
+        raise BadInput(f"lock manager {host.lock_manager!r} of host {host.name} is none", fix=f"take one of {kinds}")
 
     for uri in (host.uri, host.peer_uri):
         checked_uri(uri)
+
+
+def _row(host: LibvirtHost) -> dict[str, str]:
+    said = {} if host.lock_manager is None else {"lock_manager": host.lock_manager}
+    return {"uri": host.uri, "peer_uri": host.peer_uri, **said}
 
 
 def _write(hosts: Mapping[str, LibvirtHost], directory: Path) -> None:
@@ -96,7 +112,7 @@ def _write(hosts: Mapping[str, LibvirtHost], directory: Path) -> None:
     import tomli_w
 
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    rows = {host.name: {"uri": host.uri, "peer_uri": host.peer_uri} for host in hosts.values()}
+    rows = {host.name: _row(host) for host in hosts.values()}
     with tempfile.NamedTemporaryFile("w", dir=directory, prefix=f".{_FILE}-", delete=False, encoding="utf-8") as file:
         file.write(tomli_w.dumps(rows))
     Path(file.name).replace(directory / _FILE)

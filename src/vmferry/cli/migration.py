@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from vmferry.cli.fleet import Fleet, open_fleet
-from vmferry.cli.libvirt_hosts import load_hosts
+from vmferry.cli.libvirt_hosts import LibvirtHost, load_hosts
+from vmferry.cli.libvirt_records import hosts_that_move
 from vmferry.cli.options import AsJson, GuestArgument
 from vmferry.cli.output import INTERRUPTED, print_json, say
 from vmferry.core.errors import BadInput, NotFound
@@ -101,6 +103,27 @@ CompressionOption = Annotated[
 ]
 
 
+DisksOption = Annotated[
+    list[str] | None,
+    typer.Option("--disk", metavar="TARGET", help="Copy this disk alone (vda), of a guest of libvirt; repeat it."),
+]
+
+LibvirtOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--libvirt", metavar="NAME=VALUE", help="What only libvirt has a word for (docs/libvirt.md); repeat it."
+    ),
+]
+
+MapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="WHAT:HERE=THERE",
+        help="What a guest of libvirt finds under another name there: bridge, network, card, device, disk, listen.",
+    ),
+]
+
 BandwidthOption = Annotated[
     str | None,
     typer.Option(help="Most that the stream may take, e.g. 1Gbit/s or 100MiB/s. Default: the link's speed."),
@@ -122,6 +145,9 @@ def check(  # noqa: PLR0913 - one for each option of the command
     pipeline: PipelineOption = None,
     encryption: EncryptionOption = None,
     copy_disks: CopyDisksOption = False,
+    disk: DisksOption = None,
+    libvirt: LibvirtOption = None,
+    renamed: MapOption = None,
     bandwidth: BandwidthOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -133,7 +159,7 @@ def check(  # noqa: PLR0913 - one for each option of the command
 
     options = _bandwidth(bandwidth) | _choice(policy, max_gap, None, throttle) | _postcopy(postcopy, None)
     options |= _stream(link, channels, compression, pipeline, encryption) | _disks(copy_disks)
-    options |= {"plain": True} if plain else {}
+    options |= _libvirts(disk, libvirt, renamed) | ({"plain": True} if plain else {})
     source, reply = _ask_check(guest, destination, options)
     if as_json:
         print_json(reply)
@@ -151,6 +177,7 @@ def _ask_check(guest: str, destination: str, options: dict[str, object]) -> tupl
 
         reply = domain_moves.check(hosts, guest, destination, options)
         return str(reply["source"]), reply
+    _refuse_libvirts(options)
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     body = {"destination": destination, **({"options": options} if options else {})}
@@ -208,6 +235,9 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
     pipeline: PipelineOption = None,
     encryption: EncryptionOption = None,
     copy_disks: CopyDisksOption = False,
+    disk: DisksOption = None,
+    libvirt: LibvirtOption = None,
+    renamed: MapOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Only begin; print the hand-over's id.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -215,12 +245,14 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
     options = _options(plain, bandwidth, downtime_limit, time_limit) | _choice(policy, max_gap, deadline, throttle)
     options |= _at_deadline(at_deadline) | _postcopy(postcopy, postcopy_after)
     options |= _stream(link, channels, compression, pipeline, encryption) | _disks(copy_disks)
+    options |= _libvirts(disk, libvirt, renamed)
     if destination in (hosts := load_hosts()):
         from vmferry.cli import domain_moves
 
         if detach:
             raise BadInput("--detach: nobody but this command steers a move of libvirt's", fix="leave it out")
         raise typer.Exit(domain_moves.migrate(hosts, guest, destination, options, as_json=as_json))
+    _refuse_libvirts(options)
     fleet = open_fleet()
     source = fleet.find_guest(guest)
     try:
@@ -302,6 +334,18 @@ def _disks(copied: bool) -> dict[str, object]:
     return {"copy_disks": True} if copied else {}
 
 
+def _libvirts(disks: list[str] | None, words: list[str] | None, maps: list[str] | None) -> dict[str, object]:
+    """Return what only guests of libvirt have."""
+    given = {"disks": disks, "libvirt": words, "maps": maps}
+    return {name: tuple(value) for name, value in given.items() if value}
+
+
+def _refuse_libvirts(options: dict[str, object]) -> None:
+    from vmferry.cli.domain_terms import refuse_libvirts
+
+    refuse_libvirts(options)
+
+
 def _stream(
     link: str | None, channels: int | None, compression: str | None, pipeline: str | None, encryption: str | None
 ) -> dict[str, object]:
@@ -335,9 +379,26 @@ WordArgument = Annotated[
 
 
 def watch(word: WordArgument = None, *, as_json: AsJson = False) -> None:
-    """Show a hand-over from its start, under way or over. Ctrl-C only stops showing it."""
+    """Show a hand-over from its start, under way or over; of a libvirt domain, from now on. Ctrl-C only stops that."""
+    if word is not None and (hosts := hosts_that_move(word)):
+        _watch_domain(hosts, word, as_json=as_json)
     fleet = open_fleet()
-    _follow(fleet, fleet.find_handover(word), as_json=as_json)
+    try:
+        found = fleet.find_handover(word)
+    except NotFound:
+        if word is not None and (hosts := load_hosts()):
+            _watch_domain(hosts, word, as_json=as_json)
+        raise
+    _follow(fleet, found, as_json=as_json)
+
+
+def _watch_domain(hosts: Mapping[str, LibvirtHost], word: str, *, as_json: bool) -> NoReturn:
+    from vmferry.cli import domain_recovery
+
+    code = domain_recovery.watch(hosts, word, as_json=as_json)
+    if code is None:
+        raise NotFound(f"no host moves a guest or domain {word}", fix=f"`vmferry recover {word}` tells where it runs")
+    raise typer.Exit(code)
 
 
 def trace(
@@ -383,12 +444,17 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Give a hand-over up before its commit, or a save; the guest runs on where it is."""
+    if hosts := hosts_that_move(word):
+        _cancel_domain(hosts, word, as_json=as_json)
+        return
     fleet = open_fleet()
     try:
         found = fleet.find_handover(word, unfinished=True)
     except NotFound:
         if not _cancel_save(fleet, word, as_json=as_json):
-            raise
+            if not (hosts := load_hosts()):
+                raise
+            _cancel_domain(hosts, word, as_json=as_json)
         return
     reply = fleet.ask(found["asked"], "POST", f"/v1/handovers/{found['handover']}/cancel", {}, time_limit_s=130)
     if as_json:
@@ -398,6 +464,18 @@ def cancel(
             f"hand-over {found['handover']} of {found['guest']}: {reply['state']};"
             f" owner {reply['owner'] or 'not known'}"
         )
+
+
+def _cancel_domain(hosts: Mapping[str, LibvirtHost], word: str, *, as_json: bool) -> None:
+    from vmferry.cli import domain_recovery
+
+    found = domain_recovery.cancel(hosts, word)
+    if found is None:
+        raise NotFound(f"no host moves a guest or domain {word}", fix=f"`vmferry recover {word}` tells where it runs")
+    if as_json:
+        print_json(found)
+    else:
+        print(f"move of {word}: {found['done']}; {found['found']}; owner {found['owner'] or 'not known'}")
 
 
 def _cancel_save(fleet: Fleet, word: str, *, as_json: bool) -> bool:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vmferry.cli.fleet import Answers, Fleet, open_fleet
+from vmferry.cli.fleet import Answers, Fleet, has_fleet, open_fleet
+from vmferry.cli.libvirt_hosts import load_hosts
 from vmferry.cli.options import AsJson
 from vmferry.cli.output import print_json, say
 from vmferry.core.errors import BadInput, InDoubt, NotFound, Unreachable, VmferryError
@@ -31,16 +32,45 @@ def recover(
     With --fenced the word of a person ends a doubt: all guests that may run on that host are taken over, and GUEST only
     limits what is shown. Exit code 9 when a guest's owner is still not known.
     """
+    domains = [] if fenced is not None else _recover_domains(guest)
+    if domains and (guest is not None or not has_fleet()):
+        _show(domains, Answers({}), as_json=as_json)
+        _tell_doubt(domains)
+        return
     fleet = open_fleet()
     answers = _fenced(fleet, fenced) if fenced is not None else _recover(fleet, guest)
     findings = [
         {**finding, "host": host} for host, reply in sorted(answers.answers.items()) for finding in reply["findings"]
     ]
+    findings += domains
     if guest is not None:
         findings = [finding for finding in findings if finding["guest"] == guest]
+    if not findings and guest is not None and fenced is None:  # a domain whose move nobody here began
+        findings = _domain(guest)
     _show(findings, answers, as_json=as_json)
-    if any(finding["owner"] is None for finding in findings):
+    _tell_doubt(findings)
+
+
+def _tell_doubt(findings: list[dict[str, Any]]) -> None:
+    """Exit with a code of its own when a guest may be anybody's; one that is off is nobody's."""
+    if any(finding["owner"] is None and finding.get("verdict") not in ("off", "lost") for finding in findings):
         raise typer.Exit(InDoubt.exit_code)
+
+
+def _recover_domains(guest: str | None) -> list[dict[str, Any]]:
+    """Recover the moves of libvirt's domains that this operator began: of one, or of all."""
+    from vmferry.cli.libvirt_records import hosts_that_move, records
+
+    names = [guest] if guest is not None else list(records())
+    return [finding for name in names if hosts_that_move(name) for finding in _domain(name)]
+
+
+def _domain(name: str) -> list[dict[str, Any]]:
+    from vmferry.cli import domain_recovery
+
+    hosts = load_hosts()
+    found = domain_recovery.recover(hosts, name) if hosts else None
+    return [] if found is None else [found]
 
 
 def _recover(fleet: Fleet, guest: str | None) -> Answers:
@@ -81,6 +111,8 @@ def _show(findings: list[dict[str, Any]], answers: Answers, *, as_json: bool) ->
     for finding in findings:
         owner = finding["owner"] or "not known"
         print(f"{finding['guest']} ({finding['host']}): {finding['found']}; done: {finding['done']}; owner: {owner}")
+        if finding.get("fix"):
+            print(f"  {finding['fix']}")
     if not findings:
         print("nothing to recover")
     if answers.silent:

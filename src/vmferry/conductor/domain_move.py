@@ -1,6 +1,7 @@
 """Moves a libvirt domain under one of our policies: libvirt carries the move out and commits it, the policy steers it.
 
-The policies are the same as for guests of ours, and so is what they are told: readings of the job, ten in a second.
+The policies are the same as for guests of ours, and so is what they are told: readings of the job, ten in a second, and
+one at once when libvirt tells that a round ended.
 What libvirt has no order for (a brake that is changed while it works) is not among a policy's means.
 """
 
@@ -148,7 +149,7 @@ class DomainMove:
                 began = self._now()
                 await self._carry_out(first, None)
             await self._show(sample, Milliseconds(self._now() - (began or 0.0)))
-            await asyncio.sleep(_READ_EVERY_S)
+            await self._domain.wait_news(_READ_EVERY_S)
 
     async def _show(self, sample: MigrationSample, at_ms: Milliseconds) -> None:
         """Show a reading to the policy, and carry out what it orders."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -28,6 +28,7 @@ from vmferry.lab.network import Network, namespaces_missing
 from vmferry.lab.processes import MARK, Identity, find_lab_processes
 from vmferry.lab.registry import Claim, claim, destroy
 from vmferry.lab.toolchain import QemuBinary, cache_dir, find_qemus
+from vmferry.qemu.run_dir import QEMU_LOG
 
 #: One port for every agent: hosts have addresses of their own, also on loopback.
 AGENT_PORT = 7716
@@ -123,6 +124,12 @@ class Lab:
     def directory(self) -> Path:
         """The lab's directory; guest files and disks of a test go here."""
         return self._claimed.directory
+
+    def logs(self) -> Iterator[tuple[str, Path]]:
+        """Yield what can be read of each host's name and log: its agent's, and those of the QEMUs that it has now."""
+        for host in self.hosts.values():
+            yield host.name, host.agent.log
+            yield from ((host.name, log) for log in host.run_dir.rglob(QEMU_LOG))
 
     @property
     def local(self) -> Path:

@@ -4,6 +4,9 @@ libvirt's bindings block, and a daemon that hangs blocks them for ever. So each 
 time limit. A call that outlived its limit cannot be taken back: its connection counts as lost and takes no more calls,
 so that threads do not pile up behind a dead daemon; whoever wants to goes on with a new connection.
 
+What a daemon tells by itself comes by libvirt's event loop (event_loop.py), which also keeps connections alive: a
+daemon that is dead, or behind a cut link, is found within seconds, and every call that waits for it fails.
+
 The only module that imports libvirt-python, an optional extra (`vmferry[libvirt]`).
 
 Source: libvirt-python 12.8; https://libvirt.org/html/libvirt-libvirt-domain.html.
@@ -17,24 +20,30 @@ import functools
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Final, TypeVar
 
 from vmferry.core.errors import Broken, TimedOut, VmferryError
 from vmferry.core.ids import GuestUuid
 from vmferry.core.migration import MigrationSample
 from vmferry.core.units import BytesPerSecond, Milliseconds
+from vmferry.libvirt import event_loop
 from vmferry.libvirt.facts import Domain, DomainState, XmlKind
 from vmferry.libvirt.faults import translate
+from vmferry.libvirt.listening import Listeners
+from vmferry.libvirt.moves.happenings import Happening
 from vmferry.libvirt.moves.request import Request, Value, mib_per_second
 from vmferry.libvirt.moves.samples import sample_of
+from vmferry.libvirt.moves.standing import ABSENT, Job, Run, Standing, job_of, reason_of, run_of
 from vmferry.libvirt.moves.terms import version_of
 from vmferry.libvirt.uri import checked_uri
 
 T = TypeVar("T")
 
 TIME_LIMIT_S: Final = 30.0
-_NO_DOMAIN = 42
+#: A daemon that has been silent for so long is asked whether it lives, so many times: dead after 8 s.
+_KEEPALIVE_S, _KEEPALIVES = 2, 3
+_NO_DOMAIN, _OPERATION_INVALID, _OPERATION_UNSUPPORTED = 42, 55, 84
 _LOG_FROM = "LIBVIRT_DEBUG"
 #: What libvirt takes for no limit (QEMU_DOMAIN_MIG_BANDWIDTH_MAX), in MiB/s.
 _NO_LIMIT_MIB = (1 << 63) // (1 << 20) - 1
@@ -66,6 +75,7 @@ class LibvirtConnection:
         self._time_limit_s = time_limit_s
         self._is_lost = False
         self._is_closed = False
+        self._listeners = Listeners(connection)
 
     @classmethod
     async def connect(
@@ -88,7 +98,8 @@ class LibvirtConnection:
         address, libvirt = checked_uri(uri), _load()
         opener = libvirt.openReadOnly if read_only else libvirt.open
         what = f"libvirt at {uri} cannot be reached"
-        connection = await _in_thread(lambda: opener(address), what, time_limit_s, _close)
+        event_loop.ensure_running(libvirt)
+        connection = await _in_thread(lambda: _kept_alive(opener(address)), what, time_limit_s, _close)
         return cls(uri, connection, time_limit_s=time_limit_s)
 
     async def close(self) -> None:
@@ -97,10 +108,14 @@ class LibvirtConnection:
             return
         was_lost, self._is_closed, self._is_lost = self._is_lost, True, True
         if was_lost:  # closing would hang too, and so would the garbage collector
-            threading.Thread(target=_close, args=(self._connection,), name="libvirt", daemon=True).start()
+            threading.Thread(target=self._let_go, name="libvirt", daemon=True).start()
             return
         with contextlib.suppress(VmferryError):
-            await _in_thread(lambda: _close(self._connection), "", self._time_limit_s)
+            await _in_thread(self._let_go, "", self._time_limit_s)
+
+    def _let_go(self) -> None:
+        self._listeners.close(_load())
+        _close(self._connection)
 
     async def domains(self) -> tuple[Domain, ...]:
         """Return every domain that runs or is defined, by name."""
@@ -113,6 +128,10 @@ class LibvirtConnection:
             NotFound: there is none of that name.
         """
         return await self._call(f"domain {name}", lambda: _facts(self._connection.lookupByName(name)))
+
+    async def standing(self, name: str) -> Standing:
+        """Return what a domain does here, why, and which job it has; of one that is not there as well."""
+        return await self._call(f"state of domain {name}", lambda: _standing(self._connection, name))
 
     async def domain_xml(self, name: str, kind: XmlKind = XmlKind.LIVE) -> str:
         """Return a domain's XML, without passwords.
@@ -155,26 +174,56 @@ class LibvirtConnection:
         what = f"{'last ' * over}job of domain {name}"
         return await self._call(what, lambda: _words(self._connection.lookupByName(name), flags))
 
-    async def move(self, name: str, destination: str, request: Request) -> None:
+    async def move(self, name: str, destination: str | LibvirtConnection, request: Request) -> None:
         """Move a domain; returns when libvirt has finished, however long that takes.
 
         A caller that is cancelled no longer waits; the daemons go on with the move, which `abort` ends.
 
         Args:
             name: of a domain that runs here.
-            destination: its daemon's address as this one's daemon reaches it.
-            request: without blockers.
+            destination: its daemon's address as this one's daemon reaches it; or a connection to it, and then this
+                process stands between the two daemons.
+            request: without blockers; with PEER2PEER for an address, without it for a connection.
 
         Raises:
             Broken: it failed, in libvirt's words; the domain runs here unless libvirt was finishing. See `domain`.
         """
         libvirt = _load()
-        address, parameters = checked_uri(destination), _typed(request.parameters)
+        parameters = _typed(request.parameters)
         flags = functools.reduce(operator.or_, (getattr(libvirt, f"VIR_MIGRATE_{flag}") for flag in request.flags), 0)
-        what = f"libvirt at {self._uri}, move of domain {name} to {destination}"
-        await _in_thread(
-            lambda: self._connection.lookupByName(name).migrateToURI3(address, parameters, flags), what, None
-        )
+        direct = destination if isinstance(destination, LibvirtConnection) else None
+        where: Any = checked_uri(str(destination)) if direct is None else direct._connection  # noqa: SLF001  # of this class
+
+        def move() -> None:
+            domain = self._connection.lookupByName(name)
+            (domain.migrateToURI3 if direct is None else domain.migrate3)(where, parameters, flags)
+
+        there = destination if direct is None else direct._uri  # noqa: SLF001  # as above
+        await _in_thread(move, f"libvirt at {self._uri}, move of domain {name} to {there}", None)
+
+    @contextlib.asynccontextmanager
+    async def listening(self, name: str) -> AsyncIterator[asyncio.Queue[Happening]]:
+        """Yield a queue into which the daemon tells what happens to a domain, in turn, until the end of the block.
+
+        Events may come late or, when the daemon restarts, not at all: whoever needs to know asks.
+
+        Raises:
+            NotFound: there is no domain of that name.
+        """
+        heard: asyncio.Queue[Happening] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def tell(happening: Happening) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(heard.put_nowait, happening)
+
+        what = f"events of domain {name}"
+        await self._call(what, lambda: self._listeners.add(_load(), name, tell))
+        try:
+            yield heard
+        finally:
+            with contextlib.suppress(VmferryError):
+                await self._call(what, lambda: self._listeners.remove(_load(), name, tell))
 
     async def abort(self, name: str) -> None:
         """Give a domain's job up.
@@ -201,6 +250,16 @@ class LibvirtConnection:
             Refused: there is no move, or it was begun without POSTCOPY.
         """
         await self._order("post-copy", name, lambda domain: domain.migrateStartPostCopy(0))
+
+    async def destroy(self, name: str) -> None:
+        """End a domain's process at once; its definition stays."""
+        await self._order("end of the process", name, lambda domain: domain.destroy())
+
+    async def undefine(self, name: str) -> None:
+        """Forget a domain's definition; its firmware variables and its TPM's state stay."""
+        libvirt = _load()
+        keep = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
+        await self._order("definition", name, lambda domain: domain.undefineFlags(keep))
 
     async def suspend(self, name: str) -> None:
         """Stop a domain's vCPUs."""
@@ -269,6 +328,15 @@ class LibvirtConnection:
         """
         return await self._call("its storage pools", lambda: _active(self._connection.listAllStoragePools(0)))
 
+    async def interfaces(self) -> frozenset[str]:
+        """Return the host's network interfaces, bridges and VLANs too; one that is part of a bridge may be missing.
+
+        Raises:
+            Refused: this daemon does not look after them.
+        """
+        found = await self._call("its interfaces", lambda: [i.name() for i in self._connection.listAllInterfaces(0)])
+        return frozenset(found)
+
     async def node_devices(self) -> frozenset[str]:
         """Return the host's devices by the names that `virsh nodedev-list` has for them.
 
@@ -277,6 +345,15 @@ class LibvirtConnection:
         """
         names = await self._call("its devices", lambda: [d.name() for d in self._connection.listAllDevices(0)])
         return frozenset(names)
+
+    async def call(self, what: str, function: Callable[[Any], T]) -> T:
+        """Return what a function does with libvirt's own connection: for calls that have a file of their own.
+
+        Args:
+            what: what is asked, for messages.
+            function: blocks; it must not keep what it is given.
+        """
+        return await self._call(what, lambda: function(self._connection))
 
     async def _call(self, what: str, function: Callable[[], T]) -> T:
         if self._is_lost:
@@ -382,6 +459,12 @@ def _close(connection: Any) -> None:
         connection.close()
 
 
+def _kept_alive(connection: Any) -> Any:
+    with contextlib.suppress(_load().libvirtError):  # libvirt's imitation lives in this process
+        connection.setKeepAlive(_KEEPALIVE_S, _KEEPALIVES)
+    return connection
+
+
 def _domains(connection: Any) -> tuple[Domain, ...]:
     found = []
     for domain in connection.listAllDomains(0):
@@ -420,8 +503,37 @@ def _words(domain: Any, flags: int) -> tuple[dict[str, Any], bool]:
     return domain.jobStats(flags), (state, reason) == (_PAUSED, _PAUSED_POSTCOPY)
 
 
-def _facts(domain: Any) -> Domain:
-    number = domain.state()[0]
+def _state(number: int) -> DomainState:
     states = list(DomainState)
-    state = states[number] if number < len(states) else DomainState.UNKNOWN
+    return states[number] if number < len(states) else DomainState.UNKNOWN
+
+
+def _standing(connection: Any, name: str) -> Standing:
+    try:
+        domain = connection.lookupByName(name)
+        number, reason_number = domain.state()[:2]
+        is_persistent = bool(domain.isPersistent())
+    except _load().libvirtError as error:
+        if error.get_error_code() != _NO_DOMAIN:
+            raise
+        return ABSENT
+    state, reason = _state(number), reason_of(_state(number), reason_number)
+    run = run_of(state, reason)
+    job = Job.NONE if run is Run.OFF else _job(domain)
+    return Standing(run, job, GuestUuid(domain.UUIDString()), is_persistent, f"{state} ({reason})")
+
+
+def _job(domain: Any) -> Job:
+    """Return which job an active domain has. QEMU's driver has no statistics of one that arrives, and says so."""
+    try:
+        stats = domain.jobStats()
+    except _load().libvirtError as error:
+        if error.get_error_code() not in (_OPERATION_UNSUPPORTED, _OPERATION_INVALID, _NO_DOMAIN):
+            raise
+        return Job.IN if "source host" in str(error.get_error_message()) else Job.NONE
+    return job_of(int(stats.get("type", 0)), int(stats.get("operation", 0)))
+
+
+def _facts(domain: Any) -> Domain:
+    state = _state(domain.state()[0])
     return Domain(domain.name(), GuestUuid(domain.UUIDString()), state, bool(domain.isPersistent()))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 from xml.etree import ElementTree as ET  # makes XML, reads none
 
 from vmferry.core.errors import BadInput, Broken, Refused, Unreachable
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.checks.case import Case, first
-from vmferry.libvirt.checks.editing import copy_of
 from vmferry.libvirt.checks.offer import Said, host_cpu, read_offer
+from vmferry.libvirt.making import copy_of
 from vmferry.libvirt.moves.samples import job_text
 from vmferry.libvirt.tree import parse
 
@@ -18,7 +18,11 @@ T = TypeVar("T")
 
 
 async def ask_case(
-    domain: str, source: LibvirtConnection, destination: LibvirtConnection, destination_name: str
+    domain: str,
+    source: LibvirtConnection,
+    destination: LibvirtConnection,
+    destination_name: str,
+    rewrite: Callable[[str], str] = str,
 ) -> Case:
     """Return what the checks want to know of a domain at the source; changes nothing at either host.
 
@@ -27,6 +31,7 @@ async def ask_case(
         source: its host's daemon.
         destination: the other daemon; not read-only, or it denies what its emulator can.
         destination_name: what the destination is called in blockers.
+        rewrite: makes the domain what it shall be at the destination; as it is unless one is given.
 
     Raises:
         NotFound: the source has no such domain.
@@ -34,7 +39,7 @@ async def ask_case(
         Unreachable, TimedOut, Broken: a daemon does not answer (any more).
         XmlRefused: a daemon said what is no XML.
     """
-    root = parse(await source.domain_xml(domain))
+    root = parse(rewrite(await source.domain_xml(domain)))
     os_type, program, cpu = (first(root, path) for path in ("os/type", "devices/emulator", "cpu"))
     machine = "" if os_type is None else os_type.attributes.get("machine", "")
     emulator, kind = None if program is None else program.text, root.attributes.get("type", "")
@@ -51,6 +56,7 @@ async def ask_case(
         cpu_error=cpu_error,
         networks=await _or_none(destination.networks()),
         pools=await _or_none(destination.pools()),
+        interfaces=await _or_none(destination.interfaces()),
         node_devices=await _or_none(destination.node_devices()),
         domains=await destination.domains(),
     )

@@ -25,11 +25,16 @@ class DomainState(enum.StrEnum):
 
 
 class XmlKind(enum.Enum):
-    """Which of a domain's XML: its flags (virDomainXMLFlags). Passwords are never asked for."""
+    """Which of a domain's XML: its flags (virDomainXMLFlags).
+
+    Passwords are asked for only where the other daemon gets the XML; it is shown to nobody and kept nowhere.
+    """
 
     LIVE = 0  #: as it runs; the definition of one that does not run
     INACTIVE = 2  #: as it will start next time
     MIGRATABLE = 8  #: as another host can take it; not on a read-only connection
+    MOVING = 9  #: the same with passwords, for the other daemon alone
+    MOVING_DEFINED = 11  #: the definition with passwords, for the other daemon alone
 
 
 class JobKind(enum.StrEnum):

@@ -78,6 +78,13 @@ _BY_WORDS: tuple[tuple[re.Pattern[str], _Row], ...] = tuple(
             "failed to connect|unable to connect|cannot (recv|write)|connection (refused|reset)|end of file|is closed",
             (Unreachable, _DAEMON),
         ),
+        (
+            "keepalive timeout",
+            (
+                Unreachable,
+                "look after libvirtd there, and after the network on the way: it has answered nothing for long",
+            ),
+        ),
     )
 )
 #: INTERNAL_ERROR, NO_CONNECT, INVALID_CONN, OPERATION_FAILED, SYSTEM_ERROR, RPC, GNUTLS, AUTH_FAILED

@@ -25,6 +25,9 @@ class MovingDomain(Protocol):
     async def sample(self) -> MigrationSample:
         """Return how the move stands; status `none` while there is none."""
 
+    async def wait_news(self, most_s: float) -> None:
+        """Return when something happened to it (a round ended, its state changed), or after that time at the latest."""
+
     async def abort(self) -> None:
         """Give the move up.
 

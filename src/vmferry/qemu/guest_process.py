@@ -27,6 +27,7 @@ from vmferry.ports.hypervisor import (
 from vmferry.ports.state_file import StateFile
 from vmferry.ports.stream import StreamConnection
 from vmferry.qemu import emergency, given
+from vmferry.qemu.breaking import Breaker
 from vmferry.qemu.credentials import CertificateFiles, Credentials, no_certificates
 from vmferry.qemu.disk_mirror import QemuDiskMirrors
 from vmferry.qemu.events import EventHub, run_state, translate
@@ -100,6 +101,7 @@ class QemuGuestProcess:
         self._connecting: asyncio.Task[None] | None = None  #: to a QEMU that does not answer yet
         self._hub = EventHub()
         self._reconnection = Reconnection(spec.name, run_dir.log)
+        self._breaker = Breaker(spec.name, self._out_of_band, self.query_migration)
         self._locked_memory = LockedMemory(spec, process)
         self._sends_to: tuple[str, int] | None = None  #: the destination, once `migrate` was said by this object
         self._has_state_file = False  #: it was, or may have been, given a file
@@ -402,12 +404,8 @@ class QemuGuestProcess:
         await self._session.execute("migrate-start-postcopy")
 
     async def pause_postcopy(self) -> None:
-        """Break the stream here; out of band, since the main loop may wait for a page.
-
-        Raises:
-            Broken: the status is not postcopy-active; from 8.2 on it may also be postcopy-recover.
-        """
-        await self._out_of_band("migrate-pause")
+        """Break the stream here, out of band; Broken: the status is neither postcopy-active nor postcopy-recover."""
+        await self._breaker.break_off()
 
     async def recover_listen(self, address: str, port: int) -> None:
         """Listen for the recovered stream; out of band, since the main loop may wait for a page.
@@ -541,6 +539,7 @@ class QemuGuestProcess:
             return
         if event is not None:
             self._reconnection.saw(event)
+            self._breaker.saw(event)
             if event.kind is GuestEventKind.RESUMED:
                 self._resumed_ns = event.at_ns
             self._hub.publish(event)

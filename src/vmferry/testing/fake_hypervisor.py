@@ -412,7 +412,7 @@ class FakeGuestProcess:
         """Break the stream on this side."""
         self._call("pause_postcopy")
         active = self._status() in {MigrationStatus.POSTCOPY_ACTIVE, MigrationStatus.POSTCOPY_RECOVER}
-        self._require(active, "migrate-pause", f"only in postcopy-active or postcopy-recover, not {self._status()}")
+        self._require(active, "yank", f"only in postcopy-active or postcopy-recover, not {self._status()}")
         if self.qemu.stream is not None:
             self._link.break_postcopy(self.qemu.stream)
         else:

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from vmferry.core.capabilities import Compression, Encryption, StreamWish, Transport
+from vmferry.core.errors import BadInput
 from vmferry.core.units import MIB, BytesPerSecond
 from vmferry.libvirt.moves.request import Wish, make_request, mib_per_second
 from vmferry.libvirt.moves.terms import version_of
+from vmferry.libvirt.moves.tuning import parse_tuning
 
 OLD, NEW = (9, 0, 0), (11, 3, 0)
 PLAIN = StreamWish(encrypted=False)
@@ -103,3 +105,103 @@ def test_versions_as_libvirt_packs_them() -> None:
     """One number holds all three."""
     assert version_of(9_000_000) == (9, 0, 0)
     assert version_of(11_003_002) == (11, 3, 2)
+
+
+def test_the_direct_flow_has_no_peers() -> None:
+    """Our process stands between the daemons only where it was asked to."""
+    assert "PEER2PEER" in make_request(Wish(PLAIN), OLD).flags
+    assert "PEER2PEER" not in make_request(Wish(PLAIN, tuning=parse_tuning(["flow=direct"])), OLD).flags
+
+
+def test_a_domain_may_stand_still_there() -> None:
+    """It goes on when somebody has looked at it."""
+    assert "PAUSED" in make_request(Wish(PLAIN, tuning=parse_tuning(["paused=yes"])), OLD).flags
+    assert "PAUSED" not in make_request(Wish(PLAIN, tuning=parse_tuning(["paused=no"])), OLD).flags
+
+
+@pytest.mark.parametrize(
+    ("is_persistent", "asked", "flags"),
+    [
+        (True, [], {"PERSIST_DEST", "UNDEFINE_SOURCE"}),
+        (True, ["undefine=no"], {"PERSIST_DEST"}),
+        (True, ["define=no"], {"UNDEFINE_SOURCE"}),
+        (True, ["define=no", "undefine=no"], set()),
+        (False, [], set()),
+        (False, ["define=yes"], {"PERSIST_DEST"}),
+    ],
+)
+def test_where_a_domain_is_defined(is_persistent: bool, asked: list[str], flags: set[str]) -> None:
+    """As it was, or as asked: at the source, at the destination, at both or at neither."""
+    wish = Wish(PLAIN, is_persistent=is_persistent, persistent_xml="<domain/>", tuning=parse_tuning(asked))
+    request = make_request(wish, OLD)
+    assert {*request.flags} & {"PERSIST_DEST", "UNDEFINE_SOURCE"} == flags
+    assert ("persistent_xml" in request.parameters) == ("PERSIST_DEST" in flags)
+    assert request.blockers == ()
+
+
+#: words of libvirt's -> the wish that they are of
+GOES_WITH = {
+    "disks_port=49300": Wish(PLAIN, disks=("vda",)),
+    "disks_uri=tcp://10.0.0.2:49300": Wish(PLAIN, disks=("vda",)),
+    "tls.destination=host-b.storage": Wish(CERTIFICATES),
+    "bandwidth.postcopy=50": Wish(PLAIN, postcopy=True),
+    "compression.xbzrle.cache=1048576": Wish(replace(PLAIN, compression=Compression.XBZRLE)),
+    "compression.zlib.level=3": Wish(replace(PLAIN, compression=Compression.ZLIB)),
+    "compression.zstd.level=3": Wish(replace(PLAIN, compression=Compression.ZSTD)),
+    "auto_converge.initial=20": Wish(PLAIN, auto_converge=True),
+    "auto_converge.increment=5": Wish(PLAIN, auto_converge=True),
+}
+
+
+@pytest.mark.parametrize("word", GOES_WITH)
+def test_words_of_libvirts_own(word: str) -> None:
+    """Each is a parameter of the move that it goes with, and told to do nothing in any other one."""
+    name, _, value = word.partition("=")
+    request = make_request(replace(GOES_WITH[word], tuning=parse_tuning([word])), NEW)
+    assert request.blockers == ()
+    assert str(request.parameters[name]) == value
+    idle = Wish(PLAIN, tuning=parse_tuning([word]))
+    (blocker,) = make_request(idle, NEW).blockers
+    assert blocker.code == "libvirt.idle"
+    assert name in blocker.what
+
+
+def test_a_limit_of_postcopy_takes_the_place_of_the_streams() -> None:
+    """Without it the pages that follow have the stream's own limit."""
+    wish = Wish(PLAIN, bandwidth=BytesPerSecond(100 * MIB), postcopy=True)
+    assert make_request(wish, NEW).parameters["bandwidth.postcopy"] == 100
+    tuned = replace(wish, tuning=parse_tuning(["bandwidth.postcopy=7", "listen_address=0.0.0.0"]))
+    assert make_request(tuned, NEW).parameters["bandwidth.postcopy"] == 7
+    assert make_request(tuned, NEW).parameters["listen_address"] == "0.0.0.0"
+
+
+def test_a_word_that_a_daemon_is_too_old_for() -> None:
+    """It was asked for, so it is not left out in silence."""
+    wish = Wish(CERTIFICATES, tuning=parse_tuning(["tls.destination=host-b"]))
+    (blocker,) = make_request(wish, (5, 0, 0)).blockers
+    assert (blocker.code, "6.0.0" in blocker.what) == ("libvirt.too-old", True)
+
+
+def test_a_transient_domain_has_nothing_to_undefine() -> None:
+    """Whoever asks for it takes it for another one."""
+    assert codes(Wish(PLAIN, tuning=parse_tuning(["undefine=yes"]))) == ["libvirt.idle"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["colour=red"], "nothing that can be asked for"),
+        (["flow"], "NAME=VALUE"),
+        (["flow=sideways"], "p2p or direct"),
+        (["disks_port=0"], "1 to 65535"),
+        (["disks_port=1e3"], "1 to 65535"),
+        (["listen_address=-x y"], "an address"),
+        (["disks_uri=rdma://10.0.0.2"], "tcp://ADDRESS"),
+        (["define=yes", "define=no"], "twice"),
+    ],
+)
+def test_what_is_no_word_of_libvirts(given: list[str], told: str) -> None:
+    """The error says what can be written there."""
+    with pytest.raises(BadInput) as caught:
+        parse_tuning(given)
+    assert told in str(caught.value)

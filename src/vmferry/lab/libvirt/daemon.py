@@ -96,6 +96,17 @@ class LibvirtDaemon:
         """The console's socket of the guest on this host, as the lab sees it."""
         return self.directory / "run" / Path(CONSOLE_SOCKET).name
 
+    @property
+    def pid(self) -> int:
+        """The running daemon's process id.
+
+        Raises:
+            Broken: it does not run.
+        """
+        if self._process is None or self._process.poll() is not None:
+            raise Broken(f"libvirtd on {self.host} does not run; its log ends with:\n{self.tail()}")
+        return self._process.pid
+
     async def start(self) -> None:
         """Start the daemon and wait until it answers.
 

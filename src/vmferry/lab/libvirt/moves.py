@@ -136,8 +136,10 @@ async def planned(
     if request.blockers:
         raise Broken("; ".join(blocker.what for blocker in request.blockers))
     carrier = await LibvirtConnection.connect(daemons[pair[0]].socket_uri())
+    source = connections[pair[0]]
     try:
-        yield LibvirtMove(connections[pair[0]], carrier, name, there.uri, request)
+        async with source.listening(name) as heard:
+            yield LibvirtMove(source, carrier, name, there.uri, request, heard)
     finally:
         await carrier.close()
 

@@ -97,7 +97,7 @@ class RecordedMove:
             move.set_bandwidth,
         )
         self.start_postcopy, self.suspend, self.resume = move.start_postcopy, move.suspend, move.resume
-        self.move = move.move
+        self.move, self.wait_news = move.move, move.wait_news
 
     async def sample(self) -> MigrationSample:
         """Return how the move stands."""

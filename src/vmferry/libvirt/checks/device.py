@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from vmferry.core.errors import Blocker
+from vmferry.core.errors import BadInput, Blocker
+from vmferry.core.pci import PciAddress
 from vmferry.libvirt.checks.case import Case, XmlBlocker, first
 from vmferry.libvirt.checks.editing import Lookup, diff_of
 from vmferry.libvirt.tree import Element
@@ -115,8 +116,9 @@ def _check_there(case: Case, device: Element) -> Iterator[Blocker]:
         yield Blocker(
             "teaming.no-device",
             f"{device.where} of domain {case.name} is {name}, which {host} does not have",
-            f"name one of {host}'s devices in the destination's XML (virsh migrate --xml), or take it on both from a"
-            " network with <forward mode='hostdev'>",
+            f"name one of {host}'s devices (`vmferry device list {host}`):"
+            f" --map device:{_pci_address(device)}=ADDRESS; or take it on both from a network with"
+            " <forward mode='hostdev'>",
         )
 
 
@@ -127,14 +129,18 @@ def _address(device: Element) -> str:
 
 def _node_name(device: Element) -> str | None:
     """Return the name that virsh nodedev-list has for a PCI device's address."""
+    address = _pci_address(device)
+    return None if address is None else address.nodedev
+
+
+def _pci_address(device: Element) -> PciAddress | None:
     address = first(device, "source/address")
     if address is None or "slot" not in address.attributes:
         return None
     try:
-        numbers = [int(address.attributes.get(key, "0"), 0) for key in ("domain", "bus", "slot", "function")]
-    except ValueError:  # no address that libvirt writes
+        return PciAddress.of_attributes(address.attributes)
+    except BadInput:  # no address that libvirt writes
         return None
-    return "pci_{:04x}_{:02x}_{:02x}_{:x}".format(*numbers)
 
 
 def _removal(device: Element) -> Callable[[Lookup], None]:

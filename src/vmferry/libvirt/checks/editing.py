@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Callable
 from xml.etree import ElementTree as ET  # makes XML, reads none
 
-from vmferry.libvirt.tree import Element
+from vmferry.libvirt.making import copy_of
+from vmferry.libvirt.tree import Element, parse
 
 #: From an element of the tree to the one that may be changed.
 Lookup = Callable[[Element], ET.Element]
@@ -23,19 +24,18 @@ def diff_of(domain: Element, edit: Callable[[Lookup], None]) -> str:
     copy = copy_of(domain, copies)
     before = _lines(copy)
     edit(lambda element: copies[id(element)])
-    lines = difflib.unified_diff(before, _lines(copy), "domain.xml", "domain.xml", n=1, lineterm="")
-    return "\n".join(lines)
+    return _diff(before, _lines(copy))
 
 
-def copy_of(element: Element, copies: dict[int, ET.Element] | None = None) -> ET.Element:
-    """Return an element as XML to be made; each part's copy is noted by the part's identity, where it is asked for."""
-    copies = {} if copies is None else copies
-    tag = f"{{{element.tag}" if "}" in element.tag else element.tag
-    made = ET.Element(tag, dict(element.attributes))
-    made.text = element.text or None
-    made.extend(copy_of(child, copies) for child in element.children)
-    copies[id(element)] = made
-    return made
+def diff_by(domain: Element, rewrite: Callable[[str], str]) -> str:
+    """Return what a rewrite (`libvirt.rewrites`) does to a domain, as `diff_of` does."""
+    text = ET.tostring(copy_of(domain), encoding="unicode")
+    before, after = (_lines(copy_of(parse(xml))) for xml in (text, rewrite(text)))
+    return _diff(before, after)
+
+
+def _diff(before: list[str], after: list[str]) -> str:
+    return "\n".join(difflib.unified_diff(before, after, "domain.xml", "domain.xml", n=1, lineterm=""))
 
 
 def _lines(root: ET.Element) -> list[str]:

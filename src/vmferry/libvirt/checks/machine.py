@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from vmferry.core.errors import Blocker
 from vmferry.libvirt.checks.case import Case, XmlBlocker
-from vmferry.libvirt.checks.editing import Lookup, diff_of
+from vmferry.libvirt.checks.editing import diff_by
+from vmferry.libvirt.rewrites import set_emulator
 
 
 def check_acceleration(case: Case) -> Iterator[Blocker]:
@@ -46,12 +47,9 @@ def check_emulator(case: Case) -> Iterator[Blocker]:
         return  # of a machine that is unknown there no emulator has anything to say
     path, offered = emulator.text, there.emulator
 
-    def edit(copy_of: Lookup) -> None:
-        copy_of(emulator).text = offered
-
     yield XmlBlocker(
         "emulator.missing",
         f"domain {case.name} runs {path}, which libvirt on {there.host} cannot: {there.emulator_error}",
         f"give the destination its own emulator (virsh migrate --xml), or install QEMU at that path on {there.host}",
-        diff_of(case.domain, edit) if offered and offered != path else "",
+        diff_by(case.domain, lambda xml: set_emulator(xml, offered)) if offered and offered != path else "",
     )

@@ -31,7 +31,7 @@ def unseen_networks(case: Case) -> Iterator[str]:
     host = case.destination.host
     if "network" in kinds and case.destination.networks is None:
         yield f"which networks {host} has: its libvirt does not say"
-    if kinds & _DEVICES.keys() and case.destination.net_devices is None:
+    if kinds & _DEVICES.keys() and case.destination.interfaces is None:
         yield f"which bridges and network cards {host} has: its libvirt does not say"
 
 
@@ -50,16 +50,20 @@ def _check_network(case: Case, name: str) -> Iterator[Blocker]:
             "network.missing",
             f"domain {case.name} is in network {name}, which {host} does not have"
             f" (it has {', '.join(sorted(known)) or 'none'})",
-            f"define it there: virsh net-dumpxml {name} here, virsh net-define and net-start on {host}",
+            f"define it there: virsh net-dumpxml {name} here, virsh net-define and net-start on {host}; or give the"
+            f" destination another one: --map network:{name}=NAME",
         )
 
 
 def _check_device(case: Case, interface: Element, name: str) -> Iterator[Blocker]:
-    known, host = case.destination.net_devices, case.destination.host
-    if known is None or name in known:
+    there = case.destination
+    kind = "bridge" if interface.attributes.get("type") == "bridge" else "card"
+    if there.interfaces is None or name in there.interfaces:
         return
+    if kind == "card" and (there.node_devices is None or there.has_card(name)):
+        return  # one that is part of a bridge is no interface of libvirt's
     yield Blocker(
-        "network.no-bridge" if interface.attributes.get("type") == "bridge" else "network.no-card",
-        f"domain {case.name} is on {name}, which {host} does not have",
-        f"make it on {host}, or give the destination another one (virsh migrate --xml)",
+        f"network.no-{kind}",
+        f"domain {case.name} is on {name}, which {there.host} does not have",
+        f"make it on {there.host}, or give the destination another one: --map {kind}:{name}=NAME",
     )

@@ -13,6 +13,7 @@ from vmferry.libvirt.facts import Domain
 from vmferry.libvirt.tree import Element, parse
 
 ARCHITECTURE = "x86_64"
+_ODD = re.compile("[^A-Za-z0-9]")
 _NET = re.compile(r"net_(.+?)(?:_[0-9a-f]{2}){6}")
 
 
@@ -30,15 +31,17 @@ class Offer:
     cpu_error: str | None  #: why the domain's CPU does not fit, in libvirt's words; None: it does, or nobody knows
     networks: Mapping[str, bool] | None  #: by name, whether it is active
     pools: Mapping[str, bool] | None  #: by name, whether it is active
+    interfaces: frozenset[str] | None  #: as virsh iface-list names them, bridges too
     node_devices: frozenset[str] | None  #: as virsh nodedev-list names them
     domains: tuple[Domain, ...]
 
-    @property
-    def net_devices(self) -> frozenset[str] | None:
-        """The host's network devices, bridges too."""
-        if self.node_devices is None:
-            return None
-        return frozenset(found[1] for name in self.node_devices if (found := _NET.fullmatch(name)))
+    def has_card(self, name: str) -> bool:
+        """Tell whether a network card is among its node devices, which bridges, bonds and VLANs never are.
+
+        Their names have _ for everything that is no letter or digit.
+        """
+        cards = {found[1] for device in self.node_devices or () if (found := _NET.fullmatch(device))}
+        return _ODD.sub("_", name) in cards
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Said:
     cpu_error: str | None = None
     networks: Mapping[str, bool] | None = None
     pools: Mapping[str, bool] | None = None
+    interfaces: frozenset[str] | None = None
     node_devices: frozenset[str] | None = None
     domains: tuple[Domain, ...] = ()
 
@@ -75,6 +79,7 @@ def read_offer(said: Said) -> Offer:
         cpu_error=said.cpu_error,
         networks=said.networks,
         pools=said.pools,
+        interfaces=said.interfaces,
         node_devices=said.node_devices,
         domains=said.domains,
     )

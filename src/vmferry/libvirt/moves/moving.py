@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from dataclasses import dataclass
 
+from vmferry.core.errors import Broken
 from vmferry.core.migration import MigrationSample
 from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.libvirt.adapter import LibvirtConnection
+from vmferry.libvirt.moves.flows import Carrier
+from vmferry.libvirt.moves.happenings import Happening, Lost
 from vmferry.libvirt.moves.request import Request
+from vmferry.libvirt.moves.standing import Job, Run
 
 
 @dataclass(frozen=True, slots=True)
 class LibvirtMove:
-    """A move between two daemons that talk to each other; each call raises as the connection's does.
+    """A move between two daemons; each call raises as the connection's does.
 
     Args:
         source: the daemon of the host that the domain leaves, for readings and orders.
-        carrier: another connection to it, on which nothing else is asked while the move lasts.
+        carrier: has it moved, over another connection, on which nothing else is asked (docs/design/libvirt.md).
         name: the domain.
         destination: the other daemon's address as the source's daemon reaches it.
         request: what libvirt is told, without blockers.
+        heard: what the source's daemon tells by itself; None: it is only asked.
     """
 
     source: LibvirtConnection
-    carrier: LibvirtConnection
+    carrier: Carrier
     name: str
     destination: str
     request: Request
+    heard: asyncio.Queue[Happening] | None = None
 
     async def move(self) -> None:
         """Move it; returns when libvirt has finished."""
@@ -35,6 +43,10 @@ class LibvirtMove:
     async def sample(self) -> MigrationSample:
         """Return how the move stands."""
         return await self.source.job(self.name)
+
+    async def wait_news(self, most_s: float) -> None:
+        """Return when something happened to it, or after that time."""
+        await wait_news(self.heard, most_s)
 
     async def abort(self) -> None:
         """Give the move up."""
@@ -59,3 +71,37 @@ class LibvirtMove:
     async def resume(self) -> None:
         """Let its vCPUs run."""
         await self.source.resume(self.name)
+
+
+#: Between two looks whether a move of somebody else's is over.
+_LOOK_EVERY_S = 0.2
+
+
+class RunningMove(LibvirtMove):
+    """A move that runs already, as somebody else asked for it: it is watched and steered, not begun."""
+
+    async def move(self) -> None:
+        """Wait for its end.
+
+        Raises:
+            Broken: it ended, and the domain is still at the source.
+        """
+        now = await self.source.standing(self.name)
+        while now.job is Job.OUT:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            now = await self.source.standing(self.name)
+        if now.run not in (Run.ABSENT, Run.OFF):
+            raise Broken(f"move of domain {self.name} ended without arriving: at the source it is {now.says}")
+
+
+async def wait_news(heard: asyncio.Queue[Happening] | None, most_s: float) -> None:
+    """Return when a daemon told of something, or after that time; what it told is taken out of the queue.
+
+    A connection that is lost tells nothing more, so then it is the time alone.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(most_s):
+            if heard is None or isinstance(await heard.get(), Lost):
+                await asyncio.sleep(most_s)
+    while heard is not None and not heard.empty():  # one look is enough for all of them
+        heard.get_nowait()

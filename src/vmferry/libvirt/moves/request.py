@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from vmferry.core.capabilities import Compression, StreamWish, Transport
@@ -11,6 +11,7 @@ from vmferry.core.errors import Blocker
 from vmferry.core.units import MIB, BytesPerSecond
 from vmferry.libvirt.moves import terms
 from vmferry.libvirt.moves.terms import Need, Term, Version
+from vmferry.libvirt.moves.tuning import DIRECT, Tuning, postcopy_limit
 
 Value = int | str | tuple[str, ...]
 
@@ -23,11 +24,14 @@ class Wish:
         stream: as for a guest of ours; what libvirt cannot do of it is a blocker.
         bandwidth: most that it may take; None: no limit.
         postcopy: it may be begun.
-        auto_converge: QEMU may slow the guest down.
+        auto_converge: QEMU may slow the guest down, as it sees fit.
         disks: targets (`vda`) of the disks that are copied.
-        is_persistent: the domain is defined at the source, so it shall be at the destination and not at the source.
+        is_persistent: the domain is defined at the source, so it shall be at the destination and not at the source,
+            unless `tuning` says otherwise.
         destination_xml: the domain as it shall be there; None: as it is.
+        persistent_xml: the domain as it shall be defined there; None: as it is defined here.
         stream_uri: where QEMU sends to (`tcp://ADDRESS`); None: libvirt takes the destination's host name.
+        tuning: what was asked for in libvirt's own words.
     """
 
     stream: StreamWish
@@ -37,7 +41,19 @@ class Wish:
     disks: tuple[str, ...] = ()
     is_persistent: bool = False
     destination_xml: str | None = None
+    persistent_xml: str | None = None
     stream_uri: str | None = None
+    tuning: Tuning = field(default_factory=Tuning)
+
+    @property
+    def defines(self) -> bool:
+        """Whether the domain is defined at the destination."""
+        return self.is_persistent if self.tuning.define is None else self.tuning.define
+
+    @property
+    def undefines(self) -> bool:
+        """Whether the domain is undefined at the source."""
+        return self.is_persistent if self.tuning.undefine is None else self.is_persistent and self.tuning.undefine
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +73,7 @@ def make_request(wish: Wish, version: Version) -> Request:
         wish: what is asked for.
         version: the older one of the two daemons'.
     """
-    blockers, flags = list(_cannot(wish.stream)), []
+    blockers, flags = [*_cannot(wish.stream), *_idle(wish)], []
     parameters: dict[str, Value] = {}
     left_out: list[str] = []
     for term, value, need in _asked(wish):
@@ -90,11 +106,12 @@ def _asked(wish: Wish) -> Iterator[tuple[Term, Value | None, Need]]:
     compressed = terms.COMPRESSION if compression is Compression.XBZRLE else terms.CHANNEL_COMPRESSION
     flags: tuple[tuple[bool, Term, Need], ...] = (
         (True, terms.LIVE, required),
-        (True, terms.PEER2PEER, required),
+        (wish.tuning.flow != DIRECT, terms.PEER2PEER, required),
         (True, terms.CHANGE_PROTECTION, preferred),
         (True, terms.ABORT_ON_ERROR, preferred),
-        (wish.is_persistent, terms.PERSIST_DEST, required),
-        (wish.is_persistent, terms.UNDEFINE_SOURCE, required),
+        (wish.defines, terms.PERSIST_DEST, required),
+        (wish.undefines, terms.UNDEFINE_SOURCE, required),
+        (wish.tuning.paused, terms.PAUSED, required),
         (stream.encrypted, terms.TLS, required),
         (wish.postcopy, terms.POSTCOPY, required),
         (wish.auto_converge, terms.AUTO_CONVERGE, preferred),
@@ -105,14 +122,45 @@ def _asked(wish: Wish) -> Iterator[tuple[Term, Value | None, Need]]:
     parameters: tuple[tuple[Term, Value | None], ...] = (
         (terms.MIGRATE_DISKS, wish.disks or None),
         (terms.BANDWIDTH, limit),
-        (terms.BANDWIDTH_POSTCOPY, limit if wish.postcopy else None),
+        (terms.BANDWIDTH_POSTCOPY, postcopy_limit(wish.tuning, limit) if wish.postcopy else None),
         (terms.DESTINATION_XML, wish.destination_xml),
+        (terms.PERSISTENT_XML, wish.persistent_xml if wish.defines else None),
         (terms.STREAM_URI, wish.stream_uri),
         (terms.CHANNELS, channels),
         (compressed, compression),
+        *((term, value) for term, value in wish.tuning.parameters.items() if term is not terms.BANDWIDTH_POSTCOPY),
     )
     yield from ((term, None, need) for is_asked, term, need in flags if is_asked)
     yield from ((term, value, required) for term, value in parameters if value is not None)
+
+
+#: parameters -> (whether what they are of is asked for, what that is)
+_NEEDS: tuple[tuple[tuple[Term, ...], Callable[[Wish], bool], str], ...] = (
+    ((terms.DISKS_PORT, terms.DISKS_URI), lambda wish: bool(wish.disks), "no disk is copied (--copy-disks)"),
+    ((terms.TLS_DESTINATION,), lambda wish: wish.stream.encrypted, "nothing is encrypted"),
+    ((terms.BANDWIDTH_POSTCOPY,), lambda wish: wish.postcopy, "post-copy is not allowed (--postcopy)"),
+    ((terms.XBZRLE_CACHE,), lambda wish: wish.stream.compression is Compression.XBZRLE, "--compression is not xbzrle"),
+    ((terms.ZLIB_LEVEL,), lambda wish: wish.stream.compression is Compression.ZLIB, "--compression is not zlib"),
+    ((terms.ZSTD_LEVEL,), lambda wish: wish.stream.compression is Compression.ZSTD, "--compression is not zstd"),
+    (
+        (terms.CONVERGE_INITIAL, terms.CONVERGE_INCREMENT),
+        lambda wish: wish.auto_converge,
+        "auto-converge is not on (--throttle auto-converge, or a policy that wants it)",
+    ),
+)
+
+
+def _idle(wish: Wish) -> Iterator[Blocker]:
+    """Yield what was asked for and would do nothing: whoever asked for it expects something."""
+    asked = wish.tuning.parameters
+    for names, is_there, why in _NEEDS:
+        for term in names:
+            if term in asked and not is_there(wish):
+                told = f"--libvirt {term.name} ({term.what}) would do nothing: {why}"
+                yield Blocker("libvirt.idle", told, "leave it out, or ask for what it is of")
+    if wish.tuning.undefine is not None and not wish.is_persistent:
+        told = "--libvirt undefine would do nothing: the domain is transient, so nothing of it stays here"
+        yield Blocker("libvirt.idle", told, "leave it out")
 
 
 #: What libvirt passes on; of channels zlib and zstd.

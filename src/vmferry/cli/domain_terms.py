@@ -1,0 +1,168 @@
+"""What was asked of the move of a libvirt domain, read from the command's options, and what that makes of the move."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmferry.cli.output import say
+from vmferry.core.errors import BadInput, NotFound, VmferryError
+
+if TYPE_CHECKING:
+    from vmferry.conductor.plan import Asked
+    from vmferry.libvirt.adapter import LibvirtConnection
+    from vmferry.libvirt.copies import Copies, Image, ImagesThere
+    from vmferry.libvirt.moves.request import Wish
+    from vmferry.libvirt.moves.tuning import Tuning
+    from vmferry.libvirt.rewrites.renaming import Renaming
+    from vmferry.libvirt.tree import Element
+
+_AUTO_CONVERGE, _NO_BRAKE = "auto-converge", "none"
+#: How long a process that libvirt is ending may take.
+_ENDS_WITHIN_S = 5.0
+#: Options that only guests of libvirt have, as `_plan` has them, and as a person writes them.
+ONLY_LIBVIRTS = {"disks": "--disk", "libvirt": "--libvirt", "maps": "--map"}
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What was asked for beside policy and stream.
+
+    Attributes:
+        copies: whether disks are copied.
+        targets: which; None: every one that is the host's own and can be written.
+        brake: `--throttle`; None: whatever the policy wants.
+        tuning: libvirt's own words.
+        renaming: what is called otherwise at the destination.
+    """
+
+    copies: bool
+    targets: tuple[str, ...] | None
+    brake: str | None
+    tuning: Tuning
+    renaming: Renaming
+
+
+def parse_terms(options: Mapping[str, Any]) -> Terms:
+    """Return what was asked for.
+
+    Raises:
+        BadInput: an option says what libvirt's guests cannot have, or what is none.
+    """
+    from vmferry.libvirt.moves.tuning import parse_tuning
+    from vmferry.libvirt.rewrites.renaming import parse_renaming
+
+    brake = options.get("throttle")
+    if brake not in {None, _AUTO_CONVERGE, _NO_BRAKE}:
+        raise BadInput(
+            f"--throttle {brake} cannot be had of libvirt's guests", fix=f"take {_AUTO_CONVERGE} or {_NO_BRAKE}"
+        )
+    targets = tuple(options.get("disks", ())) or None
+    return Terms(
+        bool(options.get("copy_disks") or targets),
+        targets,
+        brake,
+        parse_tuning(options.get("libvirt", ())),
+        parse_renaming(options.get("maps", ())),
+    )
+
+
+def refuse_libvirts(options: Mapping[str, Any]) -> None:
+    """Return if nothing was asked for that only guests of libvirt have.
+
+    Raises:
+        BadInput: it was.
+    """
+    if words := [word for key, word in ONLY_LIBVIRTS.items() if options.get(key)]:
+        raise BadInput(f"{', '.join(words)}: only guests of libvirt hosts have that", fix="leave it out")
+
+
+def is_braked(terms: Terms, asked: Asked) -> bool:
+    """Tell whether QEMU may slow the guest down, as it sees fit: libvirt has no order by which a policy could."""
+    from vmferry.conductor.plan import policy_of
+    from vmferry.core.convergence import Facts
+
+    if terms.brake is not None:
+        return terms.brake == _AUTO_CONVERGE
+    return policy_of(asked).wishes(Facts(asked.ram_bytes, link=asked.link, postcopy=asked.postcopy)).auto_converge
+
+
+async def find_copies(
+    terms: Terms,
+    guest: str,
+    here: Element,
+    there: Element,
+    connections: tuple[LibvirtConnection, LibvirtConnection],
+    destination: str,
+) -> Copies:
+    """Return what is copied of the domain's disks; raises as `ask_copies`."""
+    from vmferry.libvirt.copies import Copies, ask_copies
+
+    if not terms.copies:
+        return Copies()
+    return await ask_copies(guest, here, there, *connections, destination, targets=terms.targets)
+
+
+async def put_there(wish: Wish, terms: Terms, guest: str, source: LibvirtConnection) -> Wish:
+    """Return the wish with the domain as it shall be at the destination, where that is another one."""
+    from vmferry.libvirt.facts import XmlKind
+
+    if terms.renaming.is_empty:
+        return wish
+    moving = terms.renaming.apply(await source.domain_xml(guest, XmlKind.MOVING))
+    defined = None
+    if wish.is_persistent:
+        defined = terms.renaming.apply(await source.domain_xml(guest, XmlKind.MOVING_DEFINED))
+    return dataclasses.replace(wish, destination_xml=moving, persistent_xml=defined)
+
+
+def say_left(copies: Copies, source: str) -> None:
+    """Tell what a domain that has arrived left behind: nobody else would."""
+    for image in copies.images:
+        say(f"left on {source}: {image.here}, which {image.target} no longer is; remove it when nobody needs it")
+
+
+@contextlib.asynccontextmanager
+async def images_for(
+    there: LibvirtConnection, images: tuple[Image, ...], guest: str, tell: Callable[[str], object]
+) -> AsyncIterator[ImagesThere]:
+    """Make the images at the destination; unless they are kept within the block, they are removed after it.
+
+    One on which the domain has a process there is never removed, nor one of which nobody can say that: it is told.
+
+    Raises:
+        Broken: an image cannot be made; none is left.
+    """
+    from vmferry.libvirt.copies import ImagesThere
+
+    made = ImagesThere(there, images, tell)
+    await made.make()
+    try:
+        yield made
+    finally:
+        if not made.is_empty and (why := await _why_kept(there, guest)) is not None:
+            names = ", ".join(image.where for image in images)
+            tell(f"warning: {names} stays at the destination: {why}; look at the domain on both hosts first")
+            made.keep()
+        await made.remove()
+
+
+async def _why_kept(there: LibvirtConnection, guest: str) -> str | None:
+    """Return why images must not be removed; None: no process there has them. One that ends is waited for."""
+    ends = time.monotonic() + _ENDS_WITHIN_S
+    while True:
+        try:
+            if not (await there.domain(guest)).is_active:
+                return None
+        except NotFound:
+            return None
+        except VmferryError as error:
+            return f"whether {guest} has a process there is not known ({error.what})"
+        if time.monotonic() > ends:
+            return f"{guest} has a process there"
+        await asyncio.sleep(0.2)

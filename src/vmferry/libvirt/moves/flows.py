@@ -1,0 +1,76 @@
+"""How a move is carried: by the two daemons alone, or with this process between them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from vmferry.core.errors import Broken, Denied
+from vmferry.libvirt.adapter import LibvirtConnection
+from vmferry.libvirt.moves.request import Request
+from vmferry.libvirt.moves.tuning import DIRECT
+
+#: Where a daemon listens unless its address says otherwise.
+_PORTS = {"qemu+tcp": 16509, "qemu+tls": 16514}
+#: How the source's daemon says that it cannot reach the other one, beside that nobody listens at its port: before
+#: anything else of a move, so nothing was touched. The stream's own failures have other words, or another port.
+_UNREACHED = re.compile(
+    "failed to connect to remote libvirt uri|unable to resolve address|host key verification failed"
+    "|permission denied \\(|could not resolve hostname|ssh: connect to host|cannot find 'ssh'"
+    "|cannot read ca certificate|authentication failed",
+    re.IGNORECASE,
+)
+
+
+class Carrier(Protocol):
+    """Whoever has the source's daemon move a domain."""
+
+    async def move(self, name: str, destination: str, request: Request) -> None:
+        """Move a domain; returns when libvirt has finished."""
+
+
+def is_unreached(said: str, destination: str) -> bool:
+    """Tell whether the source's daemon could not reach the destination's, by its words.
+
+    Args:
+        said: why a move from daemon to daemon failed.
+        destination: the address of the destination's daemon, one that `checked_uri` lets through.
+    """
+    parts = urlsplit(destination)
+    port = parts.port or _PORTS.get(parts.scheme)
+    return f"unable to connect to server at '{parts.hostname}:{port}'" in said or _UNREACHED.search(said) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class EitherFlow:
+    """From daemon to daemon where the source's reaches the destination's, else through this process.
+
+    Args:
+        source: a connection to the source's daemon on which nothing else is asked meanwhile.
+        there: the same to the destination's.
+        request: of the direct flow.
+        flow: the one that was asked for; None: whichever works.
+        tell: gets a sentence when this process has to stand between them.
+    """
+
+    source: LibvirtConnection
+    there: LibvirtConnection
+    request: Request
+    flow: str | None
+    tell: Callable[[str], object]
+
+    async def move(self, name: str, destination: str, request: Request) -> None:
+        """Move a domain; raises as `LibvirtConnection.move`."""
+        if self.flow != DIRECT:
+            try:
+                await self.source.move(name, destination, request)
+            except (Broken, Denied) as error:
+                if self.flow is not None or not is_unreached(error.what, destination):
+                    raise
+                self.tell(f"{error.what}; this process stands between the two daemons instead: keep it running")
+            else:
+                return
+        await self.source.move(name, self.there, self.request)
