@@ -86,6 +86,11 @@ def test_a_domain_that_fits_has_no_blocker() -> None:
         assert (verdict.blockers, verdict.unseen) == ((), ())
 
 
+def test_a_paused_domain_moves() -> None:
+    """Its memory is there, and libvirt keeps it paused."""
+    assert find_blockers(replace(case(), state=DomainState.PAUSED)).blockers == ()
+
+
 def test_what_a_host_offers_is_read_from_its_own_words() -> None:
     """Machines with what aliases stand for, and models that can be used; nothing of other architectures."""
     offer: Offer = read_offer(SAID)
@@ -117,6 +122,18 @@ def test_bridges_are_none_of_the_node_devices() -> None:
 VF = PAIR.partition("<interface type='hostdev'")
 #: what is wrong -> (the case, code, words of the blocker and its fix, words of its diff)
 CASES: dict[str, tuple[Callable[[], Case], str, tuple[str, ...], tuple[str, ...]]] = {
+    "it does not run": (
+        lambda: replace(case(), state=DomainState.SHUTOFF),
+        "domain.not-running",
+        ("domain web-7 is shut off", "virsh start web-7"),
+        (),
+    ),
+    "something works on it": (
+        lambda: replace(case(), state=DomainState.RUNNING, job="a backup, for 3.0 s"),
+        "domain.job-runs",
+        ("on domain web-7 already: a backup, for 3.0 s", "virsh domjobabort web-7"),
+        (),
+    ),
     "no KVM there": (
         lambda: case(said=replace(SAID, capabilities=CAPABILITIES.replace("'kvm'", "'qemu'"))),
         "accelerator.differs",

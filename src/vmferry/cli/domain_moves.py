@@ -14,7 +14,7 @@ from vmferry.cli.following import EXIT_CODES, output_of
 from vmferry.cli.libvirt_hosts import LibvirtHost
 from vmferry.cli.libvirt_records import MoveRecord, forget, steering
 from vmferry.cli.output import INTERRUPTED, say, waiting_for
-from vmferry.core.errors import BadInput, Blocker, NotFound, VmferryError
+from vmferry.core.errors import BadInput, Blocker, Denied, NotFound, VmferryError
 from vmferry.core.migration import MigrationStatus
 from vmferry.core.progress import Finished, Guarantee, Outcome, Report
 from vmferry.core.units import Bytes, Milliseconds
@@ -176,14 +176,17 @@ async def _connected(
                 silent.append(error.what)
                 continue
             stack.push_async_callback(made[name].close)
+        found: dict[bool, str] = {}  # whether it runs, and where first
         for name, connection in made.items():
             with contextlib.suppress(NotFound):
-                if (await connection.domain(guest)).is_active:
-                    yield name, (connection, made[destination])
-                    return
-        raise NotFound(
-            "; ".join([f"no libvirt host runs a domain {guest}", *silent]), fix="see `virsh list` on the hosts"
-        )
+                found.setdefault((await connection.domain(guest)).is_active, name)
+        # One that nobody runs goes on to the checks, which say so beside all else, but not if a silent host may run it.
+        source = found.get(True) or (None if silent else found.get(False))
+        if source is None:
+            raise NotFound(
+                "; ".join([f"no libvirt host runs a domain {guest}", *silent]), fix="see `virsh list` on the hosts"
+            )
+        yield source, (made[source], made[destination])
 
 
 async def _plan(
@@ -207,12 +210,13 @@ async def _plan(
         raise BadInput(f"{', '.join(wrong)} cannot be had of libvirt's guests yet", fix="leave it out")
     terms = parse_terms(options)
     source, there = connections
-    same = () if names[0] != names[1] else (Blocker("host.same", f"{guest} runs there already", "name another host"),)
+    domain = await source.domain(guest)
+    is_there = names[0] == names[1] and domain.is_active
+    same = (Blocker("host.same", f"{guest} runs there already", "name another host"),) if is_there else ()
     case = await ask_case(guest, source, there, names[1], terms.renaming.apply)
     verdict = find_blockers(case)
     live = await source.domain_xml(guest)
     copies = await find_copies(terms, guest, parse(live), case.domain, connections, names[1])
-    domain = await source.domain(guest)
     versions = [await connection.version() for connection in connections]
     postcopy = bool(options.get("postcopy"))
     stream, bandwidth = _stream(options), options.get("max_bandwidth")
@@ -236,7 +240,14 @@ async def _plan(
     declared = here_and_there[0].lock_manager, here_and_there[1].lock_manager
     fence = fence_of(names, declared, copied=bool(copies.images))
     idle = terms.renaming.idle(guest, live)
-    found = (*verdict.blockers, *idle, *copies.blockers, *fence.blockers, *request.blockers)
+    found = (
+        *await _only_reads(source, guest),
+        *verdict.blockers,
+        *idle,
+        *copies.blockers,
+        *fence.blockers,
+        *request.blockers,
+    )
     peer = here_and_there[1].peer_uri
     reached = f"whether libvirt on {names[0]} reaches {peer}; if not, this process stands between the two daemons"
     return Plan(
@@ -279,6 +290,18 @@ def asked_of(options: Mapping[str, Any], ram: Bytes) -> Asked:
     return asked
 
 
+async def _only_reads(source: LibvirtConnection, guest: str) -> tuple[Blocker, ...]:
+    """Return a blocker where the source's daemon lets this user only read: it answers all other questions."""
+    from vmferry.libvirt.facts import XmlKind
+
+    try:
+        await source.domain_xml(guest, XmlKind.MIGRATABLE)
+    except Denied as error:
+        fix = f"{error.fix}: `vmferry host add` with an address that may do more"
+        return (Blocker("libvirt.read-only", error.what, fix),)
+    return ()
+
+
 def _stream(options: Mapping[str, Any]) -> StreamWish:
     from vmferry.core.capabilities import Compression, Encryption, StreamWish, Transport
 
@@ -310,7 +333,8 @@ async def _finished(
         return Finished(at_ms, Outcome.MOVED, runs[0], None, None, (), report)
     if runs == [plan.source.name]:
         outcome = Outcome.CANCELLED if ended.gave_up else Outcome.ABORTED
-        return Finished(at_ms, outcome, runs[0], ended.reason, None, (), None)
+        fix = None if ended.failure is None or ended.gave_up else ended.failure.fix
+        return Finished(at_ms, outcome, runs[0], ended.reason, fix, (), None)
     where = " and on ".join(runs) or "no host"
     fix = f"`vmferry recover {guest}` tells what runs where, and ends what is half done; start nothing before"
     return Finished(

@@ -27,9 +27,12 @@ class StreamCa:
 
     Args:
         name: its common name.
+        says_usage: its certificates say what their keys are for. Ours sign, and libvirt's daemons take such a one only
+            if it enciphers too, so theirs say nothing.
     """
 
-    def __init__(self, name: str = "stream lab") -> None:
+    def __init__(self, name: str = "stream lab", *, says_usage: bool = True) -> None:
+        self._says_usage = says_usage
         self._key = make_key()
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         public = self._key.public_key()
@@ -70,7 +73,8 @@ class StreamCa:
         age = max(-2 * lifetime, dt.timedelta(0))  # of one that has ended: it began before
         builder = self._builder(subject, key.public_key(), age, lifetime)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        builder = builder.add_extension(key_usage(sign=True, authority=False), critical=True)
+        if self._says_usage:
+            builder = builder.add_extension(key_usage(sign=True, authority=False), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([_USES[side]]), critical=False)
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         return builder.sign(self._key, hashes.SHA256()), key

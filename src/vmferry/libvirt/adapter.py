@@ -18,8 +18,9 @@ import asyncio
 import contextlib
 import functools
 import operator
+import os
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Final, TypeVar
 
 from vmferry.core.errors import Broken, TimedOut, VmferryError
@@ -43,6 +44,7 @@ TIME_LIMIT_S: Final = 30.0
 #: A daemon that has been silent for so long is asked whether it lives, so many times: dead after 8 s.
 _KEEPALIVE_S, _KEEPALIVES = 2, 3
 _NO_DOMAIN, _OPERATION_INVALID, _OPERATION_UNSUPPORTED = 42, 55, 84
+_LOG_FROM = "LIBVIRT_DEBUG"
 #: What libvirt takes for no limit (QEMU_DOMAIN_MIG_BANDWIDTH_MAX), in MiB/s.
 _NO_LIMIT_MIB = (1 << 63) // (1 << 20) - 1
 #: The guest has left, its pages follow: its state at the source, and why (virDomainPausedReason).
@@ -370,7 +372,8 @@ def _load() -> Any:
         Broken: they are not installed.
     """
     try:
-        import libvirt
+        with _unlogged():
+            import libvirt
     except ImportError as error:
         raise Broken(
             "libvirt-python is not installed, so no libvirt can be asked",
@@ -379,6 +382,21 @@ def _load() -> Any:
         ) from error
     libvirt.registerErrorHandler(_say_nothing, None)
     return libvirt
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep libvirt's warnings off standard error, where it logs them beside its errors; who asks for a log has it.
+
+    libvirt looks when it is loaded. What it would warn of is in the error that follows.
+    """
+    asked = _LOG_FROM in os.environ
+    os.environ.setdefault(_LOG_FROM, "4")  # errors; those are not logged as long as nobody names an output
+    try:
+        yield
+    finally:
+        if not asked:
+            os.environ.pop(_LOG_FROM, None)
 
 
 def _say_nothing(_context: object, _error: object) -> None:

@@ -11,6 +11,7 @@ from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.checks.case import Case, first
 from vmferry.libvirt.checks.offer import Said, host_cpu, read_offer
 from vmferry.libvirt.making import copy_of
+from vmferry.libvirt.moves.samples import job_text
 from vmferry.libvirt.tree import parse
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ async def ask_case(
     destination_name: str,
     rewrite: Callable[[str], str] = str,
 ) -> Case:
-    """Return what the checks want to know of a domain that runs at the source; changes nothing at either host.
+    """Return what the checks want to know of a domain at the source; changes nothing at either host.
 
     Args:
         domain: its name.
@@ -59,7 +60,14 @@ async def ask_case(
         node_devices=await _or_none(destination.node_devices()),
         domains=await destination.domains(),
     )
-    return Case(root, host_cpu(parse(await source.capabilities())), read_offer(said))
+    job = await _or_none(source.job_words(domain))
+    return Case(
+        root,
+        host_cpu(parse(await source.capabilities())),
+        read_offer(said),
+        state=(await source.domain(domain)).state,
+        job=None if job is None else job_text(job[0]),
+    )
 
 
 async def _or_none(answer: Awaitable[T]) -> T | None:

@@ -26,7 +26,10 @@ _BY_CODE: dict[int, _Row] = {
     45: (Denied, _CREDENTIALS),  # AUTH_FAILED
     55: (Refused, "look at the domain's state: it is not one in which this is possible"),  # OPERATION_INVALID
     68: (TimedOut, "another operation holds the domain; try again when it is done"),  # OPERATION_TIMEOUT
+    78: (Broken, "somebody gave the job up (virsh domjobabort): move the domain again"),  # OPERATION_ABORTED
     79: (Denied, _CREDENTIALS),  # AUTH_CANCELLED
+    # MIGRATE_UNSAFE; libvirt knows shared file systems by their kind
+    81: (Refused, "bring the disks to storage that both hosts mount and give them cache='none', or have them copied"),
     84: (Refused, "a newer libvirt there may know it"),  # OPERATION_UNSUPPORTED
     86: (TimedOut, "look after the agent in the guest"),  # AGENT_UNRESPONSIVE
     88: (Denied, "ask who runs the host: its access rules forbid it"),  # ACCESS_DENIED
@@ -36,6 +39,28 @@ _BY_CODE: dict[int, _Row] = {
 _BY_WORDS: tuple[tuple[re.Pattern[str], _Row], ...] = tuple(
     (re.compile(words, re.IGNORECASE), row)
     for words, row in (
+        (
+            "cannot access storage file",
+            (Broken, "make the image reachable at the destination by the same path, or have it copied there"),
+        ),
+        (
+            "already (exists|defined) with uuid|already exists|is already defined",
+            (Refused, "rename or undefine one of the two: a host has each name and each UUID once"),
+        ),
+        (
+            "verify peer's certificate",
+            (
+                Denied,
+                "compare the CA's certificate that is trusted here, and the name in the address, with the daemon's",
+            ),
+        ),
+        (
+            "sasl|no authentication callback",
+            (
+                Denied,
+                "the daemon asks for a password (SASL), which nothing here has: reach it by ssh or certificates",
+            ),
+        ),
         (
             "host key verification failed",
             (Denied, "compare the host's key, then accept it: `ssh HOST` as the user who runs this"),
@@ -62,7 +87,8 @@ _BY_WORDS: tuple[tuple[re.Pattern[str], _Row], ...] = tuple(
         ),
     )
 )
-_UNSPECIFIC = frozenset({1, 5, 6, 38, 39, 40})  # INTERNAL_ERROR, NO_CONNECT, INVALID_CONN, SYSTEM_ERROR, RPC, GNUTLS
+#: INTERNAL_ERROR, NO_CONNECT, INVALID_CONN, OPERATION_FAILED, SYSTEM_ERROR, RPC, GNUTLS, AUTH_FAILED
+_UNSPECIFIC = frozenset({1, 5, 6, 9, 38, 39, 40, 45})
 
 
 def translate(code: int, message: str, what: str) -> VmferryError:

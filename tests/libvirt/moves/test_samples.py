@@ -6,7 +6,7 @@ import pytest
 
 from vmferry.core.migration import MigrationSample, MigrationStatus
 from vmferry.core.units import Milliseconds
-from vmferry.libvirt.moves.samples import sample_of
+from vmferry.libvirt.moves.samples import job_text, sample_of
 
 #: Of libvirt 9.0, in the third round of a move.
 RUNNING = {
@@ -74,3 +74,18 @@ def test_nothing_is_made_up() -> None:
     """What libvirt leaves out stays open, and nonsense is no number below zero."""
     assert sample_of({"type": 0}) == MigrationSample(MigrationStatus.NONE)
     assert sample_of({"type": 2, "memory_total": -1}).total_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("stats", "text"),
+    [
+        (RUNNING, "a migration out, for 1.5 s"),
+        ({"type": 1, "operation": 9, "time_elapsed": 20_000}, "a backup, for 20.0 s"),
+        ({"type": 2, "operation": 77}, "operation 77, for 0.0 s"),
+        ({**RUNNING, "type": 3}, None),
+        ({"type": 0}, None),
+    ],
+)
+def test_what_works_on_a_domain(stats: dict[str, int], text: str | None) -> None:
+    """A job that is over is none; one that this version does not know has its number."""
+    assert job_text(stats) == text

@@ -12,7 +12,7 @@ from pathlib import Path
 from vmferry.conductor.domain_move import DomainMove, Ended, Event
 from vmferry.conductor.plan import Asked, Choice
 from vmferry.core.capabilities import StreamWish
-from vmferry.core.errors import Broken, TimedOut
+from vmferry.core.errors import Broken, TimedOut, VmferryError
 from vmferry.core.units import MIB, Bytes
 from vmferry.lab.channel import ask
 from vmferry.lab.guest_plans import GuestPlan
@@ -64,11 +64,19 @@ async def connected(daemons: Mapping[str, LibvirtDaemon]) -> AsyncIterator[dict[
         yield made
     finally:
         for name, connection in made.items():
-            with contextlib.suppress(Broken, TimedOut):
+            with contextlib.suppress(VmferryError):  # a daemon that a test has ended
                 for domain in await connection.domains():
                     for order in ("destroy",) * domain.is_active + ("undefine",) * domain.is_persistent:
                         await daemons[name].must(order, domain.name)
             await connection.close()
+
+
+async def write_domain(daemon: LibvirtDaemon, plan: GuestPlan) -> Path:
+    """Write a guest's domain into a file for one host's daemon, and return the file."""
+    image = await asyncio.to_thread(build, plan.kind, cache_dir())
+    file = daemon.directory / f"{plan.name}.xml"
+    file.write_text(domain_xml(plan, image, emulator=str(INSTALLED), cpu=CPU, beat_port=BEAT_PORT), "utf-8")
+    return file
 
 
 async def start_domain(daemon: LibvirtDaemon, plan: GuestPlan, *, is_persistent: bool = False) -> None:
@@ -78,9 +86,7 @@ async def start_domain(daemon: LibvirtDaemon, plan: GuestPlan, *, is_persistent:
         Broken: libvirt does not start it.
         TimedOut: its workload does not answer.
     """
-    image = await asyncio.to_thread(build, plan.kind, cache_dir())
-    file = daemon.directory / f"{plan.name}.xml"
-    file.write_text(domain_xml(plan, image, emulator=str(INSTALLED), cpu=CPU, beat_port=BEAT_PORT), "utf-8")
+    file = await write_domain(daemon, plan)
     await daemon.must("define" if is_persistent else "create", str(file))
     if is_persistent:
         await daemon.must("start", plan.name)

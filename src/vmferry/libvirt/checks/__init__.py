@@ -14,12 +14,14 @@ from vmferry.libvirt.checks.identity import check_identity
 from vmferry.libvirt.checks.machine import check_acceleration, check_emulator, check_machine
 from vmferry.libvirt.checks.network import check_networks, unseen_networks
 from vmferry.libvirt.checks.offer import Offer, read_offer
+from vmferry.libvirt.checks.state import check_state
 from vmferry.libvirt.checks.storage import check_pools, unseen_pools
 
 __all__ = ["Case", "Offer", "Verdict", "XmlBlocker", "find_blockers", "read_offer"]
 
 #: In the order in which a person reads them.
 FAMILIES = (
+    check_state,
     check_identity,
     check_acceleration,
     check_machine,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vmferry.core.errors import Blocker
 from vmferry.libvirt.checks.offer import Offer
+from vmferry.libvirt.facts import DomainState
 from vmferry.libvirt.tree import Element
 
 
@@ -32,6 +33,8 @@ class Case:
     domain: Element  #: its live XML
     source_cpu: str | None  #: the source's own CPU (`offer.host_cpu`); None: not known
     destination: Offer
+    state: DomainState | None = None  #: at the source; None: not known
+    job: str | None = None  #: what works on it there, in words; None: nothing, or the daemon does not say
 
     @property
     def name(self) -> str:

@@ -22,6 +22,11 @@ _STATUS = {
     JobKind.CANCELLED: MigrationStatus.CANCELLED,
 }
 _KINDS = tuple(JobKind)
+#: What a job is for, in libvirt's order (virDomainJobOperation).
+_OPERATIONS = (
+    *("of libvirt's", "its start", "saving it", "restoring it", "a migration that comes in", "a migration out"),
+    *("a snapshot", "a return to a snapshot", "a dump of its memory", "a backup", "the removal of a snapshot"),
+)
 
 
 def sample_of(stats: Mapping[str, Any], *, in_postcopy: bool = False) -> MigrationSample:
@@ -60,6 +65,19 @@ def sample_of(stats: Mapping[str, Any], *, in_postcopy: bool = False) -> Migrati
         throttle_percent=stats.get("auto_converge_throttle"),
         postcopy_requests=_number(stats, "memory_postcopy_requests"),
     )
+
+
+def job_text(stats: Mapping[str, Any]) -> str | None:
+    """Return what works on a domain, in words; None: nothing.
+
+    Args:
+        stats: of `virDomainGetJobStats`.
+    """
+    if _kind(stats) not in (JobKind.BOUNDED, JobKind.UNBOUNDED):
+        return None
+    number = _number(stats, "operation")
+    what = _OPERATIONS[number] if number < len(_OPERATIONS) else f"operation {number}"
+    return f"{what}, for {_number(stats, 'time_elapsed') / 1000:.1f} s"
 
 
 def _kind(stats: Mapping[str, Any]) -> JobKind:
