@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from tests.libvirt.test_real import EMULATOR, uri, wait_ready
+from tests.libvirt.test_real import EMULATOR
 
 from vmferry.lab.channel import ask
 from vmferry.lab.guest_plans import DiskPlan, GuestPlan
 from vmferry.lab.guests import build
 from vmferry.lab.hosts import Lab
 from vmferry.lab.libvirt import LibvirtDaemon, domain_xml, libvirt_missing
+from vmferry.lab.libvirt.moves import wait_ready
 from vmferry.lab.scenarios import wait_until
 from vmferry.lab.toolchain import cache_dir
 
@@ -105,7 +106,7 @@ async def test_a_domain_moves_under_virtlockd(daemons: dict[str, LockingDaemon])
     """What was said of both is told, and the lock goes with the domain; a host without locks is known by word alone."""
     lab, here, there = daemons["host-a"].lab, daemons["host-a"], daemons["host-b"]
     for name, daemon in (("lv-a", here), ("lv-b", there)):
-        words = ("--libvirt", uri(daemon), "--peer-uri", daemon.uri, "--lock-manager", "lockd")
+        words = ("--libvirt", daemon.socket_uri(), "--peer-uri", daemon.uri, "--lock-manager", "lockd")
         await lab.must("host-a", "host", "add", name, *words)
     disk = lab.directory / "shared.qcow2"
     made = await lab.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "32M"])
@@ -128,7 +129,7 @@ async def test_a_domain_moves_under_virtlockd(daemons: dict[str, LockingDaemon])
     assert (await here.virsh("create", str(file))).exit_code != 0  # it is host-b's now
 
     await here.restart(locking=False)
-    anew = ("host", "add", "lv-a", "--libvirt", uri(here), "--peer-uri", here.uri, "--lock-manager")
+    anew = ("host", "add", "lv-a", "--libvirt", here.socket_uri(), "--peer-uri", here.uri, "--lock-manager")
     await lab.must("host-a", *anew, "none")
     foreseen = await lab.cli("host-a", "check", "web-7", "lv-a", "--plain", *SHARED)
     assert (foreseen.exit_code, "lock.differs" in foreseen.stdout) == (3, True), foreseen

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from tests.libvirt.test_real import EMULATOR, uri, wait_ready
+from tests.libvirt.test_real import EMULATOR
 
 from vmferry.core.errors import NotFound
 from vmferry.core.migration import MigrationStatus
@@ -23,6 +23,7 @@ from vmferry.lab.guest_plans import DiskPlan, GuestPlan, NicPlan
 from vmferry.lab.guests import build
 from vmferry.lab.hosts import Lab
 from vmferry.lab.libvirt import LibvirtDaemon, domain_xml, libvirt_missing
+from vmferry.lab.libvirt.moves import wait_ready
 from vmferry.lab.network import BRIDGE
 from vmferry.lab.scenarios import wait_until
 from vmferry.lab.toolchain import cache_dir
@@ -84,9 +85,9 @@ async def daemons() -> AsyncIterator[tuple[Lab, dict[str, LibvirtDaemon]]]:
             for step in ("pool-build", "pool-start"):
                 await daemon.must(step, "images")
             known = f"lv-{name[-1]}"
-            await lab.must("host-a", "host", "add", known, "--libvirt", uri(daemon), "--peer-uri", daemon.uri)
+            await lab.must("host-a", "host", "add", known, "--libvirt", daemon.socket_uri(), "--peer-uri", daemon.uri)
         away = made["host-b"].uri.replace("/system", ":1/system")  # nobody listens there
-        await lab.must("host-a", "host", "add", "lv-away", "--libvirt", uri(made["host-b"]), "--peer-uri", away)
+        await lab.must("host-a", "host", "add", "lv-away", "--libvirt", made["host-b"].socket_uri(), "--peer-uri", away)
         yield lab, made
         lab.close()
         for daemon in made.values():
@@ -97,7 +98,9 @@ async def daemons() -> AsyncIterator[tuple[Lab, dict[str, LibvirtDaemon]]]:
 async def pair(daemons: tuple[Lab, dict[str, LibvirtDaemon]]) -> AsyncIterator[Pair]:
     """Both hosts; no domain and no image is left afterwards."""
     lab, made = daemons
-    found = Pair(lab, made, {name: await LibvirtConnection.connect(uri(daemon)) for name, daemon in made.items()})
+    found = Pair(
+        lab, made, {name: await LibvirtConnection.connect(daemon.socket_uri()) for name, daemon in made.items()}
+    )
     yield found
     for name, connection in found.connections.items():
         for domain in await connection.domains():
