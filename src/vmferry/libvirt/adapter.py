@@ -42,7 +42,7 @@ T = TypeVar("T")
 TIME_LIMIT_S: Final = 30.0
 #: A daemon that has been silent for so long is asked whether it lives, so many times: dead after 8 s.
 _KEEPALIVE_S, _KEEPALIVES = 2, 3
-_NO_DOMAIN, _OPERATION_INVALID, _OPERATION_UNSUPPORTED = 42, 55, 84
+_NO_SUPPORT, _NO_DOMAIN, _OPERATION_INVALID, _OPERATION_UNSUPPORTED = 3, 42, 55, 84
 #: What libvirt takes for no limit (QEMU_DOMAIN_MIG_BANDWIDTH_MAX), in MiB/s.
 _NO_LIMIT_MIB = (1 << 63) // (1 << 20) - 1
 #: The guest has left, its pages follow: its state at the source, and why (virDomainPausedReason).
@@ -475,7 +475,7 @@ def _job(domain: Any) -> Job:
     try:
         stats = domain.jobStats()
     except _load().libvirtError as error:
-        if error.get_error_code() not in (_OPERATION_UNSUPPORTED, _OPERATION_INVALID, _NO_DOMAIN):
+        if error.get_error_code() not in (_NO_SUPPORT, _OPERATION_UNSUPPORTED, _OPERATION_INVALID, _NO_DOMAIN):
             raise
         return Job.IN if "source host" in str(error.get_error_message()) else Job.NONE
     return job_of(int(stats.get("type", 0)), int(stats.get("operation", 0)))

@@ -26,6 +26,7 @@ class Phase(enum.StrEnum):
     FINISH = "finish"  #: all is there, the domain is defined there, and its vCPUs are about to run
     FINISHED = "finish-done"  #: its vCPUs run at the destination; the source does not know yet
     CONFIRM = "confirm"  #: the source knows, and is about to end its process
+    POSTCOPY = "post-copy"  #: it runs at the destination, and pages are missing there
 
 
 class Fault(enum.StrEnum):
@@ -45,6 +46,7 @@ class Fate(enum.StrEnum):
     SOURCE = "source"  #: it runs there alone
     DESTINATION = "destination"
     OFF = "off"  #: the QEMU that had it died: it runs nowhere, nothing of it stands, and its definition is there once
+    LOST = "lost"  #: a part of its memory died: what is left of it stands, and can only be ended
     HELD = "held"  #: nobody runs it, and `recover` says why and what a person has to do
 
 
@@ -75,7 +77,7 @@ class Cell:
 
 
 _P, _F = Phase, Fault
-_S, _D, _O, _H = Fate.SOURCE, Fate.DESTINATION, Fate.OFF, Fate.HELD
+_S, _D, _O, _L, _H = Fate.SOURCE, Fate.DESTINATION, Fate.OFF, Fate.LOST, Fate.HELD
 
 
 def _row(phase: Phase, *cells: tuple[Fault, Iterable[Fate] | Fate, str]) -> dict[Cell, Expected]:
@@ -171,6 +173,15 @@ EXPECTED: Mapping[Cell, Expected] = {
         (_F.SOURCE_QEMU, _D, _RUNNING),
         (_F.DESTINATION_QEMU, _O, _CRASHED),
         (_F.CUT, _D, _RUNNING),
+    ),
+    **_row(
+        _P.POSTCOPY,
+        (_F.SOURCE_DAEMON, _D, "QEMUs go on, and a daemon that restarts tidies up when the last page is there"),
+        (_F.DESTINATION_DAEMON, _D, "QEMUs go on, and a daemon that restarts tidies up when the last page is there"),
+        (_F.COMMAND, _D, _ALONE),
+        (_F.SOURCE_QEMU, _L, "pages that only the source had are gone"),
+        (_F.DESTINATION_QEMU, _L, "what it wrote at the destination is gone"),
+        (_F.CUT, _D, "the QEMUs wait for each other, or recover has libvirt resume it"),
     ),
 }
 

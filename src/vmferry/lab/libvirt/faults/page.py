@@ -22,8 +22,9 @@ _METHOD = """
 ## How to read it
 
 - `source`, `destination`: the guest runs there alone, and is defined there alone. `off`: the QEMU that had it died; it
-  runs nowhere, nothing of it stands, and `recover` says so. `held`: nobody runs it, and `recover` says why, and what a
-  person has to look at (exit code 9).
+  runs nowhere, nothing of it stands, and `recover` says so. `lost`: in post-copy one of the two QEMUs died, and what is
+  left can only be ended, which `recover` says and leaves to a person. `held`: nobody runs it, and `recover` says why,
+  and what a person has to look at (exit code 9).
 - Where libvirt's outcome depends on which of two of its threads is faster, both are expected.
 
 ## How it is done
@@ -33,7 +34,8 @@ _METHOD = """
 - The move is the real command, `vmferry migrate`. A phase is held by gdb at a function of the daemon's QEMU driver:
   *begin* and *prepare* where the source's and then the destination's daemon has made its migration cookie, *finish*
   before the destination's vCPUs are started, *finish-done* after, *confirm* before the source's process is ended.
-  *perform* is not held: memory is being sent, slowly.
+  *perform* is not held: memory is being sent, slowly; *post-copy* is the same after `virsh migrate-postcopy`, when the
+  guest has begun to beat at the destination.
 - Everything is killed with SIGKILL; a daemon is started again a second later. A cut takes the link between the hosts
   away until the command has ended.
 - Then `vmferry recover` is asked until it has nothing more to do.

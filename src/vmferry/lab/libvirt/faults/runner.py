@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vmferry.core.errors import TimedOut, VmferryError
-from vmferry.lab.libvirt.faults.cells import EXPECTED, HOLDS, Cell, Expected, Fate, Fault
+from vmferry.lab.libvirt.faults.cells import EXPECTED, HOLDS, Cell, Expected, Fate, Fault, Phase
 from vmferry.lab.libvirt.faults.hold import holding
 from vmferry.lab.libvirt.faults.stage import GUEST, HOSTS, NAMES, Stage
 
@@ -83,12 +83,14 @@ async def _play(stage: Stage, cell: Cell, result: Result) -> None:
             directory = stage.lab.directory / f"hold-{stage.holds}"
             pid = stage.daemons[HOSTS[side]].pid
             hold = await stack.enter_async_context(holding(pid, function, passing, directory))
-        command = stage.migrate()
+        command = stage.migrate(*(["--postcopy"] if cell.phase is Phase.POSTCOPY else []))
         stack.callback(_end, command)
         if hold is not None:
             await hold.wait_held(_HELD_WITHIN_S)
         else:
             await _until_it_sends(stage)
+        if cell.phase is Phase.POSTCOPY:
+            await stage.leave()
         note(f"in {cell.phase}")
         killed = _strike(stage, cell.fault, command)
         note(f"{cell.fault} struck")
@@ -160,7 +162,7 @@ async def _recover(stage: Stage, result: Result) -> None:
     else:
         result.complaints.append(f"recover always finds something to do: {done}")
     result.recovered = "; ".join(done) or "nothing"
-    result.complaints += _wrong_words(await stage.fate(), ran.exit_code, said)
+    result.complaints += _wrong_words(await _fate(stage, result.cell), ran.exit_code, said)
 
 
 def _wrong_words(fate: Fate | None, exit_code: int, said: str) -> Sequence[str]:
@@ -175,8 +177,15 @@ def _wrong_words(fate: Fate | None, exit_code: int, said: str) -> Sequence[str]:
     return wrong
 
 
-async def _judge(stage: Stage, result: Result) -> None:
+async def _fate(stage: Stage, cell: Cell) -> Fate | None:
+    """Return where the guest is; what stands after one of the two QEMUs of a post-copy died is lost, not held."""
     fate = await stage.fate()
+    dead = cell.fault in (Fault.SOURCE_QEMU, Fault.DESTINATION_QEMU)
+    return Fate.LOST if fate is Fate.HELD and dead and cell.phase is Phase.POSTCOPY else fate
+
+
+async def _judge(stage: Stage, result: Result) -> None:
+    fate = await _fate(stage, result.cell)
     result.seen = str(fate or "twice")
     if fate not in result.expected.fates:
         result.complaints.append(f"seen {result.seen}, expected {result.expected.text}: {result.expected.why}")

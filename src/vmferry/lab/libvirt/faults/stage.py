@@ -140,6 +140,20 @@ class Stage:
         said = (await self.daemons[HOSTS["source"]].virsh("domjobinfo", GUEST.name)).stdout
         return any(line.startswith("Data processed") and not line.endswith(" 0.000 B") for line in said.splitlines())
 
+    async def leave(self) -> None:
+        """Have the domain that moves started at the destination now, and wait until it has left.
+
+        Raises:
+            TimedOut: it does not leave.
+        """
+        source = self.daemons[HOSTS["source"]]
+        await source.must("migrate-postcopy", GUEST.name)
+        deadline = time.monotonic() + _BEATS_WITHIN_S
+        while not self.watch.beats(HOSTS["destination"]):
+            if time.monotonic() > deadline:
+                raise TimedOut(f"{GUEST.name} does not run at the destination; libvirtd's log says:\n{source.tail()}")
+            await asyncio.sleep(0.02)
+
     def kill_qemu(self, side: str) -> int:
         """Kill the domain's QEMU at a side; returns its pid.
 
