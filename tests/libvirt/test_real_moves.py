@@ -240,15 +240,20 @@ async def test_from_other_processes(hosts: dict[str, LibvirtDaemon], connections
     for name, daemon in (("lv-a", hosts["host-a"]), ("lv-b", hosts["host-b"])):
         await lab.must("host-a", "host", "add", name, "--libvirt", uri(daemon), "--peer-uri", daemon.uri)
     words = ("migrate", PLAN.name, "lv-b", "--plain", "--bandwidth", "8MiB/s")
-    with subprocess.Popen(lab.command("host-a", *words), env=lab.environment(), stderr=subprocess.DEVNULL) as command:
+    command = await asyncio.create_subprocess_exec(
+        *lab.command("host-a", *words), env=lab.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
-        async def it_sends() -> bool:
-            return (await connections["host-a"].job(PLAN.name)).status is MigrationStatus.ACTIVE
+    async def it_sends() -> bool:
+        return (await connections["host-a"].job(PLAN.name)).status is MigrationStatus.ACTIVE
 
+    try:
         await wait_until(it_sends, "memory is sent")
         told = await lab.must("host-a", "recover", PLAN.name)
         assert "nothing: another vmferry steers it" in told
+    finally:
         command.kill()
+        await command.wait()
     watching = asyncio.create_task(lab.cli("host-a", "watch", PLAN.name, "--json"))
     await asyncio.sleep(4)  # it takes its first readings
     given_up = await lab.must("host-a", "cancel", PLAN.name)

@@ -168,9 +168,13 @@ async def _recover(stage: Stage, result: Result) -> None:
 def _wrong_words(fate: Fate | None, exit_code: int, said: str) -> Sequence[str]:
     """Return what recover said that is not so."""
     owner = said.rpartition("owner: ")[2].split("\n")[0]
-    expected = {Fate.SOURCE: NAMES[HOSTS["source"]], Fate.DESTINATION: NAMES[HOSTS["destination"]]}.get(
-        fate or Fate.HELD, "not known"
-    )
+    words = {
+        Fate.SOURCE: NAMES[HOSTS["source"]],
+        Fate.DESTINATION: NAMES[HOSTS["destination"]],
+        Fate.OFF: "nobody",
+        Fate.LOST: "nobody",
+    }
+    expected = words.get(fate or Fate.HELD, "not known")
     wrong = [] if owner == expected else [f"recover says owner {owner!r}, seen {expected!r}: {said}"]
     if (exit_code == _IN_DOUBT) != (fate in (Fate.HELD, None)):
         wrong.append(f"recover ended with {exit_code}, and the guest is {fate}")
