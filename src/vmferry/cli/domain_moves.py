@@ -88,6 +88,7 @@ def migrate(
 async def _migrate(
     hosts: Mapping[str, LibvirtHost], guest: str, destination: str, options: dict[str, Any], *, as_json: bool
 ) -> int:
+    from vmferry.cli.domain_recovery import tidy
     from vmferry.conductor.domain_move import DomainMove
     from vmferry.libvirt.adapter import LibvirtConnection
     from vmferry.libvirt.moves.moving import LibvirtMove
@@ -125,8 +126,10 @@ async def _migrate(
 
                 ended = await DomainMove(domain, plan.asked, tell).run()
                 finished = await _finished(plan, guest, ended, (source, there), _since(began))
-                if finished.outcome is not Outcome.HELD:
+                if finished.outcome is Outcome.MOVED:
                     forget(guest)
+                elif finished.outcome is not Outcome.HELD:
+                    await tidy(record, (plan.source, plan.destination), connections)
             show(_line(finished))
     return EXIT_CODES[finished.outcome]
 
