@@ -51,6 +51,7 @@ class Plan:
     blockers: tuple[Blocker, ...]
     unseen: tuple[str, ...]
     acceleration: str
+    disk_fence: str
 
 
 def check(hosts: Mapping[str, LibvirtHost], guest: str, destination: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +66,8 @@ def check(hosts: Mapping[str, LibvirtHost], guest: str, destination: str, option
     async def ask() -> dict[str, Any]:
         async with _connected(hosts, guest, destination) as (source, connections):
             plan = await _plan(hosts, (source, destination), connections, guest, options)
-        promised = None if plan.blockers else dataclasses.asdict(GUARANTEE)
+        guarantee = dataclasses.replace(GUARANTEE, disk_fence=plan.disk_fence)
+        promised = None if plan.blockers else dataclasses.asdict(guarantee)
         told = (*plan.request.left_out, *(f"not seen: {sentence}" for sentence in plan.unseen))
         blockers = [_row(blocker) for blocker in plan.blockers]
         return {"source": source, "blockers": blockers, "guarantee": promised, "left_out": told}
@@ -173,6 +175,7 @@ async def _plan(
     """Return what the move would be."""
     from vmferry.libvirt.asking import ask_case
     from vmferry.libvirt.checks import find_blockers
+    from vmferry.libvirt.moves.fence import fence_of
     from vmferry.libvirt.moves.request import Wish, make_request
     from vmferry.libvirt.uri import stream_uri
 
@@ -197,7 +200,8 @@ async def _plan(
     asked = asked_of(options, Bytes(int(case.text("memory") or 0) * 1024))  # of a live domain always in KiB
     blockers = same or (*verdict.blockers, *request.blockers)
     kind = "TCG" if case.domain.attributes.get("type") == "qemu" else "KVM"
-    return Plan(hosts[names[0]], hosts[names[1]], asked, request, blockers, verdict.unseen, kind)
+    fence = fence_of(case.domain)
+    return Plan(hosts[names[0]], hosts[names[1]], asked, request, blockers, verdict.unseen, kind, fence)
 
 
 def asked_of(options: Mapping[str, Any], ram: Bytes) -> Asked:
