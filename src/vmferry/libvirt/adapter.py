@@ -42,7 +42,7 @@ T = TypeVar("T")
 TIME_LIMIT_S: Final = 30.0
 #: A daemon that has been silent for so long is asked whether it lives, so many times: dead after 8 s.
 _KEEPALIVE_S, _KEEPALIVES = 2, 3
-_NO_SUPPORT, _NO_DOMAIN, _OPERATION_INVALID, _OPERATION_UNSUPPORTED = 3, 42, 55, 84
+_NO_SUPPORT, _INVALID_ARG, _NO_DOMAIN, _OPERATION_INVALID, _OPERATION_UNSUPPORTED = 3, 8, 42, 55, 84
 #: What libvirt takes for no limit (QEMU_DOMAIN_MIG_BANDWIDTH_MAX), in MiB/s.
 _NO_LIMIT_MIB = (1 << 63) // (1 << 20) - 1
 #: The guest has left, its pages follow: its state at the source, and why (virDomainPausedReason).
@@ -238,9 +238,7 @@ class LibvirtConnection:
 
     async def undefine(self, name: str) -> None:
         """Forget a domain's definition; its firmware variables and its TPM's state stay."""
-        libvirt = _load()
-        keep = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
-        await self._order("definition", name, lambda domain: domain.undefineFlags(keep))
+        await self._order("definition", name, _undefine)
 
     async def suspend(self, name: str) -> None:
         """Stop a domain's vCPUs."""
@@ -468,6 +466,21 @@ def _standing(connection: Any, name: str) -> Standing:
     run = run_of(state, reason)
     job = Job.NONE if run is Run.OFF else _job(domain)
     return Standing(run, job, GuestUuid(domain.UUIDString()), is_persistent, f"{state} ({reason})")
+
+
+def _undefine(domain: Any) -> None:
+    """Undefine with as much kept as the daemon knows of: what it does not know of it does not remove either."""
+    libvirt = _load()
+    nvram, tpm = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM, libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
+    for keep in (nvram | tpm, nvram):
+        try:
+            domain.undefineFlags(keep)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != _INVALID_ARG:
+                raise
+        else:
+            return
+    domain.undefine()
 
 
 def _job(domain: Any) -> Job:

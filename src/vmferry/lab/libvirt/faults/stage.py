@@ -111,9 +111,10 @@ class Stage:
 
     async def clear(self) -> None:
         """Remove the domain from both hosts, and what was kept of its move."""
-        for daemon in self.daemons.values():
-            await daemon.virsh("destroy", GUEST.name)
-            await daemon.virsh("undefine", GUEST.name)
+        # The destination first: a source whose QEMU died in post-copy keeps its job until the other half is ended.
+        for host in (HOSTS["destination"], HOSTS["source"]):
+            for word in ("destroy", "undefine"):
+                await self.daemons[host].virsh(word, GUEST.name)
         shutil.rmtree(self.lab.operator / "moves", ignore_errors=True)
         self.watch.forget()
 
