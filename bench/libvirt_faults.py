@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -56,6 +57,12 @@ def keep(done: list[dict[str, Any]], found: dict[str, Any] | None = None) -> Non
     FILE.write_text(json.dumps({"conditions": found, "cells": done}, indent=1) + "\n", "utf-8")
 
 
+def libvirt_version() -> str:
+    """Return which libvirt the daemons are."""
+    ran = subprocess.run(["/usr/sbin/libvirtd", "--version"], capture_output=True, text=True, check=True)
+    return ran.stdout.split()[-1]
+
+
 def main() -> None:
     """Run the cells, print them and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -71,7 +78,7 @@ def main() -> None:
         asyncio.run(run(cells, done))
     print(", ".join(f"{number} {verdict}" for verdict, number in Counter(cell["verdict"] for cell in done).items()))
     if not asked.only:
-        version = ".".join(map(str, find_qemus()[0].version))
+        version = f"{'.'.join(map(str, find_qemus()[0].version))}, libvirt {libvirt_version()}"
         command = "./run bench libvirt_faults" + " --resume" * asked.resume
         found = conditions(command, "TCG", version, sum(float(cell["seconds"]) for cell in done))
         keep(done, found)

@@ -40,6 +40,15 @@ _METHOD = """
   away until the command has ended.
 - Then `vmferry recover` is asked until it has nothing more to do.
 
+## What the table does not show
+
+- The domain has a disk that QEMU locks. Without one, and with the destination's libvirtd killed in *finish-done*, libvirt
+  let both copies run (seen for 6 s, then the bench ended them); `recover` told it, and touched neither.
+- After the source's QEMU died in post-copy, the source's daemon keeps its job, and the definition, until the half at the
+  destination is destroyed.
+- A finish that fails after the domain was defined at the destination leaves that definition there: `vmferry migrate`
+  removes it, and `recover` does when `migrate` cannot.
+
 ## What is looked at
 
 - **Never two**: a packet socket on each host's loopback sees every beat of the guest. No beat of the source may come
