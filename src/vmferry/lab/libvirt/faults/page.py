@@ -42,10 +42,10 @@ _METHOD = """
 
 ## What the table does not show
 
-- The domain has a disk that QEMU locks. Without one, and with the destination's libvirtd killed in *finish-done*, libvirt
-  let both copies run (seen for 6 s, then the bench ended them); `recover` told it, and touched neither.
-- After the source's QEMU died in post-copy, the source's daemon keeps its job, and the definition, until the half at the
-  destination is destroyed.
+- The domain has a disk that QEMU locks. Without one, and with the destination's libvirtd killed in *finish-done*,
+  libvirt let both copies run (seen for 6 s, then they were ended by hand); `recover` told it, and touched neither.
+- After the source's QEMU died in post-copy, the source's daemon keeps its job, and the definition, until the half at
+  the destination is destroyed.
 - A finish that fails after the domain was defined at the destination leaves that definition there: `vmferry migrate`
   removes it, and `recover` does when `migrate` cannot.
 
