@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.libvirt_loop import running_event_loop
 
 from vmferry.pki import certificates as certs
 from vmferry.pki.authority import Authority
 from vmferry.pki.identity import IdentityDirectory
 from vmferry.pki.membership import HostMember, OperatorMember, Role
+
+__all__ = ["running_event_loop"]  # the commands about libvirt's domains open connections
 
 Answer = tuple[int, Any]
 

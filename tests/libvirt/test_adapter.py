@@ -17,6 +17,7 @@ from vmferry.core.errors import BadInput, Broken, Denied, NotFound, Refused, Tim
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.facts import Domain, DomainState, XmlKind
 from vmferry.libvirt.moves.happenings import Turn, Turned
+from vmferry.libvirt.moves.standing import ABSENT, Job, Run
 
 IMITATION = "test:///default"
 #: the one domain that it has
@@ -101,6 +102,25 @@ async def test_what_happens_to_a_domain_is_told() -> None:
     await connection.resume("test")
     await asyncio.sleep(0.1)
     assert heard.empty()
+    await connection.close()
+
+
+async def test_how_a_domain_stands(tmp_path: Path) -> None:
+    """It runs, is paused by somebody, is off, and is gone; the daemon's own words are kept."""
+    text = f"<domain type='test'><name>web-7</name><uuid>{TEST_UUID}</uuid><memory>8192</memory>"
+    node = tmp_path / "node.xml"
+    node.write_text(f"<node>{text}<os><type>hvm</type></os></domain></node>")
+    connection = await LibvirtConnection.connect(f"test://{node}")
+    runs = await connection.standing("web-7")
+    assert (runs.run, runs.job, runs.uuid, runs.is_persistent) == (Run.RUNS, Job.NONE, TEST_UUID, True)
+    await connection.suspend("web-7")
+    paused = await connection.standing("web-7")
+    assert (paused.run, paused.says) == (Run.PAUSED, "paused (user)")
+    await connection.destroy("web-7")
+    off = await connection.standing("web-7")
+    assert (off.run, off.is_defined, off.says) == (Run.OFF, True, "shutoff (destroyed)")
+    await connection.undefine("web-7")
+    assert await connection.standing("web-7") == ABSENT
     await connection.close()
 
 

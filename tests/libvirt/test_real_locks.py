@@ -26,7 +26,7 @@ VIRTLOCKD = Path("/usr/sbin/virtlockd")
 pytestmark = [
     pytest.mark.real,
     pytest.mark.root,
-    pytest.mark.long,  # as test_real_moves
+    pytest.mark.long,
     pytest.mark.timeout(400),
     pytest.mark.skipif(libvirt_missing() is not None, reason=str(libvirt_missing())),
     pytest.mark.skipif(not VIRTLOCKD.exists(), reason="virtlockd is not installed: apt-get install libvirt-daemon"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -213,3 +215,38 @@ async def test_by_the_command(hosts: dict[str, LibvirtDaemon], connections: dict
     assert (again.exit_code, "host.same" in again.stdout) == (3, True), again
     nobody = await lab.cli("host-a", "migrate", "web-8", "lv-b", "--plain")
     assert "no libvirt host runs a domain web-8" in nobody.stderr
+
+
+async def test_from_other_processes(hosts: dict[str, LibvirtDaemon], connections: dict[str, LibvirtConnection]) -> None:
+    """A move whose command was killed is watched and given up from others; the domain runs on where it was."""
+    await started(hosts, PLAN)
+    lab = hosts["host-a"].lab
+    for name, daemon in (("lv-a", hosts["host-a"]), ("lv-b", hosts["host-b"])):
+        await lab.must("host-a", "host", "add", name, "--libvirt", daemon.socket_uri(), "--peer-uri", daemon.uri)
+    words = ("migrate", PLAN.name, "lv-b", "--plain", "--bandwidth", "8MiB/s")
+    command = await asyncio.create_subprocess_exec(
+        *lab.command("host-a", *words), env=lab.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+    async def it_sends() -> bool:
+        return (await connections["host-a"].job(PLAN.name)).status is MigrationStatus.ACTIVE
+
+    try:
+        await wait_until(it_sends, "memory is sent")
+        told = await lab.must("host-a", "recover", PLAN.name)
+        assert "nothing: another vmferry steers it" in told
+    finally:
+        command.kill()
+        await command.wait()
+    watching = asyncio.create_task(lab.cli("host-a", "watch", PLAN.name, "--json"))
+    await asyncio.sleep(4)  # it takes its first readings
+    given_up = await lab.must("host-a", "cancel", PLAN.name)
+    assert "given up; it runs at the source" in given_up
+    assert "owner lv-a" in given_up
+    seen = await watching
+    lines = [json.loads(line) for line in seen.stdout.splitlines()]
+    assert [line for line in lines if line["event"] == "progress"], seen
+    assert (lines[-1]["event"], lines[-1]["outcome"], lines[-1]["owner"]) == ("finished", "aborted", "lv-a")
+    assert await connections["host-b"].domains() == ()
+    await assert_whole(hosts["host-a"])
+    assert "owner: lv-a" in await lab.must("host-a", "recover", PLAN.name)

@@ -33,7 +33,7 @@ from vmferry.libvirt.facts import DomainState, XmlKind
 pytestmark = [
     pytest.mark.real,
     pytest.mark.root,
-    pytest.mark.long,  # as test_real_moves
+    pytest.mark.long,
     pytest.mark.timeout(400),
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.skipif(libvirt_missing() is not None, reason=str(libvirt_missing())),

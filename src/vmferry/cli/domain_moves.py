@@ -100,6 +100,7 @@ def migrate(
 async def _migrate(
     hosts: Mapping[str, LibvirtHost], guest: str, destination: str, options: dict[str, Any], *, as_json: bool
 ) -> int:
+    from vmferry.cli.domain_recovery import tidy
     from vmferry.cli.domain_terms import images_for, say_left
     from vmferry.conductor.domain_move import DomainMove
     from vmferry.libvirt.moves.flows import EitherFlow
@@ -139,11 +140,12 @@ async def _migrate(
 
                 ended = await DomainMove(domain, plan.asked, tell).run()
                 finished = await _finished(plan, guest, ended, (source, there), _since(began))
-                if finished.outcome is not Outcome.HELD:
-                    forget(guest)
                 if finished.outcome is Outcome.MOVED:
+                    forget(guest)
                     images.keep()
                     say_left(plan.copies, name)
+                elif finished.outcome is not Outcome.HELD:
+                    await tidy(record, (plan.source, plan.destination), connections)
             show(_line(finished))
     return EXIT_CODES[finished.outcome]
 
@@ -238,7 +240,7 @@ async def _plan(
     )
     here_and_there = hosts[names[0]], hosts[names[1]]
     declared = here_and_there[0].lock_manager, here_and_there[1].lock_manager
-    fence = fence_of(names, declared, copied=bool(copies.images))
+    fence = fence_of(names, declared, case.domain, copied=bool(copies.images))
     idle = terms.renaming.idle(guest, live)
     found = (
         *await _only_reads(source, guest),

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from vmferry.libvirt.moves.standing import Standing
 
 _READ_EVERY_S = 0.2
+#: libvirt has answered that a move failed: what it still does then is done in a moment.
+_TIDY_WITHIN_S = 5.0
 #: After an order to give a move up: libvirt cancels QEMU's migration and tidies up.
 _GIVEN_UP_WITHIN_S = 30.0
 
@@ -100,6 +102,22 @@ def watch(hosts: Mapping[str, LibvirtHost], guest: str, *, as_json: bool) -> int
     except KeyboardInterrupt:
         say(f"\ndetached: libvirt goes on; `vmferry watch {guest}` shows it again, `vmferry cancel {guest}` ends it")
         return INTERRUPTED
+
+
+async def tidy(
+    record: MoveRecord,
+    hosts: tuple[LibvirtHost, LibvirtHost],
+    connections: tuple[LibvirtConnection, LibvirtConnection],
+) -> None:
+    """Remove what a move that failed has left at the destination; its record goes when nothing is left to do.
+
+    libvirt defines the domain there before it lets it run, and forgets that definition when it fails after that.
+    """
+    from vmferry.libvirt.moves.recovery import recover
+
+    made = {host.name: connection for host, connection in zip(hosts, connections, strict=True)}
+    case = _made(record.guest, record, hosts, made, {}).case
+    _forget_if_certain(case, await recover(case, patience_s=_TIDY_WITHIN_S))
 
 
 # -- inside -------------------------------------------------------------------------------------------------------
@@ -181,7 +199,6 @@ def _made(
 
 
 async def _recover(scene: Scene) -> dict[str, Any]:
-    from vmferry.libvirt.moves.diagnosis import Verdict
     from vmferry.libvirt.moves.recovery import look, recover
 
     guest = scene.case.domain
@@ -197,9 +214,17 @@ async def _recover(scene: Scene) -> dict[str, Any]:
             steer=(lambda: _steer(scene)) if can else None,
             repair=(lambda: _repair(scene)) if can and scene.record and "POSTCOPY" in scene.record.flags else None,
         )
-        if ended.failed is None and ended.diagnosis.verdict in (Verdict.MOVED, Verdict.STAYED, Verdict.OFF):
-            forget(guest)
+        _forget_if_certain(scene.case, ended)
     return _ended(scene, ended)
+
+
+def _forget_if_certain(case: Case, ended: Recovered) -> None:
+    """Forget what is known of a move whose end is known too, and of which nothing is left."""
+    from vmferry.libvirt.moves.diagnosis import Verdict
+
+    certain = ended.diagnosis.verdict in (Verdict.MOVED, Verdict.STAYED, Verdict.OFF)
+    if certain and ended.failed is None and not ended.diagnosis.acts:
+        forget(case.domain)
 
 
 async def _steer(scene: Scene) -> None:

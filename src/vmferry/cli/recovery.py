@@ -16,6 +16,10 @@ from vmferry.core.errors import BadInput, InDoubt, NotFound, Unreachable, Vmferr
 RECOVER_S = 310.0
 
 
+#: What stands for the owner where there is none by the nature of the thing.
+_NOBODY = {"off": "nobody", "lost": "nobody", "moving": "libvirt moves it"}
+
+
 def recover(
     guest: Annotated[str | None, typer.Argument(metavar="[GUEST]", help="Only this guest. Default: all.")] = None,
     *,
@@ -52,8 +56,9 @@ def recover(
 
 
 def _tell_doubt(findings: list[dict[str, Any]]) -> None:
-    """Exit with a code of its own when a guest may be anybody's; one that is off is nobody's."""
-    if any(finding["owner"] is None and finding.get("verdict") not in ("off", "lost") for finding in findings):
+    """Exit with a code of its own when a guest may be anybody's; one that is off is nobody's, and one moves."""
+    certain = ("off", "lost", "moving")
+    if any(finding["owner"] is None and finding.get("verdict") not in certain for finding in findings):
         raise typer.Exit(InDoubt.exit_code)
 
 
@@ -109,7 +114,7 @@ def _show(findings: list[dict[str, Any]], answers: Answers, *, as_json: bool) ->
         print_json({"findings": findings, "silent": silent})
         return
     for finding in findings:
-        owner = finding["owner"] or "not known"
+        owner = finding["owner"] or _NOBODY.get(finding.get("verdict", ""), "not known")
         print(f"{finding['guest']} ({finding['host']}): {finding['found']}; done: {finding['done']}; owner: {owner}")
         if finding.get("fix"):
             print(f"  {finding['fix']}")

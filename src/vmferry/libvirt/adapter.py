@@ -43,7 +43,7 @@ T = TypeVar("T")
 TIME_LIMIT_S: Final = 30.0
 #: A daemon that has been silent for so long is asked whether it lives, so many times: dead after 8 s.
 _KEEPALIVE_S, _KEEPALIVES = 2, 3
-_NO_DOMAIN, _OPERATION_INVALID, _OPERATION_UNSUPPORTED = 42, 55, 84
+_NO_SUPPORT, _INVALID_ARG, _NO_DOMAIN, _OPERATION_INVALID, _OPERATION_UNSUPPORTED = 3, 8, 42, 55, 84
 _LOG_FROM = "LIBVIRT_DEBUG"
 #: What libvirt takes for no limit (QEMU_DOMAIN_MIG_BANDWIDTH_MAX), in MiB/s.
 _NO_LIMIT_MIB = (1 << 63) // (1 << 20) - 1
@@ -257,9 +257,7 @@ class LibvirtConnection:
 
     async def undefine(self, name: str) -> None:
         """Forget a domain's definition; its firmware variables and its TPM's state stay."""
-        libvirt = _load()
-        keep = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
-        await self._order("definition", name, lambda domain: domain.undefineFlags(keep))
+        await self._order("definition", name, _undefine)
 
     async def suspend(self, name: str) -> None:
         """Stop a domain's vCPUs."""
@@ -523,12 +521,27 @@ def _standing(connection: Any, name: str) -> Standing:
     return Standing(run, job, GuestUuid(domain.UUIDString()), is_persistent, f"{state} ({reason})")
 
 
+def _undefine(domain: Any) -> None:
+    """Undefine with as much kept as the daemon knows of: what it does not know of it does not remove either."""
+    libvirt = _load()
+    nvram, tpm = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM, libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
+    for keep in (nvram | tpm, nvram):
+        try:
+            domain.undefineFlags(keep)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != _INVALID_ARG:
+                raise
+        else:
+            return
+    domain.undefine()
+
+
 def _job(domain: Any) -> Job:
     """Return which job an active domain has. QEMU's driver has no statistics of one that arrives, and says so."""
     try:
         stats = domain.jobStats()
     except _load().libvirtError as error:
-        if error.get_error_code() not in (_OPERATION_UNSUPPORTED, _OPERATION_INVALID, _NO_DOMAIN):
+        if error.get_error_code() not in (_NO_SUPPORT, _OPERATION_UNSUPPORTED, _OPERATION_INVALID, _NO_DOMAIN):
             raise
         return Job.IN if "source host" in str(error.get_error_message()) else Job.NONE
     return job_of(int(stats.get("type", 0)), int(stats.get("operation", 0)))

@@ -5,7 +5,12 @@ starts without one as well (the driver that locks nothing takes it). Nor does a 
 from a host with virtlockd to one without, and said nothing (tests/libvirt/test_real_locks.py). So the operator says it
 (`host add --lock-manager`), and it is told as that.
 
-Source: libvirt src/locking/lock_driver_nop.c.
+It is also all that keeps a domain from *running* twice when libvirt's move goes wrong at its very end: libvirt's
+source takes a Finish that it got no answer to for a failure, and lets its own copy run again, also when the
+destination's vCPUs had begun (docs/libvirt-faults.md). QEMU's lock of an image that both hosts share refuses that.
+
+Source: libvirt src/locking/lock_driver_nop.c; QEMU block/file-posix.c (raw_handle_perm_lock): files and host devices
+are locked, unless they are shared.
 """
 
 from __future__ import annotations
@@ -13,11 +18,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vmferry.core.errors import Blocker
+from vmferry.libvirt.checks.case import below, first
+from vmferry.libvirt.tree import Element
 
 #: What may be said of a host: libvirt's own words, and none.
 LOCK_MANAGERS = ("lockd", "sanlock", "none")
 _KINDS = {"lockd": "virtlockd", "sanlock": "sanlock", "none": "no lock manager"}
 _QEMUS = "QEMU's own image locks, where the storage has locks"
+_TWICE = (
+    "if the destination's libvirtd or the link dies as the move finishes, libvirt may run it on both hosts"
+    " (docs/libvirt-faults.md)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +39,15 @@ class Fence:
     blockers: tuple[Blocker, ...] = ()
 
 
-def fence_of(hosts: tuple[str, str], declared: tuple[str | None, str | None], *, copied: bool) -> Fence:
+def fence_of(
+    hosts: tuple[str, str], declared: tuple[str | None, str | None], domain: Element, *, copied: bool
+) -> Fence:
     """Return what fences the disks of a domain that moves.
 
     Args:
         hosts: names of source and destination.
         declared: what was said of each, one of `LOCK_MANAGERS`; None: nothing.
+        domain: its live XML.
         copied: the disks are copied, so that each host has its own.
     """
     here, there = declared
@@ -51,4 +65,13 @@ def fence_of(hosts: tuple[str, str], declared: tuple[str | None, str | None], *,
         locks = f"{_QEMUS}; whether {unsaid} has a lock manager libvirt does not tell (host add --lock-manager)"
     else:
         locks = _QEMUS if here == "none" else f"{_KINDS[here]}, as was said of both hosts; {_QEMUS}"
-    return Fence(f"separate copies; for each: {locks}" if copied else locks)
+    if copied:
+        return Fence(f"separate copies, so {_TWICE}; for each: {locks}")
+    if not any(_is_locked(disk) for disk in below(domain, "devices/disk")):
+        return Fence(f"none: it has no disk that QEMU locks, and {_TWICE}")
+    return Fence(locks)
+
+
+def _is_locked(disk: Element) -> bool:
+    is_local = disk.attributes.get("type") in ("file", "block") and first(disk, "source") is not None
+    return is_local and first(disk, "readonly") is None and first(disk, "shareable") is None

@@ -169,6 +169,22 @@ async def test_a_job_that_runs_is_steered_or_left_to_libvirt(answers: bool) -> N
     assert ended.diagnosis.verdict is (Verdict.MOVED if answers else Verdict.MOVING)
 
 
+@pytest.mark.parametrize("ended", [True, False])
+async def test_steering_that_comes_too_late_is_no_failure(ended: bool) -> None:
+    """A move that has just ended cannot be steered any more; one that goes on unsteered is told."""
+    world = World(at(Run.RUNS, Job.OUT), at(Run.STANDS, Job.IN))
+
+    async def steer() -> None:
+        if ended:
+            world.now = {"source": ABSENT, "destination": at(Run.RUNS)}
+        raise Refused("no such job")
+
+    found = await recover(world.case(), steer=steer)
+    assert (found.failed is None) is ended
+    assert found.diagnosis.verdict is (Verdict.MOVED if ended else Verdict.MOVING)
+    assert found.done == ()
+
+
 async def test_a_broken_postcopy_is_repaired_or_held() -> None:
     """Whoever can repairs it; else both halves stay as they are."""
     world = World(at(Run.SPLIT, Job.OUT), at(Run.SPLIT, Job.IN))

@@ -60,12 +60,23 @@ class LibvirtDaemon:
         host: one of its hosts.
         build: which libvirt; None: the one that is installed.
         settings: lines of its libvirtd.conf that come before the lab's: the first one of a key counts.
+        keepalive_s: how often it asks whether the other daemon lives; None: libvirt's own 5 s. The sixth silence is
+            one too many.
     """
 
-    def __init__(self, lab: Lab, host: str, build: LibvirtBuild | None = None, settings: str = "") -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        host: str,
+        build: LibvirtBuild | None = None,
+        settings: str = "",
+        *,
+        keepalive_s: int | None = None,
+    ) -> None:
         self._lab = lab
         self._build = build
         self._settings = settings
+        self._keepalive = "" if keepalive_s is None else f"keepalive_interval = {keepalive_s}\n"
         self.host = host
         version = "" if build is None or build.root is None else "-{}.{}".format(*build.version)
         self.directory = lab.directory / host / f"libvirt{version}"
@@ -108,7 +119,7 @@ class LibvirtDaemon:
         return self._process.pid
 
     async def start(self) -> None:
-        """Start the daemon and wait until it answers.
+        """Start the daemon, again after `kill`, and wait until it answers.
 
         Raises:
             Broken: libvirt is not installed, or the daemon ended.
@@ -116,9 +127,15 @@ class LibvirtDaemon:
         """
         if missing := libvirt_missing():
             raise Broken(f"No libvirt daemon on {self.host}: {missing}")
+        await asyncio.to_thread(self.reap)
         self._write_files()
         self._spawn()
         await self._wait_answer()
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL, and do not wait: who traces it sees its end first. Its guests' QEMUs live on."""
+        if self._process is not None:
+            self._process.kill()
 
     async def virsh(self, *arguments: str, timeout_s: float = 60.0) -> Ran:
         """Run virsh on this host, with this daemon.
@@ -182,8 +199,9 @@ class LibvirtDaemon:
         for folder in ("qemu/networks", "nwfilter", "secrets", "storage"):
             (etc / folder).mkdir(parents=True, exist_ok=True)
         host_uuid = uuid.uuid5(uuid.NAMESPACE_DNS, self.host)
-        (etc / "libvirtd.conf").write_text(self._settings + LIBVIRTD_CONF.format(host_uuid=host_uuid), "utf-8")
-        (etc / "qemu.conf").write_text(QEMU_CONF, "utf-8")
+        libvirtd = self._settings + LIBVIRTD_CONF.format(host_uuid=host_uuid) + self._keepalive
+        (etc / "libvirtd.conf").write_text(libvirtd, "utf-8")
+        (etc / "qemu.conf").write_text(QEMU_CONF + self._keepalive, "utf-8")
         (etc / "network.conf").write_text(NETWORK_CONF, "utf-8")
         for name, line in ACCOUNTS.items():
             known = Path("/etc", name).read_text("utf-8")

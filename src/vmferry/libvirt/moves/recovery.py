@@ -128,13 +128,16 @@ async def recover(
         if again != found:
             found = again
             continue
-        for one in found.acts:
-            try:
+        try:
+            for one in found.acts:
                 await _do(case, one, steer, repair)
-            except VmferryError as error:
-                found, standings = await look(case)
+                done.append(_told(case, one))
+        except VmferryError as error:
+            before, (found, standings) = found, await look(case)
+            # A move that ended just as somebody began to steer it has no job any more: what it has come to counts.
+            if act.deed is not Deed.STEER or found == before:
                 return Recovered(found, standings, tuple(done), error)
-            done.append(_told(case, one))
+            continue
         found, standings = await look(case)
     return Recovered(found, standings, tuple(done))
 

@@ -1,0 +1,152 @@
+"""`recover`, `cancel` and `watch` of libvirt's domains, with libvirt's own imitation for daemons."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vmferry.cli.libvirt_records import MoveRecord, find_record, steering
+from vmferry.cli.main import app
+from vmferry.core.errors import BadInput, NotFound
+from vmferry.libvirt import event_loop
+
+libvirt = pytest.importorskip("libvirt")
+
+UUID, OTHER_UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f", "7795eb01-f6a4-8304-79aa-97f2502e193f"
+DOMAIN = (
+    "<domain type='test'><name>web-7</name><uuid>{uuid}</uuid><memory>8192</memory><os><type>hvm</type></os></domain>"
+)
+RECORD = MoveRecord("web-7", "host-a", "host-b", {"plain": True}, ("LIVE", "PEER2PEER"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def running_event_loop() -> None:
+    """Have libvirt's loop running before a test looks for what it leaves behind: it never ends."""
+    event_loop.ensure_running(libvirt)
+    libvirt.openReadOnly("test:///default").close()
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An operator without a fleet."""
+    monkeypatch.setenv("VMFERRY_CONFIG", str(tmp_path / "vmferry"))
+    return tmp_path / "vmferry"
+
+
+def host(directory: Path, name: str, uuid: str | None) -> None:
+    """Let the operator know a host on which web-7 runs with this UUID, or on which it is not."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / f"{name}.xml"
+    file.write_text(f"<node>{'' if uuid is None else DOMAIN.format(uuid=uuid)}</node>")
+    with (directory / "libvirt.toml").open("a") as known:
+        known.write(f'[{name}]\nuri = "test://{file}"\npeer_uri = "test://{file}"\n')
+
+
+def run(*words: str) -> tuple[int, str]:
+    """Run a command; returns its exit code and what it printed."""
+    result = CliRunner().invoke(app, list(words))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def test_a_move_that_is_over_is_told_and_forgotten(directory: Path) -> None:
+    """The owner is what both say, and the record of a move whose end is known goes."""
+    host(directory, "host-a", None)
+    host(directory, "host-b", UUID)
+    with steering(RECORD):
+        pass
+    code, said = run("recover", "web-7")
+    assert code == 0
+    assert re.match(
+        r"web-7 \(host-a and host-b\): it runs at the destination alone \(host-a says no such domain; host-b says"
+        r" running \(\S+\)\); done: nothing; owner: host-b\n$",
+        said,
+    ), said
+    assert find_record("web-7") is None
+
+
+def test_all_moves_of_this_operator_are_recovered(directory: Path) -> None:
+    """Without a name it is every move of which a record is kept."""
+    host(directory, "host-a", UUID)
+    host(directory, "host-b", None)
+    with steering(RECORD):
+        pass
+    code, said = run("recover", "--json")
+    (finding,) = json.loads(said)["findings"]
+    assert (code, finding["guest"], finding["owner"], finding["verdict"]) == (0, "web-7", "host-a", "stayed")
+
+
+def test_a_domain_that_runs_twice_is_told_and_not_touched(directory: Path) -> None:
+    """With what a person has to do, and an exit code of its own; the record stays."""
+    host(directory, "host-a", UUID)
+    host(directory, "host-b", UUID)
+    with steering(RECORD):
+        pass
+    code, said = run("recover", "web-7")
+    assert code == 9
+    assert "it runs on both hosts" in said
+    assert "done: nothing; owner: not known\n  suspend one of them now" in said
+    assert find_record("web-7") == RECORD
+
+
+def test_two_domains_of_one_name_are_not_one(directory: Path) -> None:
+    """They are told as two, whatever they do."""
+    host(directory, "host-a", UUID)
+    host(directory, "host-b", OTHER_UUID)
+    code, said = run("recover", "web-7")
+    assert (code, "different domains of this name" in said) == (9, True)
+
+
+def test_a_daemon_that_does_not_answer_is_told(directory: Path) -> None:
+    """It may run there: held, with why there is no answer, and what to do."""
+    host(directory, "host-a", UUID)
+    host(directory, "host-b", None)
+    (directory / "host-b.xml").unlink()
+    with steering(RECORD):
+        pass
+    code, said = run("recover", "web-7")
+    assert code == 9
+    assert "the destination's libvirt does not answer" in said
+    assert "host-b.xml" in said
+    assert "make libvirtd there answer" in said
+
+
+def test_without_a_record_both_hosts_are_found(directory: Path) -> None:
+    """Somebody else began the move: it is told all the same."""
+    host(directory, "host-a", None)
+    host(directory, "host-b", UUID)
+    code, said = run("recover", "web-7")
+    assert (code, "owner: host-b" in said) == (0, True), said
+
+
+def test_a_move_that_another_process_steers_is_left_to_it(directory: Path) -> None:
+    """Two would give libvirt orders that contradict each other."""
+    host(directory, "host-a", UUID)
+    host(directory, "host-b", None)
+    with steering(RECORD):
+        code, said = run("recover", "web-7")
+        assert (code, "another vmferry steers it" in said) == (0, True)
+    assert find_record("web-7") == RECORD
+
+
+@pytest.mark.parametrize("command", ["cancel", "watch"])
+def test_what_does_not_move_is_not_given_up(directory: Path, command: str) -> None:
+    """It is told so, with what tells more."""
+    host(directory, "host-a", UUID)
+    host(directory, "host-b", None)
+    with pytest.raises(NotFound, match="no host moves a guest or domain web-7; `vmferry recover web-7`"):
+        run(command, "web-7")
+
+
+def test_a_host_that_was_removed_is_missed(directory: Path) -> None:
+    """Its side of the move cannot be looked at: that is said, and nothing done."""
+    host(directory, "host-a", UUID)
+    with steering(RECORD):
+        pass
+    with pytest.raises(BadInput, match="web-7 was to move from host-a to host-b; host-b is not known here"):
+        run("recover", "web-7")
