@@ -105,7 +105,7 @@ def test_two_different_domains_are_not_touched() -> None:
 def test_a_guest_that_runs_on_both_hosts_is_told_whatever_else_they_say() -> None:
     """Nobody but a person knows whose disks are right."""
     for source, destination, move in EVERY:
-        if (source.run, destination.run) == (Run.RUNS, Run.RUNS):
+        if {source.run, destination.run} <= {Run.RUNS, Run.PARTIAL}:
             found = diagnose(source, destination, move)
             assert (found.verdict, found.acts, found.owner) == (Verdict.TWICE, (), None)
 
@@ -141,6 +141,12 @@ CASES: list[tuple[Standing, Standing, Move, Verdict, tuple[Act, ...]]] = [
     (standing(Run.OFF), standing(Run.RUNS), Move(), Verdict.MOVED, ()),
     (standing(Run.OFF), standing(Run.STANDS), OURS, Verdict.HELD, ()),
     (standing(Run.LEFT, Job.OUT), standing(Run.RUNS, Job.IN), OURS, Verdict.MOVING, (Act(Deed.WAIT, S),)),
+    (standing(Run.LEFT, Job.OUT), standing(Run.PARTIAL, Job.IN), OURS, Verdict.MOVING, (Act(Deed.WAIT, S),)),
+    (standing(Run.LEFT), standing(Run.PARTIAL), OURS, Verdict.HELD, (Act(Deed.WAIT, S),)),
+    (standing(Run.SPLIT, Job.OUT), standing(Run.PARTIAL), OURS, Verdict.HELD, (Act(Deed.WAIT, S),)),
+    (standing(Run.STANDS), standing(Run.PARTIAL), OURS, Verdict.HELD, (Act(Deed.WAIT, S),)),
+    (standing(Run.OFF), standing(Run.PARTIAL), OURS, Verdict.HELD, (Act(Deed.WAIT, T),)),
+    (standing(Run.LEFT), standing(Run.RUNS), OURS, Verdict.MOVED, (Act(Deed.DESTROY, S),)),
     (standing(Run.SPLIT, Job.OUT), standing(Run.SPLIT, Job.IN), OURS, Verdict.HELD, (Act(Deed.REPAIR, S),)),
     (standing(Run.SPLIT, Job.OUT), standing(Run.OFF), OURS, Verdict.LOST, ()),
     (standing(Run.OFF), standing(Run.OFF), OURS, Verdict.OFF, ()),
@@ -161,7 +167,7 @@ def test_what_is_found(
     ("state", "number", "reason", "run"),
     [
         (DomainState.RUNNING, 2, "migrated", Run.RUNS),
-        (DomainState.RUNNING, 10, "post-copy", Run.RUNS),
+        (DomainState.RUNNING, 10, "post-copy", Run.PARTIAL),
         (DomainState.RUNNING, 11, "post-copy-failed", Run.SPLIT),
         (DomainState.PAUSED, 1, "user", Run.PAUSED),
         (DomainState.PAUSED, 2, "migration", Run.STANDS),

@@ -192,8 +192,8 @@ ROWS: tuple[Row, ...] = (
         _other,
     ),
     _row(
-        _at(_R.RUNS),
-        _at(_R.RUNS),
+        _at(_R.RUNS, _R.PARTIAL),
+        _at(_R.RUNS, _R.PARTIAL),
         Diagnosis(
             _V.TWICE,
             "it runs on both hosts",
@@ -204,7 +204,7 @@ ROWS: tuple[Row, ...] = (
     _row(_at(_R.RUNS, _J.OUT), _at(), Diagnosis(_V.MOVING, "libvirt moves it", (Act(_D.STEER, _HERE),))),
     _row(
         _at(_R.LEFT, _J.OUT),
-        _at(_R.RUNS, _R.STANDS, _R.PAUSED),
+        _at(_R.RUNS, _R.PARTIAL, _R.STANDS, _R.PAUSED),
         Diagnosis(_V.MOVING, "its pages follow it (post-copy): both hosts are needed", (Act(_D.WAIT, _HERE),)),
     ),
     _row(
@@ -227,6 +227,17 @@ ROWS: tuple[Row, ...] = (
         _at(_R.LEFT, _R.SPLIT),
         _at(_R.RUNS, _J.NONE),
         Diagnosis(_V.MOVED, "all of its pages are there; the source's process is empty", (Act(_D.DESTROY, _HERE),)),
+    ),
+    _row(
+        _at(_R.LEFT, _R.SPLIT, _R.STANDS, _R.PAUSED),
+        _at(_R.PARTIAL),
+        Diagnosis(
+            _V.HELD,
+            "it runs at the destination, and its libvirt does not say that all of its pages are there",
+            (Act(_D.WAIT, _HERE),),
+            "recover again in a minute; destroy it on neither host: what stands at the source may be all that has the"
+            " rest of its memory",
+        ),
     ),
     _row(
         _at(_R.LEFT, _R.SPLIT),
@@ -373,6 +384,16 @@ ROWS: tuple[Row, ...] = (
             "the source has no process of it any more, and the destination has not finished with it",
             (Act(_D.WAIT, _THERE),),
             f"recover again in a minute; if it stays so, look into {_LOGS}",
+        ),
+    ),
+    _row(
+        _NOWHERE,
+        _at(_R.PARTIAL),
+        Diagnosis(
+            _V.HELD,
+            "the source has no process of it any more, and the destination's libvirt does not say that all pages came",
+            (Act(_D.WAIT, _THERE),),
+            f"recover again in a minute; if it stays so, look whether the guest answers, and into {_LOGS}",
         ),
     ),
     _row(

@@ -23,16 +23,17 @@ class Run(enum.StrEnum):
     STANDS = "stands"  #: paused by a move: at the destination it has never run
     PAUSED = "paused"  #: by something else
     LEFT = "left"  #: its vCPUs run at the other host, the pages that they lack are still here
+    PARTIAL = "partial"  #: runs, while pages that it lacks may still be at the other host
     SPLIT = "split"  #: post-copy broke: each host has a part of its memory
 
 
 class Job(enum.StrEnum):
     """Which job a domain has."""
 
-    NONE = "none"
+    NONE = "none"  #: the daemon said so; a daemon that says nothing has no such answer
     OUT = "out"  #: it leaves
     IN = "in"  #: it arrives
-    OTHER = "other"  #: a dump, a snapshot ...
+    OTHER = "other"  #: a dump, a snapshot ..., or the daemon does not say which
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ PAUSED = (
 SHUTOFF = (*("unknown", "shutdown", "destroyed", "crashed", "migrated", "saved", "failed", "from-snapshot", "daemon"),)
 _REASONS = {DomainState.RUNNING: RUNNING, DomainState.PAUSED: PAUSED, DomainState.SHUTOFF: SHUTOFF}
 _RUNS: dict[tuple[DomainState, str], Run] = {
+    (DomainState.RUNNING, "post-copy"): Run.PARTIAL,  # libvirt makes it "migrated" when the last page is there
     (DomainState.RUNNING, "post-copy-failed"): Run.SPLIT,
     (DomainState.PAUSED, "migration"): Run.STANDS,
     (DomainState.PAUSED, "starting-up"): Run.STANDS,
@@ -80,7 +82,7 @@ def reason_of(state: DomainState, number: int) -> str:
 
 
 def run_of(state: DomainState, reason: str) -> Run:
-    """Return what a domain does; every state that has vCPUs which may run, or may wake by themselves, is `RUNS`."""
+    """Return what a domain does; a state that has vCPUs which may run, or may wake by themselves, runs."""
     if state in (DomainState.SHUTOFF, DomainState.CRASHED):
         return Run.OFF
     if state is DomainState.PAUSED:
