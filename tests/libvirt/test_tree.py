@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from vmferry.core.errors import BadInput
+from vmferry.core.errors import BadInput, Broken
 from vmferry.libvirt import DomainRefused, read_domain
 from vmferry.libvirt.tree import MAX_BYTES, MAX_DEPTH, MAX_ELEMENTS, Element, XmlRefused, parse
 
@@ -98,3 +98,11 @@ def test_what_is_given_back_counts_as_unread() -> None:
 def told(root: Element) -> list[str]:
     """Return what is unread as paths."""
     return [element.where + ("" if name is None else f"@{name}") for element, name in root.unread()]
+
+
+def test_a_daemon_that_says_no_xml_has_failed() -> None:
+    """Whoever asked it sees a sentence and what to do, no traceback."""
+    with pytest.raises(
+        Broken, match=r"libvirt says what is no XML that is read here: line 1: .*; look at it with virsh"
+    ):
+        parse("<d>")

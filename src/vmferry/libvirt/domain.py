@@ -134,7 +134,7 @@ def _parse(text: str | bytes, source: str) -> Element:
     except XmlRefused as error:
         place = source if error.line is None else f"{source}:{error.line}"
         raise BadInput(
-            f"{place}: this is not read as a libvirt domain: {error.what}",
+            f"{place}: this is not read as a libvirt domain: {error.reason}",
             fix="name what `virsh dumpxml DOMAIN` writes",
         ) from error
     if root.tag != "domain":

@@ -18,19 +18,28 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 from xml.parsers import expat
 
+from vmferry.core.errors import Broken
+
 #: A domain with a hundred devices has 60 KiB; more is a mistake or an attack.
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 64
 MAX_ELEMENTS = 20_000
 
 
-class XmlRefused(ValueError):
-    """The text is no XML that is read here; carries the line (from 1), None where it concerns the whole text."""
+class XmlRefused(Broken, ValueError):
+    """The text is no XML that is read here; carries the line (from 1), None where it concerns the whole text.
 
-    def __init__(self, line: int | None, what: str) -> None:
-        super().__init__(what if line is None else f"line {line}: {what}")
+    A failure that a user can see: most texts come from a daemon. Whoever reads a person's file says it in other words.
+    """
+
+    def __init__(self, line: int | None, reason: str) -> None:
+        place = "" if line is None else f"line {line}: "
+        super().__init__(
+            f"libvirt says what is no XML that is read here: {place}{reason}",
+            fix="look at it with virsh (dumpxml, capabilities, nodedev-dumpxml, pool-dumpxml) on that host",
+        )
         self.line = line
-        self.what = what
+        self.reason = reason
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmferry.core.errors import BadInput, NotFound, Refused
+from vmferry.core.errors import BadInput, Broken, NotFound, Refused
 from vmferry.core.pci import PciAddress
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.devices import HostDevices, Pairing, PciDevice, check_detach, check_plug
@@ -111,3 +111,21 @@ def test_devices_of_one_group_never_go_to_different_guests(case: str) -> None:
     found = list(check_plug("host-a", "web-7", device, {FIRST: device, SECOND: other}))
     assert [blocker.code for blocker in found] == ([] if code is None else [code])
     assert all("group 7" in blocker.what and str(SECOND) in blocker.what for blocker in found)
+
+
+@pytest.mark.parametrize(
+    ("part", "odd", "word"),
+    [
+        ("<iommuGroup number='7'/>", "<iommuGroup number='seven'/>", "IOMMU group 'seven'"),
+        ("<bus>3<", "<bus>x<", "none"),
+    ],
+)
+def test_what_a_daemon_says_oddly_is_its_failure(part: str, odd: str, word: str) -> None:
+    """Neither a traceback nor a mistake of whoever asked."""
+    text = (
+        "<device><name>pci_0000_03_10_0</name><capability type='pci'><domain>0</domain><bus>3</bus><slot>16</slot>"
+        "<function>0</function><iommuGroup number='7'/></capability></device>"
+    )
+    assert len(read_devices([text], [], {})) == 1
+    with pytest.raises(Broken, match=word):
+        read_devices([text.replace(part, odd)], [], {})

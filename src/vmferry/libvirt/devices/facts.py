@@ -5,11 +5,12 @@ Source: libvirt docs/formatnode.rst.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from xml.etree import ElementTree as ET  # makes XML, reads none
 
-from vmferry.core.errors import BadInput
+from vmferry.core.errors import BadInput, Broken
 from vmferry.core.pci import PciAddress
 from vmferry.libvirt.checks.case import below, first
 from vmferry.libvirt.making import copy_of
@@ -17,6 +18,7 @@ from vmferry.libvirt.tree import Element, parse
 
 #: The driver by which a device is kept for guests.
 VFIO = "vfio-pci"
+_NUMBER = re.compile("[0-9]{1,10}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +80,34 @@ def _device(root: Element) -> PciDevice | None:
     driver = first(root, "driver/name")
     physical = _addresses(nested.get("phys_function"))
     return PciDevice(
-        address=PciAddress.of_attributes(parts),
+        address=_own_address(parts),
         vendor=_name(capability, "vendor"),
         product=_name(capability, "product"),
         driver=None if driver is None else driver.text,
-        iommu_group=None if group is None else int(group.attributes.get("number", "0")),
+        iommu_group=None if group is None else _group_number(group),
         group=_addresses(group),
         physical=physical[0] if physical else None,
         functions=_addresses(nested.get("virt_functions")),
         is_bridge=parts.get("class", "").lower().startswith("0x06") or "pci-bridge" in nested,
     )
+
+
+def _own_address(parts: Mapping[str, str]) -> PciAddress:
+    try:
+        return PciAddress.of_attributes(parts)
+    except BadInput as error:
+        raise _odd(f"a PCI device whose address is none ({error.what})") from error
+
+
+def _group_number(group: Element) -> int:
+    number = group.attributes.get("number", "0")
+    if not _NUMBER.fullmatch(number):
+        raise _odd(f"IOMMU group {number[:200]!r}, which is no number")
+    return int(number)
+
+
+def _odd(what: str) -> Broken:
+    return Broken(f"libvirt says {what}", fix="look at `virsh nodedev-dumpxml` of that host's devices")
 
 
 def _addresses(parent: Element | None) -> tuple[PciAddress, ...]:

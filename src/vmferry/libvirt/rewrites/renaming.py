@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from vmferry.libvirt.rewrites.graphics import replace_listen
 from vmferry.libvirt.rewrites.networks import replace_bridges, replace_cards, replace_networks
 
 Names = Mapping[str, str]
+#: What XML 1.0 cannot say, or (line ends, tabs) says as something else in an attribute.
+_NO_NAME = re.compile("[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def _replace_devices(xml: str, names: Names) -> str:
@@ -78,6 +81,10 @@ def parse_renaming(given: Iterable[str]) -> Renaming:
     for each in given:
         kind, colon, pair = each.partition(":")
         old, equals, new = pair.partition("=")
+        if _NO_NAME.search(each):
+            raise BadInput(
+                f"--map {each!r} has characters that no name in XML has", fix="leave control characters out of it"
+            )
         if kind not in KINDS or not (colon and equals and old and new):
             takes = ", ".join(f"{word}: {what}" for word, (_, what) in KINDS.items())
             raise BadInput(f"--map {each!r} is none", fix=f"write WHAT:HERE=THERE ({takes})")
