@@ -11,12 +11,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import libvirt
 import pytest
 
 from vmferry.core.errors import BadInput, Broken, Denied, NotFound, Refused, TimedOut, Unreachable, VmferryError
+from vmferry.libvirt import listening
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.facts import Domain, DomainState, XmlKind
+from vmferry.libvirt.listening import Listeners
 from vmferry.libvirt.moves.happenings import Turn, Turned
+from vmferry.libvirt.moves.request import Request
 from vmferry.libvirt.moves.standing import ABSENT, Job, Run
 
 IMITATION = "test:///default"
@@ -264,3 +268,146 @@ async def test_without_the_bindings_it_is_said_how_to_get_them(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "libvirt", None)
     with pytest.raises(Broken, match=r"libvirt-python is not installed.*pip install 'vmferry\[libvirt\]'.*as a file"):
         await LibvirtConnection.connect(IMITATION)
+
+
+class Failed(libvirt.libvirtError):  # type: ignore[misc]  # the bindings have no types
+    """An error as a daemon sends it."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.err = (code, 10, message, 2, None, None, None, 0, 0)
+
+
+class Arriving:
+    """libvirt's connection to a host at which a domain is active, and the domain.
+
+    Args:
+        said: how it answers for the domain's job.
+    """
+
+    def __init__(self, said: dict[str, int] | Exception) -> None:
+        self._said = said
+
+    def lookupByName(self, _name: str) -> Arriving:  # noqa: N802  # libvirt's name
+        """Return the domain."""
+        return self
+
+    def state(self) -> list[int]:
+        """Return that it runs, migrated."""
+        return [1, 2]
+
+    def isPersistent(self) -> int:  # noqa: N802  # libvirt's name
+        """Return that it is not defined."""
+        return 0
+
+    def connect(self) -> Arriving:
+        """Return the connection."""
+        return self
+
+    def getType(self) -> str:  # noqa: N802  # libvirt's name
+        """Return whose driver it is."""
+        return "QEMU"
+
+    def UUIDString(self) -> str:  # noqa: N802  # libvirt's name
+        """Return its UUID."""
+        return TEST_UUID
+
+    def jobStats(self) -> dict[str, int]:  # noqa: N802  # libvirt's name
+        """Answer."""
+        if isinstance(self._said, Exception):
+            raise self._said
+        return self._said
+
+
+#: what libvirt answers for the job of an active domain -> which it has
+JOBS: list[tuple[dict[str, int] | Exception, Job]] = [
+    ({"type": 0}, Job.NONE),
+    ({"type": 2, "operation": 5}, Job.OUT),
+    ({"type": 2, "operation": 8}, Job.OTHER),
+    (Failed(84, "Migrationsstatistiken sind nur auf dem Quellrechner verfügbar"), Job.IN),
+    (Failed(84, "migration statistics are available only on the source host"), Job.IN),
+    (Failed(55, "Requested operation is not valid: domain is not running"), Job.OTHER),
+    (Failed(3, "this function is not supported by the connection driver: virDomainGetJobStats"), Job.OTHER),
+]
+
+
+@pytest.mark.parametrize(("said", "job"), JOBS)
+async def test_that_there_is_no_job_is_only_what_libvirt_says(said: dict[str, int] | Exception, job: Job) -> None:
+    """A refusal, in whatever language, is never taken for a domain without a job."""
+    assert (await LibvirtConnection("qemu:///system", Arriving(said)).standing("web-7")).job is job
+
+
+async def test_a_domain_that_goes_as_it_is_looked_at_is_absent() -> None:
+    """Its job cannot be asked for any more: it is gone."""
+    gone = Arriving(Failed(42, "Domain not found"))
+    assert await LibvirtConnection("qemu:///system", gone).standing("web-7") == ABSENT
+
+
+async def test_a_word_that_is_none_is_told() -> None:
+    """What the bindings cannot read or write is an error with its place, no traceback."""
+    connection = LibvirtConnection("qemu:///system", Arriving(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no start")))
+    with pytest.raises(Broken, match=r"libvirt at qemu:///system, state of domain web-7: 'utf-8' codec"):
+        await connection.standing("web-7")
+
+
+async def test_lists_are_lists_to_libvirt_too() -> None:
+    """JSON keeps several words as a list: it is not one word with brackets."""
+    told: list[Any] = []
+    domain = SimpleNamespace(migrateToURI3=lambda *given: told.append(given))
+    connection = LibvirtConnection("qemu:///system", SimpleNamespace(lookupByName=lambda _: domain))
+    parameters: Any = {"migrate_disks": ["vda", "vdb"], "bandwidth": 7}
+    await connection.move("web-7", "qemu+tcp://host-b/system", Request((), parameters))
+    assert told == [("qemu+tcp://host-b/system", {"migrate_disks": ["vda", "vdb"], "bandwidth": 7}, 0)]
+
+
+class Telling:
+    """libvirt's connection, which counts who listens."""
+
+    def __init__(self) -> None:
+        self.events: set[int] = set()
+        self.hears_of_loss = 0
+
+    def lookupByName(self, name: str) -> str:  # noqa: N802  # libvirt's name
+        """Return the domain."""
+        return name
+
+    def registerCloseCallback(self, _call: object, _opaque: None) -> None:  # noqa: N802  # libvirt's name
+        """Tell of a loss."""
+        self.hears_of_loss += 1
+
+    def unregisterCloseCallback(self) -> None:  # noqa: N802  # libvirt's name
+        """Tell of none."""
+        self.hears_of_loss -= 1
+
+    def domainEventRegisterAny(self, _domain: str, event: int, _call: object, _opaque: None) -> int:  # noqa: N802
+        """Tell of an event."""
+        self.events.add(event)
+        return event
+
+    def domainEventDeregisterAny(self, number: int) -> None:  # noqa: N802  # libvirt's name
+        """Tell of it no more."""
+        self.events.remove(number)
+
+
+def test_whoever_still_listens_is_let_go_with_the_connection() -> None:
+    """Each event holds the connection: closing takes back what nobody took back, once, and also beside a call."""
+    connection = Telling()
+    listeners = Listeners(connection)
+    tell = [].append  # type: ignore[var-annotated]  # nothing is told
+    listeners.add(libvirt, "web-7", tell)
+    assert len(connection.events) == 3
+    for _ in range(2):
+        listeners.close(libvirt)
+        assert (connection.events, connection.hears_of_loss) == (set(), 0)
+    listeners.remove(libvirt, "web-7", tell)
+
+
+def test_a_call_that_hangs_does_not_keep_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever hangs in the daemon has the lock; closing goes on without it."""
+    monkeypatch.setattr(listening, "_LOCK_S", 0.05)
+    connection = Telling()
+    listeners = Listeners(connection)
+    listeners.add(libvirt, "web-7", [].append)  # type: ignore[arg-type]  # nothing is told
+    with listeners._lock:  # as a call that hangs has it
+        listeners.close(libvirt)
+    assert connection.events == set()

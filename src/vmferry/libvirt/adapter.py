@@ -44,6 +44,9 @@ TIME_LIMIT_S: Final = 30.0
 #: A daemon that has been silent for so long is asked whether it lives, so many times: dead after 8 s.
 _KEEPALIVE_S, _KEEPALIVES = 2, 3
 _NO_SUPPORT, _INVALID_ARG, _NO_DOMAIN, _OPERATION_INVALID, _OPERATION_UNSUPPORTED = 3, 8, 42, 55, 84
+#: How libvirt refuses to say which job an active domain has -> what it may be: never none.
+_UNSAID_JOBS: Final = {_NO_SUPPORT: Job.OTHER, _OPERATION_INVALID: Job.OTHER, _OPERATION_UNSUPPORTED: Job.IN}
+_IMITATION = "TEST"  #: the driver that runs in this process
 _LOG_FROM = "LIBVIRT_DEBUG"
 #: What libvirt takes for no limit (QEMU_DOMAIN_MIG_BANDWIDTH_MAX), in MiB/s.
 _NO_LIMIT_MIB = (1 << 63) // (1 << 20) - 1
@@ -101,6 +104,10 @@ class LibvirtConnection:
         event_loop.ensure_running(libvirt)
         connection = await _in_thread(lambda: _kept_alive(opener(address)), what, time_limit_s, _close)
         return cls(uri, connection, time_limit_s=time_limit_s)
+
+    async def anew(self, *, time_limit_s: float = TIME_LIMIT_S) -> LibvirtConnection:
+        """Connect to the same daemon once more: whoever has lost this one goes on with that. Raises as `connect`."""
+        return await self.connect(self._uri, time_limit_s=time_limit_s)
 
     async def close(self) -> None:
         """Close it. Idempotent; a daemon that does not answer is not waited for."""
@@ -437,6 +444,8 @@ async def _in_thread(
             result = function()
         except libvirt_error as failed:
             error = translate(failed.get_error_code() or 0, failed.get_error_message() or str(failed), what)
+        except ValueError as failed:  # the bindings': a word that is none (a zero byte, no UTF-8), ours or the daemon's
+            error = failed if isinstance(failed, VmferryError) else Broken(f"{what}: {failed}")
         except Exception as failed:  # noqa: BLE001  # raised where it is waited for
             error = failed
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -491,7 +500,11 @@ def _incompatibility(connection: Any, args: tuple[str | int | None, ...]) -> str
 def _typed(parameters: Mapping[str, Value]) -> dict[str, Any]:
     """Return parameters as libvirt's bindings take them: plain words, lists for several."""
     return {
-        name: list(map(str, value)) if isinstance(value, tuple) else value if isinstance(value, int) else str(value)
+        name: [str(each) for each in value]
+        if isinstance(value, (tuple, list))  # JSON, which keeps what was asked for, has no tuples
+        else value
+        if isinstance(value, int)
+        else str(value)
         for name, value in parameters.items()
     }
 
@@ -511,13 +524,13 @@ def _standing(connection: Any, name: str) -> Standing:
         domain = connection.lookupByName(name)
         number, reason_number = domain.state()[:2]
         is_persistent = bool(domain.isPersistent())
+        state, reason = _state(number), reason_of(_state(number), reason_number)
+        run = run_of(state, reason)
+        job = Job.NONE if run is Run.OFF else _job(domain)
     except _load().libvirtError as error:
         if error.get_error_code() != _NO_DOMAIN:
             raise
         return ABSENT
-    state, reason = _state(number), reason_of(_state(number), reason_number)
-    run = run_of(state, reason)
-    job = Job.NONE if run is Run.OFF else _job(domain)
     return Standing(run, job, GuestUuid(domain.UUIDString()), is_persistent, f"{state} ({reason})")
 
 
@@ -537,13 +550,19 @@ def _undefine(domain: Any) -> None:
 
 
 def _job(domain: Any) -> Job:
-    """Return which job an active domain has. QEMU's driver has no statistics of one that arrives, and says so."""
+    """Return which job an active domain has; none only if libvirt says so, by a type.
+
+    QEMU's driver has no statistics of a domain that arrives, and refuses them by a number that nothing else of this
+    call has; its sentence is in the daemon's own language.
+    """
     try:
         stats = domain.jobStats()
     except _load().libvirtError as error:
-        if error.get_error_code() not in (_NO_SUPPORT, _OPERATION_UNSUPPORTED, _OPERATION_INVALID, _NO_DOMAIN):
+        if error.get_error_code() not in _UNSAID_JOBS:
             raise
-        return Job.IN if "source host" in str(error.get_error_message()) else Job.NONE
+        if error.get_error_code() == _NO_SUPPORT and domain.connect().getType() == _IMITATION:
+            return Job.NONE  # it moves nothing
+        return _UNSAID_JOBS[error.get_error_code()]
     return job_of(int(stats.get("type", 0)), int(stats.get("operation", 0)))
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from vmferry.libvirt.moves.happenings import Happening, Lost, RoundBegan, job_ended, turned
 
 Tell = Callable[[Happening], None]
+#: How long closing waits for a call that is under way.
+_LOCK_S = 2.0
 
 
 class Listeners:
@@ -37,28 +39,51 @@ class Listeners:
                 self._hears_of_loss = True
             if name not in self._domains:  # and one per domain and event
                 domain, told = self._connection.lookupByName(name), _Told()
-                for event, call in _calls(libvirt, told).items():
-                    told.numbers.append(self._connection.domainEventRegisterAny(domain, event, call, None))
+                try:
+                    for event, call in _calls(libvirt, told).items():
+                        told.numbers.append(self._connection.domainEventRegisterAny(domain, event, call, None))
+                except libvirt.libvirtError:
+                    self._take_back(libvirt, told)
+                    raise
                 self._domains[name] = told
             self._domains[name].listeners += (tell,)
 
     def remove(self, libvirt: Any, name: str, tell: Tell) -> None:
         """Tell nothing more to one of them; raises nothing. A daemon that is dead has forgotten whom to tell."""
         with self._lock:
-            told = self._domains[name]
+            told = self._domains.get(name)
+            if told is None:  # closed meanwhile
+                return
             told.listeners = tuple(listener for listener in told.listeners if listener is not tell)
             if not told.listeners:
                 del self._domains[name]
-                for number in told.numbers:  # each holds the connection until it is taken back
-                    with contextlib.suppress(libvirt.libvirtError):
-                        self._connection.domainEventDeregisterAny(number)
+                self._take_back(libvirt, told)
 
     def close(self, libvirt: Any) -> None:
-        """Let the connection go: as long as libvirt may call, it holds it. Idempotent, raises nothing."""
-        if self._hears_of_loss:
+        """Let the connection go: as long as libvirt may call, it holds it. Idempotent, raises nothing.
+
+        Whoever hangs in `add` or `remove` has the lock, so it is not waited for long.
+        """
+        has_lock = self._lock.acquire(timeout=_LOCK_S)
+        try:
+            told, hears = list(self._domains.values()), self._hears_of_loss
+            self._domains.clear()
             self._hears_of_loss = False
+            for each in told:
+                self._take_back(libvirt, each)
+            if hears:
+                with contextlib.suppress(libvirt.libvirtError):
+                    self._connection.unregisterCloseCallback()
+        finally:
+            if has_lock:
+                self._lock.release()
+
+    def _take_back(self, libvirt: Any, told: _Told) -> None:
+        """Take a domain's events back: each holds the connection until then."""
+        numbers, told.numbers = told.numbers, []
+        for number in numbers:
             with contextlib.suppress(libvirt.libvirtError):
-                self._connection.unregisterCloseCallback()
+                self._connection.domainEventDeregisterAny(number)
 
     def _lost(self, _connection: Any, _reason: int, _opaque: None) -> None:
         for told in tuple(self._domains.values()):
