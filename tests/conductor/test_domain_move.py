@@ -218,3 +218,25 @@ async def test_a_caller_that_is_cancelled_has_the_move_given_up() -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert domain.calls[-1] == "abort"
+
+
+async def test_a_move_that_is_given_up_before_it_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libvirt has no job yet and refuses: it is told again until the move has ended."""
+    monkeypatch.setattr(domain_move, "_GIVE_UP_EVERY_S", 0.02)
+    domain = FakeDomain([200])
+    calls: list[str] = []
+    end = domain.abort
+
+    async def abort() -> None:
+        calls.append("abort")
+        if len(calls) < 3:
+            raise Refused("no job is active on the domain")
+        await end()
+
+    monkeypatch.setattr(domain, "abort", abort)
+    running = asyncio.create_task(moved(domain, "qemu"))
+    await asyncio.sleep(0.1)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert len(calls) == 3

@@ -44,7 +44,9 @@ _READ_EVERY_S = 0.1
 #: A daemon that has not answered for so long is not waited for: nobody would steer the move.
 _SILENCE_S = 10.0
 #: How long a move that was given up may take to end.
-_ENDS_WITHIN_S = 10.0
+_ENDS_WITHIN_S = 20.0
+#: Between two attempts to give it up.
+_GIVE_UP_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +98,8 @@ class DomainMove:
             if not moving.done():
                 await self._end_unsteered(moving, steering)
         except asyncio.CancelledError:
-            await self.give_up("interrupted")
-            with contextlib.suppress(VmferryError):
-                await asyncio.shield(moving)
+            await self._end(moving, "interrupted")
+            moving.exception()  # whoever interrupts looks where it runs
             raise
         finally:
             steering.cancel()
@@ -116,14 +117,21 @@ class DomainMove:
     async def _end_unsteered(self, moving: asyncio.Task[None], steering: asyncio.Task[None]) -> None:
         """Have a move given up whose steering has failed; one that goes on all the same is told."""
         error = steering.exception()
-        await self.give_up(f"steering failed: {error}")
-        await asyncio.wait({moving}, timeout=_ENDS_WITHIN_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ENDS_WITHIN_S):
+                await self._end(moving, f"steering failed: {error}")
         if not moving.done():
             moving.cancel()
             raise InDoubt(
                 f"Move of domain {self._domain.name} is not steered any more ({error}), and libvirt goes on with it",
                 fix="look at the domain on both hosts (virsh domstate --reason, virsh domjobinfo)",
             )
+
+    async def _end(self, moving: asyncio.Task[None], why: str) -> None:
+        """Have a move given up until it is over: before libvirt has begun, and in post-copy, it refuses."""
+        while not moving.done():
+            await self.give_up(why)
+            await asyncio.wait({moving}, timeout=_GIVE_UP_EVERY_S)
 
     async def give_up(self, why: str) -> None:
         """Have libvirt give the move up; without effect once it is past that."""

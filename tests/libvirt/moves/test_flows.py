@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
 from typing import Any
 
+import libvirt
 import pytest
 
-from vmferry.core.errors import Broken
+from vmferry.core.errors import Broken, Refused
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.moves.flows import EitherFlow, is_unreached
+from vmferry.libvirt.moves.moving import LibvirtMove
 from vmferry.libvirt.moves.request import Request
 from vmferry.libvirt.moves.tuning import DIRECT, PEERS
 
@@ -35,6 +39,29 @@ class Domain:
         self.calls.append(("direct", there, flags))
 
 
+class Failed(libvirt.libvirtError):  # type: ignore[misc]  # the bindings have no types
+    """An error as a daemon sends it."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.err = (code, 10, message, 2, None, None, None, 0, 0)
+
+
+class There:
+    """libvirt's connection to the destination, which has no such domain, or half of one."""
+
+    def __init__(self, *, has_half: bool = False) -> None:
+        self._has_half = has_half
+
+    def lookupByName(self, name: str) -> object:  # noqa: N802  # libvirt's name
+        """Return the half that is there."""
+        if not self._has_half:
+            raise Failed(42, f"no domain with matching name '{name}'")
+        return SimpleNamespace(
+            state=lambda: [3, 2], isPersistent=lambda: 0, UUIDString=lambda: "", jobStats=lambda: {"type": 0}
+        )
+
+
 class Daemon:
     """libvirt's connection."""
 
@@ -47,11 +74,15 @@ class Daemon:
         return self._domain
 
 
-async def moved(flow: str | None, failure: str | None = None) -> tuple[list[tuple[str, Any, int]], list[str], object]:
+async def moved(
+    flow: str | None, failure: str | None = None, *, has_half: bool = False, given_up: bool = False
+) -> tuple[list[tuple[str, Any, int]], list[str], object]:
     """Move a domain; returns what libvirt was asked, what was told, and the destination's connection."""
-    domain, told, there = Domain(failure), list[str](), object()
+    domain, told, there = Domain(failure), list[str](), There(has_half=has_half)
     source = LibvirtConnection("qemu:///system", Daemon(domain))
     carrier = EitherFlow(source, LibvirtConnection(THERE_URI, there), DIRECT_REQUEST, flow, told.append)
+    if given_up:
+        carrier.give_up()
     try:
         await carrier.move("web-7", THERE_URI, PEER_REQUEST)
     except Broken:
@@ -90,12 +121,69 @@ async def test_a_move_is_never_begun_twice(flow: str | None, failure: str | None
     assert told == []
 
 
+@pytest.mark.parametrize(("has_half", "given_up"), [(True, False), (False, True)], ids=["half there", "given up"])
+async def test_nothing_is_begun_beside_half_a_move_or_after_ctrl_c(has_half: bool, given_up: bool) -> None:
+    """The daemons do not reach each other, and still no other flow is begun."""
+    failure = "unable to connect to server at 'host-b:16509': Connection refused"
+    calls, told, _ = await moved(None, failure, has_half=has_half, given_up=given_up)
+    assert [kind for kind, _, _ in calls] == ["peers", "failed"]
+    assert told == []
+
+
+class Aborting:
+    """libvirt's connection, and the domain on it, whose job ends when it is told so."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.aborted = 0
+        self._failure = failure
+
+    def lookupByName(self, _name: str) -> Aborting:  # noqa: N802  # libvirt's name
+        """Return the domain, or fail."""
+        if self._failure is not None:
+            raise self._failure
+        return self
+
+    def abortJob(self) -> None:  # noqa: N802  # libvirt's name
+        """End the job."""
+        self.aborted += 1
+
+    def setKeepAlive(self, _interval: int, _count: int) -> None:  # noqa: N802  # libvirt's name
+        """Ask whether the daemon lives."""
+
+    def close(self) -> None:
+        """Let go."""
+
+
+@pytest.mark.parametrize(
+    ("failure", "aborted"),
+    [
+        (Failed(38, "client socket is closed"), 1),
+        (Failed(38, "connection closed due to keepalive timeout"), 1),
+        (Failed(55, "no job is active on the domain"), 0),
+    ],
+)
+async def test_a_move_is_given_up_over_a_new_connection_where_the_old_one_is_lost(
+    failure: Exception, aborted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that answers and has no job is not asked again; either way no other flow is begun afterwards."""
+    another = Aborting()
+    monkeypatch.setattr("libvirt.open", lambda _uri: another)
+    source = LibvirtConnection("qemu:///system", Aborting(failure))
+    carrier = EitherFlow(source, source, DIRECT_REQUEST, None, lambda _: None)
+    move = LibvirtMove(source, carrier, "web-7", THERE_URI, PEER_REQUEST)
+    with contextlib.nullcontext() if aborted else pytest.raises(Refused):
+        await move.abort()
+    assert another.aborted == aborted
+    assert carrier.given_up.is_set()
+
+
 #: what the source's daemon says -> whether it is that it does not reach the other one at that address
 SAID = {
     ("unable to connect to server at 'host-b:16514': Connection refused", "qemu+tls://host-b/system"): True,
     ("unable to connect to server at 'host-b:16509': No route to host", "qemu+tls://host-b/system"): False,
     ("unable to connect to server at '10.0.0.2:7': Connection refused", "qemu+tcp://10.0.0.2:7/system"): True,
     ("unable to resolve address 'host-b' service '16509': Name or service not known", THERE_URI): True,
+    ("unable to resolve address 'host-b' service '49152': Name or service not known", THERE_URI): False,
     ("Cannot recv data: Host key verification failed.: Connection reset by peer", "qemu+ssh://host-b/system"): True,
     ("Cannot recv data: root@host-b: Permission denied (publickey).", "qemu+ssh://host-b/system"): True,
     ("Cannot read CA certificate '/etc/pki/CA/cacert.pem': No such file", "qemu+tls://host-b/system"): True,

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from vmferry.core.errors import Broken, Denied
+from vmferry.core.errors import Broken, Denied, VmferryError
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.moves.request import Request
+from vmferry.libvirt.moves.standing import Run
 from vmferry.libvirt.moves.tuning import DIRECT
 
 #: Where a daemon listens unless its address says otherwise.
 _PORTS = {"qemu+tcp": 16509, "qemu+tls": 16514}
-#: How the source's daemon says that it cannot reach the other one, beside that nobody listens at its port: before
-#: anything else of a move, so nothing was touched. The stream's own failures have other words, or another port.
+#: How the source's daemon says that it cannot reach the other one, beside what names the port of that one: before
+#: anything else of a move, so nothing was touched. The stream fails in the same words as the connection between the
+#: daemons (an address that is unknown, nobody at a port), but at another port: so there the port counts.
 _UNREACHED = re.compile(
-    "failed to connect to remote libvirt uri|unable to resolve address|host key verification failed"
+    "failed to connect to remote libvirt uri|host key verification failed"
     "|permission denied \\(|could not resolve hostname|ssh: connect to host|cannot find 'ssh'"
     "|cannot read ca certificate|authentication failed",
     re.IGNORECASE,
@@ -40,8 +44,12 @@ def is_unreached(said: str, destination: str) -> bool:
         destination: the address of the destination's daemon, one that `checked_uri` lets through.
     """
     parts = urlsplit(destination)
-    port = parts.port or _PORTS.get(parts.scheme)
-    return f"unable to connect to server at '{parts.hostname}:{port}'" in said or _UNREACHED.search(said) is not None
+    host, port = parts.hostname, parts.port or _PORTS.get(parts.scheme)
+    at_its_port = (
+        f"unable to connect to server at '{host}:{port}'",
+        f"unable to resolve address '{host}' service '{port}'",
+    )
+    return any(words in said for words in at_its_port) or _UNREACHED.search(said) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,7 @@ class EitherFlow:
         request: of the direct flow.
         flow: the one that was asked for; None: whichever works.
         tell: gets a sentence when this process has to stand between them.
+        given_up: set by `give_up`.
     """
 
     source: LibvirtConnection
@@ -61,6 +70,11 @@ class EitherFlow:
     request: Request
     flow: str | None
     tell: Callable[[str], object]
+    given_up: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def give_up(self) -> None:
+        """Begin nothing any more; what was begun goes on."""
+        self.given_up.set()
 
     async def move(self, name: str, destination: str, request: Request) -> None:
         """Move a domain; raises as `LibvirtConnection.move`."""
@@ -70,7 +84,15 @@ class EitherFlow:
             except (Broken, Denied) as error:
                 if self.flow is not None or not is_unreached(error.what, destination):
                     raise
+                if not await self._is_untouched(name) or self.given_up.is_set():
+                    raise
                 self.tell(f"{error.what}; this process stands between the two daemons instead: keep it running")
             else:
                 return
         await self.source.move(name, self.there, self.request)
+
+    async def _is_untouched(self, name: str) -> bool:
+        """Tell whether the destination has no process of the domain: not even half of a move that was begun."""
+        with contextlib.suppress(VmferryError):
+            return (await self.there.standing(name)).run in (Run.ABSENT, Run.OFF)
+        return False

@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
-from vmferry.core.errors import Broken
+from vmferry.core.errors import Broken, TimedOut
 from vmferry.core.migration import MigrationSample
 from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.libvirt.adapter import LibvirtConnection
-from vmferry.libvirt.moves.flows import Carrier
+from vmferry.libvirt.moves.flows import Carrier, EitherFlow
 from vmferry.libvirt.moves.happenings import Happening, Lost
 from vmferry.libvirt.moves.request import Request
 from vmferry.libvirt.moves.standing import Job, Run
+
+#: How long a new connection, and each call over it, may take.
+_ANEW_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,20 @@ class LibvirtMove:
         await wait_news(self.heard, most_s)
 
     async def abort(self) -> None:
-        """Give the move up."""
-        await self.source.abort(self.name)
+        """Give the move up, over a new connection where the one for orders is lost; nothing else is begun then."""
+        if isinstance(self.carrier, EitherFlow):
+            self.carrier.give_up()
+        try:
+            await self.source.abort(self.name)
+        except (Broken, TimedOut):
+            await self._abort_anew()
+
+    async def _abort_anew(self) -> None:
+        another = await self.source.anew(time_limit_s=_ANEW_S)
+        try:
+            await another.abort(self.name)
+        finally:
+            await another.close()
 
     async def set_downtime_limit(self, limit_ms: Milliseconds) -> None:
         """Let QEMU switch over when the rest takes no longer than this."""
