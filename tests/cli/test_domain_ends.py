@@ -140,7 +140,7 @@ DOUBTS: dict[str, tuple[Daemon, Daemon, Outcome, str | None, str, str]] = {
     ),
     "it runs nowhere": (
         *(Daemon(None), Daemon(None)),
-        *(Outcome.LOST, None, "a process on neither host", "virsh start"),
+        *(Outcome.HELD, None, "it may have arrived and shut itself down", "virsh start"),
     ),
     "libvirt failed when it ran at the destination": (
         *(Daemon(None), Daemon(RUNNING)),

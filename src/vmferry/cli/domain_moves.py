@@ -149,15 +149,18 @@ async def _carry_out(
         was_defined,
         time.time(),
     )
-    making = images_for(connections, plan.copies.images, guest, say, was_defined_there=was_defined)
-    images = await stack.enter_async_context(making)
-    # all that may fail before anything is asked: a record without a move would stand in the way of the next one
-    carriers = [await _opened(stack, uri) for uri in (plan.source.uri, plan.destination.uri)]
-    carrier = EitherFlow(carriers[0], carriers[1], plan.direct, plan.flow, say)
-    heard = await stack.enter_async_context(source.listening(guest))
     for left in open_moves(guest):  # by somebody who steered one while this one was being planned
         raise Refused(left.what, fix=left.fix)
     stack.enter_context(steering(record))
+    making = images_for(connections, plan.copies.images, guest, say, was_defined_there=was_defined)
+    try:
+        images = await stack.enter_async_context(making)
+        carriers = [await _opened(stack, uri) for uri in (plan.source.uri, plan.destination.uri)]
+        carrier = EitherFlow(carriers[0], carriers[1], plan.direct, plan.flow, say)
+        heard = await stack.enter_async_context(source.listening(guest))
+    except BaseException:
+        forget(guest)  # nothing was asked: a record without a move would stand in the way of the next one
+        raise
     domain = LibvirtMove(source, carrier, guest, plan.destination.peer_uri, plan.request, heard)
 
     async def tell(event: Any) -> None:
@@ -358,7 +361,8 @@ def _not_moved(plan: Plan, guest: str, ended: Ended, found: Diagnosis, at_ms: Mi
         outcome = Outcome.CANCELLED if ended.gave_up else Outcome.ABORTED
         fix = None if ended.failure is None or ended.gave_up else ended.failure.fix
         return Finished(at_ms, outcome, plan.source.name, why, fix, (), None)
-    outcome = Outcome.LOST if found.verdict in (Verdict.LOST, Verdict.OFF) else Outcome.HELD
+    outcome = Outcome.LOST if found.verdict is Verdict.LOST else Outcome.HELD
+    off = "; it may have arrived and shut itself down" if found.verdict is Verdict.OFF else ""
     names = {Side.SOURCE: plan.source.name, Side.DESTINATION: plan.destination.name}
     owner = None if found.owner is None else names[found.owner]
     where = f"{plan.source.name} is the source, {plan.destination.name} the destination"
@@ -366,7 +370,7 @@ def _not_moved(plan: Plan, guest: str, ended: Ended, found: Diagnosis, at_ms: Mi
         found.fix
         or f"`vmferry recover {guest}` tells what runs where, and ends what is half done; start nothing before"
     )
-    return Finished(at_ms, outcome, owner, f"{why}; {found.found} ({where})", fix, (), None)
+    return Finished(at_ms, outcome, owner, f"{why}; {found.found} ({where}){off}", fix, (), None)
 
 
 async def _has_process(connection: LibvirtConnection, guest: str) -> bool | None:
