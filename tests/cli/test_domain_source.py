@@ -54,9 +54,9 @@ def test_one_that_a_person_paused_is_doubted_only_where_another_host_may_run_it(
 def test_what_a_move_has_paused_does_not_move_again(run: Run) -> None:
     """It may be an old copy."""
     told = doubts(Standing(run, says="paused (migration)"))
-    assert set(told) == {"domain.paused-by-move"}
-    assert "paused (migration) on host-a" in told["domain.paused-by-move"]
-    assert "vmferry recover web-7" in told["domain.paused-by-move"]
+    assert set(told) == {"domain.mid-move"}
+    assert "paused (migration) on host-a" in told["domain.mid-move"]
+    assert "vmferry recover web-7" in told["domain.mid-move"]
 
 
 def test_all_of_it_is_told_at_once() -> None:
@@ -64,10 +64,10 @@ def test_all_of_it_is_told_at_once() -> None:
     with steering(RECORD):
         assert "domain.move-open" not in doubts(RUNS)  # who steers it has it locked
     told = doubts(STANDS, RUNS)
-    assert set(told) == {"domain.move-open", "domain.paused-by-move", "domain.twice"}
+    assert set(told) == {"domain.move-open", "domain.mid-move", "domain.twice"}
     assert "from host-a to host-b" in told["domain.move-open"]
     assert "host-a (paused (migration)), host-b (running (booted))" in told["domain.twice"]
-    assert set(doubts(STANDS, silent=SILENT)) == {"domain.move-open", "domain.paused-by-move", "domain.host-silent"}
+    assert set(doubts(STANDS, silent=SILENT)) == {"domain.move-open", "domain.mid-move", "domain.host-silent"}
     assert find_record("web-7") == RECORD
 
 
@@ -113,7 +113,7 @@ def test_check_says_it_beside_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     reply = check(hosts("test:///default", "test:///default"), "test", "host-b", {"plain": True, "disks": ("vdx",)})
     codes = {blocker["code"] for blocker in reply["blockers"]}
-    assert codes >= {"domain.move-open", "domain.paused-by-move", "disk.unknown"}
+    assert codes >= {"domain.move-open", "domain.mid-move", "disk.unknown"}
     assert reply["guarantee"] is None
 
 

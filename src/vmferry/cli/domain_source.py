@@ -111,15 +111,15 @@ def open_moves(guest: str) -> Iterator[Blocker]:
 
 
 def _left_behind(guest: str, seen: Seen) -> Iterator[Blocker]:
-    """Yield why the source's process is what a move has left there."""
+    """Yield why the source's process is what a move has left there, or has not finished with."""
     from vmferry.libvirt.moves.standing import Run
 
     standing = seen.standings[seen.source]
-    if standing.run in (Run.STANDS, Run.LEFT, Run.SPLIT):
+    if standing.run not in (Run.RUNS, Run.PAUSED, Run.OFF, Run.ABSENT):
         yield Blocker(
-            "domain.paused-by-move",
-            f"{guest} is {standing.says} on {seen.source}: a move has stopped it there, no person, and it may be an old"
-            " copy of a guest that runs elsewhere",
+            "domain.mid-move",
+            f"{guest} is {standing.says} on {seen.source}: that is a move's doing, no person's; it may be an old copy"
+            " of a guest that runs elsewhere, or lack a part of its memory",
             _recover(guest),
         )
 
