@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from tests.cli.conftest import Ran
@@ -17,6 +19,7 @@ from vmferry.core.units import GIB, Bytes
 from vmferry.libvirt.copies import Image, ImagesThere
 from vmferry.libvirt.copies.images import Size
 from vmferry.libvirt.facts import Domain, DomainState
+from vmferry.libvirt.moves.standing import Job, Run, Standing
 
 Vmferry = Callable[..., Ran]
 IMAGE = Image("vda", "images", "web-7.qcow2", "qcow2", Size(Bytes(GIB), Bytes(0)))
@@ -100,13 +103,20 @@ class Made:
 
 
 class There:
-    """The destination's daemon, with its answers about the domain in turn, the last one for ever."""
+    """A daemon, with its answers about the domain in turn, the last one for ever."""
 
-    def __init__(self, *answers: Domain | VmferryError) -> None:
+    def __init__(self, *answers: Domain | Standing | VmferryError) -> None:
         self._answers = list(answers)
 
-    async def domain(self, name: str) -> Domain:
+    async def domain(self, name: str) -> Any:
         """Return the domain, or fail."""
+        return self._next()
+
+    async def standing(self, name: str) -> Any:
+        """Return how it stands, or fail."""
+        return self._next()
+
+    def _next(self) -> Domain | Standing:
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         if isinstance(answer, VmferryError):
             raise answer
@@ -114,36 +124,90 @@ class There:
 
 
 AWAY = NotFound("no domain web-7")
-#: what the destination's daemon says after a failure -> (what becomes of the images, words of what is told)
-ENDS: dict[str, tuple[tuple[Domain | VmferryError, ...], str, str]] = {
-    "nothing is there": ((AWAY,), "remove", ""),
-    "its process is ending": ((RUNS, RUNS, AWAY), "remove", ""),
-    "it runs there": ((RUNS,), "keep", "web-7 has a process there"),
-    "nobody answers": ((Unreachable("host-b is away"),), "keep", "is not known (host-b is away)"),
+OFF = replace(RUNS, state=DomainState.SHUTOFF, is_persistent=True)
+CRASHED = replace(RUNS, state=DomainState.CRASHED)
+HERE = Standing(Run.RUNS, says="running (booted)")
+STANDS = Standing(Run.STANDS, says="paused (migration)")
+_Says = tuple[Domain | Standing | VmferryError, ...]
+#: what the two daemons say after a failure -> (what becomes of the images, words of what is told)
+ENDS: dict[str, tuple[_Says, _Says, str, str]] = {
+    "nothing is there": ((HERE,), (AWAY,), "remove", ""),
+    "its process is ending": ((HERE,), (RUNS, RUNS, AWAY), "remove", ""),
+    "the source goes on in a moment": ((STANDS, STANDS, HERE), (AWAY,), "remove", ""),
+    "it runs there": ((HERE,), (RUNS,), "keep", "web-7 has a process there"),
+    "it crashed there": ((HERE,), (CRASHED,), "keep", "web-7 has a process there"),
+    "the move has left its definition there": ((HERE,), (OFF,), "keep", "is defined there, which it was not before"),
+    "nobody answers": ((HERE,), (Unreachable("host-b is away"),), "keep", "is not known (host-b is away)"),
+    "the source does not answer": ((Unreachable("host-a is away"),), (AWAY,), "keep", "is not known (host-a is away)"),
+    "it arrived and powered off": (
+        (Standing(Run.OFF, says="shutoff (migrated)"),),
+        (OFF,),
+        "keep",
+        "shutoff (migrated)",
+    ),
+    "it died there before anybody looked": ((STANDS,), (AWAY,), "keep", "paused (migration)"),
+    "it died there in post-copy": (
+        (Standing(Run.SPLIT, says="paused"),),
+        (AWAY,),
+        "keep",
+        "does not run at the source",
+    ),
+    "libvirt goes on with it": ((replace(HERE, job=Job.OUT),), (AWAY,), "keep", "goes on with the move"),
 }
 
 
 @pytest.mark.parametrize("case", ENDS)
 async def test_images_after_a_failure(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are removed where it is certain that no guest has them; else they stay, and that is told."""
-    answers, expected, words = ENDS[case]
+    here, there, expected, words = ENDS[case]
+    pair: Any = (There(*here), There(*there))
     made, told = Made(), list[str]()
     monkeypatch.setattr(domain_terms, "_ENDS_WITHIN_S", 1.0)
     monkeypatch.setattr("vmferry.libvirt.copies.ImagesThere", lambda *_: made)
     with pytest.raises(RuntimeError, match="cut"):
-        async with images_for(There(*answers), (IMAGE,), "web-7", told.append):  # type: ignore[arg-type]  # a fake
+        async with images_for(pair, (IMAGE,), "web-7", told.append, was_defined_there=False):
             raise RuntimeError("cut")
     assert made.calls[:2] == ["make", expected]
     assert words in "".join(told)
-    assert ("web-7.qcow2 in pool images stays" in "".join(told)) == (expected == "keep")
+    for sentence in ("web-7.qcow2 in pool images stays", "vmferry recover web-7", "virsh vol-delete web-7.qcow2"):
+        assert (sentence in "".join(told)) == (expected == "keep")
+
+
+async def test_images_go_where_the_definition_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It proves nothing then: a person has put it there."""
+    made, told = Made(), list[str]()
+    monkeypatch.setattr("vmferry.libvirt.copies.ImagesThere", lambda *_: made)
+    pair: Any = (There(HERE), There(OFF))
+    async with images_for(pair, (IMAGE,), "web-7", told.append, was_defined_there=True):
+        pass
+    assert (made.calls, told) == (["make", "remove"], [])
+
+
+async def test_another_ctrl_c_while_the_proof_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images stay, and are told."""
+    made, told = Made(), list[str]()
+    monkeypatch.setattr("vmferry.libvirt.copies.ImagesThere", lambda *_: made)
+    pair: Any = (There(HERE), There(RUNS))
+
+    async def work() -> None:
+        async with images_for(pair, (IMAGE,), "web-7", told.append, was_defined_there=False):
+            pass
+
+    working = asyncio.create_task(work())
+    await asyncio.sleep(0.05)
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert made.calls == ["make", "keep"]
+    assert "interrupted" in told[0]
 
 
 async def test_images_of_a_domain_that_arrived_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon is not even asked."""
     made, told = Made(), list[str]()
     monkeypatch.setattr("vmferry.libvirt.copies.ImagesThere", lambda *_: made)
-    there = There(Unreachable("not to be asked"))
-    async with images_for(there, (IMAGE,), "web-7", told.append) as images:  # type: ignore[arg-type]  # a fake
+    pair: Any = (There(Unreachable("not to be asked")),) * 2
+    async with images_for(pair, (IMAGE,), "web-7", told.append, was_defined_there=False) as images:
         images.keep()
     assert made.calls == ["make", "keep", "nothing"]
     assert told == []

@@ -86,6 +86,15 @@ def test_a_domain_that_fits_has_no_blocker() -> None:
         assert (verdict.blockers, verdict.unseen) == ((), ())
 
 
+def test_one_that_crashed_has_a_process_still() -> None:
+    """Libvirt keeps it (on_crash preserve): at the destination it is in the way, at the source it is ended first."""
+    there = replace(SAID, domains=(Domain("web-7", UUID, DomainState.CRASHED, is_persistent=False),))
+    assert "identity.runs-there" in {blocker.code for blocker in find_blockers(case(said=there)).blockers}
+    assert there.domains[0].is_active
+    (blocker,) = find_blockers(replace(case(), state=DomainState.CRASHED)).blockers
+    assert blocker.fix.startswith("virsh destroy web-7, then start it")
+
+
 def test_a_paused_domain_moves() -> None:
     """Its memory is there, and libvirt keeps it paused."""
     assert find_blockers(replace(case(), state=DomainState.PAUSED)).blockers == ()

@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vmferry.cli.domain_source import Seen, find_doubts, open_moves, reaching
 from vmferry.cli.following import EXIT_CODES, output_of
 from vmferry.cli.libvirt_hosts import LibvirtHost
 from vmferry.cli.libvirt_records import MoveRecord, forget, steering
 from vmferry.cli.output import INTERRUPTED, say, waiting_for
-from vmferry.core.errors import BadInput, Blocker, Denied, NotFound, VmferryError
+from vmferry.core.errors import BadInput, Blocker, Denied, NotFound, Refused, VmferryError
 from vmferry.core.migration import MigrationStatus
 from vmferry.core.progress import Finished, Guarantee, Outcome, Report
 from vmferry.core.units import Bytes, Milliseconds
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from vmferry.core.capabilities import StreamWish
     from vmferry.libvirt.adapter import LibvirtConnection
     from vmferry.libvirt.copies import Copies
+    from vmferry.libvirt.moves.diagnosis import Diagnosis
     from vmferry.libvirt.moves.request import Request
 
 #: Options that a move by libvirt cannot heed, as the API has them.
@@ -75,12 +77,12 @@ def check(hosts: Mapping[str, LibvirtHost], guest: str, destination: str, option
     """
 
     async def ask() -> dict[str, Any]:
-        async with _connected(hosts, guest, destination) as (source, connections):
-            plan = await _plan(hosts, (source, destination), connections, guest, options)
+        async with reaching(hosts, guest, destination) as (seen, connections):
+            plan = await _plan(hosts, seen, destination, connections, guest, options)
         promised = None if plan.blockers else dataclasses.asdict(plan.guarantee)
         told = (*plan.request.left_out, *(f"not seen: {sentence}" for sentence in plan.unseen))
         blockers = [_row(blocker) for blocker in plan.blockers]
-        return {"source": source, "blockers": blockers, "guarantee": promised, "left_out": told}
+        return {"source": seen.source, "blockers": blockers, "guarantee": promised, "left_out": told}
 
     with waiting_for("libvirt"):
         return asyncio.run(ask())
@@ -93,61 +95,102 @@ def migrate(
     try:
         return asyncio.run(_migrate(hosts, guest, destination, options, as_json=as_json))
     except KeyboardInterrupt:
-        say(f"\nthe move of {guest} was given up; `vmferry recover {guest}` tells where it runs")
+        say(
+            f"\ninterrupted: if libvirt had begun to move {guest}, it was to give that up, which it cannot in"
+            f" post-copy or at the very end; {guest} may run on {destination}: `vmferry recover {guest}` tells where it"
+            " runs"
+        )
         return INTERRUPTED
 
 
 async def _migrate(
     hosts: Mapping[str, LibvirtHost], guest: str, destination: str, options: dict[str, Any], *, as_json: bool
 ) -> int:
-    from vmferry.cli.domain_recovery import tidy
+    began = time.monotonic()
+    async with contextlib.AsyncExitStack() as stack:
+        seen, connections = await stack.enter_async_context(reaching(hosts, guest, destination))
+        plan = await _plan(hosts, seen, destination, connections, guest, options)
+        view = {"guest": guest, "source": seen.source, "destination": destination}
+        show, screen = output_of(view, as_json=as_json)
+        with screen:
+            if plan.blockers:
+                finished = Finished(_since(began), Outcome.BLOCKED, seen.source, None, None, plan.blockers, None)
+            else:
+                finished = await _carry_out(stack, plan, guest, options, connections, began, show)
+            show(_line(finished))
+    return EXIT_CODES[finished.outcome]
+
+
+async def _carry_out(
+    stack: contextlib.AsyncExitStack,
+    plan: Plan,
+    guest: str,
+    options: dict[str, Any],
+    connections: tuple[LibvirtConnection, LibvirtConnection],
+    began: float,
+    show: Callable[[dict[str, Any]], object],
+) -> Finished:
+    """Have a domain moved and return how that ended; what is half done then is ended, or told."""
     from vmferry.cli.domain_terms import images_for, say_left
     from vmferry.conductor.domain_move import DomainMove
     from vmferry.libvirt.moves.flows import EitherFlow
     from vmferry.libvirt.moves.moving import LibvirtMove
 
-    began = time.monotonic()
-    async with contextlib.AsyncExitStack() as stack:
-        name, connections = await stack.enter_async_context(_connected(hosts, guest, destination))
-        plan = await _plan(hosts, (name, destination), connections, guest, options)
-        view = {"guest": guest, "source": name, "destination": destination}
-        show, screen = output_of(view, as_json=as_json)
-        with screen:
-            if plan.blockers:
-                finished = Finished(_since(began), Outcome.BLOCKED, name, None, None, plan.blockers, None)
-            else:
-                source, there = connections
-                say(f"libvirt moves {guest}; Ctrl-C gives the move up")
-                images = await stack.enter_async_context(images_for(there, plan.copies.images, guest, say))
-                record = MoveRecord(
-                    guest,
-                    name,
-                    destination,
-                    options,
-                    plan.request.flags,
-                    plan.request.parameters,
-                    (await there.standing(guest)).is_defined,
-                    time.time(),
-                )
-                stack.enter_context(steering(record))
-                carriers = [await _opened(stack, uri) for uri in (plan.source.uri, plan.destination.uri)]
-                carrier = EitherFlow(carriers[0], carriers[1], plan.direct, plan.flow, say)
-                heard = await stack.enter_async_context(source.listening(guest))
-                domain = LibvirtMove(source, carrier, guest, plan.destination.peer_uri, plan.request, heard)
+    source, there = connections
+    say(f"libvirt moves {guest}; Ctrl-C has the move given up, if that is possible still")
+    was_defined = (await there.standing(guest)).is_defined
+    record = MoveRecord(
+        guest,
+        plan.source.name,
+        plan.destination.name,
+        options,
+        plan.request.flags,
+        plan.request.parameters,
+        was_defined,
+        time.time(),
+    )
+    for left in open_moves(guest):  # by somebody who steered one while this one was being planned
+        raise Refused(left.what, fix=left.fix)
+    stack.enter_context(steering(record))
+    making = images_for(connections, plan.copies.images, guest, say, was_defined_there=was_defined)
+    try:
+        images = await stack.enter_async_context(making)
+        carriers = [await _opened(stack, uri) for uri in (plan.source.uri, plan.destination.uri)]
+        carrier = EitherFlow(carriers[0], carriers[1], plan.direct, plan.flow, say)
+        heard = await stack.enter_async_context(source.listening(guest))
+    except BaseException:
+        forget(guest)  # nothing was asked: a record without a move would stand in the way of the next one
+        raise
+    domain = LibvirtMove(source, carrier, guest, plan.destination.peer_uri, plan.request, heard)
 
-                async def tell(event: Any) -> None:
-                    show(_line(event))
+    async def tell(event: Any) -> None:
+        show(_line(event))
 
-                ended = await DomainMove(domain, plan.asked, tell).run()
-                finished = await _finished(plan, guest, ended, (source, there), _since(began))
-                if finished.outcome is Outcome.MOVED:
-                    forget(guest)
-                    images.keep()
-                    say_left(plan.copies, name)
-                elif finished.outcome is not Outcome.HELD:
-                    await tidy(record, (plan.source, plan.destination), connections)
-            show(_line(finished))
-    return EXIT_CODES[finished.outcome]
+    try:
+        ended = await DomainMove(domain, plan.asked, tell).run()
+    except asyncio.CancelledError:
+        await _tidy_interrupted(record, plan, connections)
+        raise
+    finished = await _finished(plan, record, ended, connections, _since(began))
+    if finished.outcome is Outcome.MOVED:
+        forget(guest)
+        images.keep()
+        say_left(plan.copies, plan.source.name)
+    return finished
+
+
+async def _tidy_interrupted(
+    record: MoveRecord, plan: Plan, connections: tuple[LibvirtConnection, LibvirtConnection]
+) -> None:
+    """End what an interrupted move has left half done, and tell where the domain is; another Ctrl-C ends the waiting.
+
+    What is left without it at the destination is found by `recover`: the record stays.
+    """
+    from vmferry.cli.domain_recovery import tidy
+
+    tidying = asyncio.create_task(tidy(record, (plan.source, plan.destination), connections))
+    found = (await asyncio.shield(tidying)).diagnosis
+    say(f"\n{record.guest}: {found.found}" + (f"; {found.fix}" if found.fix else ""))
 
 
 async def _opened(stack: contextlib.AsyncExitStack, uri: str) -> LibvirtConnection:
@@ -159,41 +202,10 @@ async def _opened(stack: contextlib.AsyncExitStack, uri: str) -> LibvirtConnecti
     return connection
 
 
-@contextlib.asynccontextmanager
-async def _connected(
-    hosts: Mapping[str, LibvirtHost], guest: str, destination: str
-) -> AsyncIterator[tuple[str, tuple[LibvirtConnection, LibvirtConnection]]]:
-    """Yield the host that has the domain, and connections to both; closed afterwards."""
-    from vmferry.libvirt.adapter import LibvirtConnection
-
-    async with contextlib.AsyncExitStack() as stack:
-        made: dict[str, LibvirtConnection] = {}
-        silent: list[str] = []
-        for name, host in sorted(hosts.items(), key=lambda pair: pair[0] == destination):
-            try:
-                made[name] = await LibvirtConnection.connect(host.uri)
-            except VmferryError as error:
-                if name == destination:
-                    raise
-                silent.append(error.what)
-                continue
-            stack.push_async_callback(made[name].close)
-        found: dict[bool, str] = {}  # whether it runs, and where first
-        for name, connection in made.items():
-            with contextlib.suppress(NotFound):
-                found.setdefault((await connection.domain(guest)).is_active, name)
-        # One that nobody runs goes on to the checks, which say so beside all else, but not if a silent host may run it.
-        source = found.get(True) or (None if silent else found.get(False))
-        if source is None:
-            raise NotFound(
-                "; ".join([f"no libvirt host runs a domain {guest}", *silent]), fix="see `virsh list` on the hosts"
-            )
-        yield source, (made[source], made[destination])
-
-
 async def _plan(
     hosts: Mapping[str, LibvirtHost],
-    names: tuple[str, str],
+    seen: Seen,
+    destination: str,
     connections: tuple[LibvirtConnection, LibvirtConnection],
     guest: str,
     options: dict[str, Any],
@@ -211,6 +223,7 @@ async def _plan(
     if wrong := [word for key, word in _NOT_LIBVIRTS.items() if options.get(key)]:
         raise BadInput(f"{', '.join(wrong)} cannot be had of libvirt's guests yet", fix="leave it out")
     terms = parse_terms(options)
+    names = seen.source, destination
     source, there = connections
     domain = await source.domain(guest)
     is_there = names[0] == names[1] and domain.is_active
@@ -260,7 +273,7 @@ async def _plan(
         wish.tuning.flow,
         copies,
         fence.text,
-        same or found,
+        (*find_doubts(guest, seen), *(same or found)),
         (*verdict.unseen, *copies.unseen, *(() if wish.tuning.flow else (reached,))),
         "TCG" if case.domain.attributes.get("type") == "qemu" else "KVM",
     )
@@ -319,43 +332,55 @@ def _stream(options: Mapping[str, Any]) -> StreamWish:
 
 async def _finished(
     plan: Plan,
-    guest: str,
+    record: MoveRecord,
     ended: Ended,
     connections: tuple[LibvirtConnection, LibvirtConnection],
     at_ms: Milliseconds,
 ) -> Finished:
-    """Return how it ended, by what both daemons say, not by who was asked to do what."""
-    runs = [
-        host.name
-        for host, connection in zip((plan.source, plan.destination), connections, strict=True)
-        if await _is_active(connection, guest)
-    ]
-    if runs == [plan.destination.name] and ended.failure is None:
+    """Return how it ended, by what both daemons say, not by who was asked to do what; half done things are ended."""
+    from vmferry.cli.domain_recovery import tidy
+    from vmferry.libvirt.moves.diagnosis import Verdict
+
+    guest = record.guest
+    has = [await _has_process(connection, guest) for connection in connections]
+    found = None
+    if ended.failure is not None or has != [False, True]:
+        found = (await tidy(record, (plan.source, plan.destination), connections)).diagnosis
+    if found is None or (found.verdict is Verdict.MOVED and ended.failure is None):
         report = await _report(plan, guest, ended, connections[1], at_ms)
-        return Finished(at_ms, Outcome.MOVED, runs[0], None, None, (), report)
-    if runs == [plan.source.name]:
+        return Finished(at_ms, Outcome.MOVED, plan.destination.name, None, None, (), report)
+    return _not_moved(plan, guest, ended, found, at_ms)
+
+
+def _not_moved(plan: Plan, guest: str, ended: Ended, found: Diagnosis, at_ms: Milliseconds) -> Finished:
+    """Return the end of a move that failed: the source's only where what both daemons say proves it."""
+    from vmferry.libvirt.moves.diagnosis import Side, Verdict
+
+    why = ended.reason or "libvirt has finished"
+    if found.verdict is Verdict.STAYED:
         outcome = Outcome.CANCELLED if ended.gave_up else Outcome.ABORTED
         fix = None if ended.failure is None or ended.gave_up else ended.failure.fix
-        return Finished(at_ms, outcome, runs[0], ended.reason, fix, (), None)
-    where = " and on ".join(runs) or "no host"
-    fix = f"`vmferry recover {guest}` tells what runs where, and ends what is half done; start nothing before"
-    return Finished(
-        at_ms,
-        Outcome.HELD,
-        None,
-        f"{ended.reason or 'libvirt has finished'}; it has a process on {where}",
-        fix,
-        (),
-        None,
+        return Finished(at_ms, outcome, plan.source.name, why, fix, (), None)
+    outcome = Outcome.LOST if found.verdict is Verdict.LOST else Outcome.HELD
+    off = "; it may have arrived and shut itself down" if found.verdict is Verdict.OFF else ""
+    names = {Side.SOURCE: plan.source.name, Side.DESTINATION: plan.destination.name}
+    owner = None if found.owner is None else names[found.owner]
+    where = f"{plan.source.name} is the source, {plan.destination.name} the destination"
+    fix = (
+        found.fix
+        or f"`vmferry recover {guest}` tells what runs where, and ends what is half done; start nothing before"
     )
+    return Finished(at_ms, outcome, owner, f"{why}; {found.found} ({where}){off}", fix, (), None)
 
 
-async def _is_active(connection: LibvirtConnection, guest: str) -> bool:
-    """Tell whether a domain has a process there; one that was paused moves paused."""
+async def _has_process(connection: LibvirtConnection, guest: str) -> bool | None:
+    """Tell whether a domain has a process there; one that was paused moves paused. None: the daemon does not say."""
     try:
         return (await connection.domain(guest)).is_active
     except NotFound:
         return False
+    except VmferryError:
+        return None
 
 
 async def _report(plan: Plan, guest: str, ended: Ended, there: LibvirtConnection, total_ms: Milliseconds) -> Report:

@@ -108,16 +108,19 @@ async def tidy(
     record: MoveRecord,
     hosts: tuple[LibvirtHost, LibvirtHost],
     connections: tuple[LibvirtConnection, LibvirtConnection],
-) -> None:
+) -> Recovered:
     """Remove what a move that failed has left at the destination; its record goes when nothing is left to do.
 
     libvirt defines the domain there before it lets it run, and forgets that definition when it fails after that.
+    Returns what became of the domain.
     """
     from vmferry.libvirt.moves.recovery import recover
 
     made = {host.name: connection for host, connection in zip(hosts, connections, strict=True)}
     case = _made(record.guest, record, hosts, made, {}).case
-    _forget_if_certain(case, await recover(case, patience_s=_TIDY_WITHIN_S))
+    ended = await recover(case, patience_s=_TIDY_WITHIN_S)
+    _forget_if_certain(case, ended)
+    return ended
 
 
 # -- inside -------------------------------------------------------------------------------------------------------

@@ -129,40 +129,90 @@ def say_left(copies: Copies, source: str) -> None:
 
 @contextlib.asynccontextmanager
 async def images_for(
-    there: LibvirtConnection, images: tuple[Image, ...], guest: str, tell: Callable[[str], object]
+    connections: tuple[LibvirtConnection, LibvirtConnection],
+    images: tuple[Image, ...],
+    guest: str,
+    tell: Callable[[str], object],
+    *,
+    was_defined_there: bool,
 ) -> AsyncIterator[ImagesThere]:
     """Make the images at the destination; unless they are kept within the block, they are removed after it.
 
-    One on which the domain has a process there is never removed, nor one of which nobody can say that: it is told.
+    They are removed only on proof that the domain never ran on them: it runs at the source, and the destination has
+    neither a process nor a definition of it that was not there before. Else they stay, and it is told what to do.
+
+    Args:
+        connections: to the source's daemon and the destination's.
+        images: what is to be made.
+        guest: the domain.
+        tell: gets a sentence for a person.
+        was_defined_there: the destination had a definition of it before.
 
     Raises:
         Broken: an image cannot be made; none is left.
     """
     from vmferry.libvirt.copies import ImagesThere
 
-    made = ImagesThere(there, images, tell)
+    made = ImagesThere(connections[1], images, tell)
     await made.make()
     try:
         yield made
     finally:
-        if not made.is_empty and (why := await _why_kept(there, guest)) is not None:
-            names = ", ".join(image.where for image in images)
-            tell(f"warning: {names} stays at the destination: {why}; look at the domain on both hosts first")
-            made.keep()
+        if not made.is_empty:
+            why: str | None = f"the wait for a proof that {guest} never ran on them was interrupted"
+            try:
+                why = await _why_kept(connections, guest, was_defined_there=was_defined_there)
+            finally:
+                if why is not None:
+                    tell(_said_kept(images, guest, why))
+                    made.keep()
         await made.remove()
 
 
-async def _why_kept(there: LibvirtConnection, guest: str) -> str | None:
-    """Return why images must not be removed; None: no process there has them. One that ends is waited for."""
+def _said_kept(images: tuple[Image, ...], guest: str, why: str) -> str:
+    names = ", ".join(image.where for image in images)
+    deletes = "; ".join(f"virsh vol-delete {image.volume} --pool {image.pool}" for image in images)
+    return (
+        f"warning: {names} stays at the destination: {why}. It may have run there, and then what it wrote last is in"
+        f" these images: `vmferry recover {guest}`, and look at it on both hosts (virsh domstate --reason) and into"
+        f" /var/log/libvirt/qemu/{guest}.log at the destination; only if it never ran there, on the destination:"
+        f" {deletes}"
+    )
+
+
+async def _why_kept(
+    connections: tuple[LibvirtConnection, LibvirtConnection], guest: str, *, was_defined_there: bool
+) -> str | None:
+    """Return why images must not be removed; None: the domain never ran on them. What is ending is waited for."""
     ends = time.monotonic() + _ENDS_WITHIN_S
     while True:
         try:
-            if not (await there.domain(guest)).is_active:
-                return None
-        except NotFound:
-            return None
+            why = await _doubt(connections, guest, was_defined_there=was_defined_there)
         except VmferryError as error:
-            return f"whether {guest} has a process there is not known ({error.what})"
-        if time.monotonic() > ends:
-            return f"{guest} has a process there"
+            return f"whether {guest} has run there is not known ({error.what})"
+        if why is None or time.monotonic() > ends:
+            return why
         await asyncio.sleep(0.2)
+
+
+async def _doubt(
+    connections: tuple[LibvirtConnection, LibvirtConnection], guest: str, *, was_defined_there: bool
+) -> str | None:
+    """Return what keeps it from being proven, by one look, that a domain never ran at the destination."""
+    from vmferry.libvirt.moves.standing import Job, Run
+
+    source, there = connections
+    here = await source.standing(guest)
+    if here.run is not Run.RUNS:
+        return f"{guest} does not run at the source (there it is {here.says or here.run})"
+    if here.job is Job.OUT:
+        return f"libvirt goes on with the move of {guest}"
+    try:
+        found = await there.domain(guest)
+    except NotFound:
+        return None
+    if found.is_active:
+        return f"{guest} has a process there"
+    return (
+        f"{guest} is defined there, which it was not before" if found.is_persistent and not was_defined_there else None
+    )

@@ -20,7 +20,7 @@ class DomainState(enum.StrEnum):
     PAUSED = "paused"
     SHUTDOWN = "shutdown"  #: powering off
     SHUTOFF = "shutoff"  #: defined, and without a process
-    CRASHED = "crashed"
+    CRASHED = "crashed"  #: and its process is kept (on_crash preserve); without one it is `SHUTOFF`
     SUSPENDED = "suspended"  #: asleep by its own wish
 
 
@@ -59,5 +59,5 @@ class Domain:
 
     @property
     def is_active(self) -> bool:
-        """Whether it has a process."""
-        return self.state not in (DomainState.SHUTOFF, DomainState.CRASHED, DomainState.UNKNOWN)
+        """Whether it has a process, or may have: only one that is off certainly has none."""
+        return self.state is not DomainState.SHUTOFF

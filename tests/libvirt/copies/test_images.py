@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vmferry.core.units import GIB, MIB, Bytes
-from vmferry.libvirt.copies.calls import image_xml
+from vmferry.libvirt.copies.calls import image_xml, list_pools
 from vmferry.libvirt.copies.images import Answers, Copies, Image, Pool, Size, plan_copies
 from vmferry.libvirt.copies.reading import read_disks
 from vmferry.libvirt.rewrites import replace_disks
@@ -147,3 +147,28 @@ def test_an_image_as_libvirt_makes_it() -> None:
         '<volume><name>web-7.qcow2</name><capacity unit="bytes">1073741824</capacity>'
         '<allocation unit="bytes">0</allocation><target><format type="qcow2" /><compat>1.1</compat></target></volume>'
     )
+
+
+def test_an_image_in_lvm_is_made_whole() -> None:
+    """A sparse volume there is a snapshot that breaks when it is full; so there must be room for all of it."""
+    pools = (Pool("lvm", "/dev/vg", is_active=True, available=Bytes(GIB), is_logical=True),)
+    answers = replace(ANSWERS, pools=pools, volumes={})
+    (image,) = plan(BLOCK, answers=answers).images
+    assert "allocation" not in image_xml(image)
+    (blocker,) = plan(BLOCK, answers=replace(answers, pools=(replace(pools[0], available=Bytes(GIB - 1)),))).blockers
+    assert (blocker.code, "1.0 GiB" in blocker.what) == ("disk.no-room", True)
+
+
+async def test_a_pool_of_lvms_is_known_as_one() -> None:
+    """By its type."""
+    xml = "<pool type='{}'><name>vg</name><available>7</available><target><path>/dev/vg</path></target></pool>"
+
+    class Daemon:
+        """Says which pools it has."""
+
+        async def call(self, _what: str, _function: object) -> list[tuple[str, bool]]:
+            """Return them."""
+            return [(xml.format("logical"), True), (xml.format("dir"), True)]
+
+    found = await list_pools(Daemon())  # type: ignore[arg-type]  # a fake
+    assert [pool.is_logical for pool in found or ()] == [True, False]

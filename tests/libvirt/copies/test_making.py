@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from vmferry.core.errors import Broken
+from vmferry.core.errors import Broken, TimedOut
 from vmferry.core.units import MIB, Bytes
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.copies import ImagesThere, calls
@@ -88,6 +88,23 @@ async def test_ctrl_c_while_an_image_is_made(connection: LibvirtConnection, monk
     with pytest.raises(asyncio.CancelledError):
         await making
     assert await there(connection) == set()
+
+
+async def test_an_image_that_may_come_to_be_later_is_told(
+    connection: LibvirtConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon did not answer in time, and may go on with it: it is named, with what to do."""
+
+    async def slow(_: LibvirtConnection, image: Image) -> None:
+        raise TimedOut(f"no answer about {image.where}")
+
+    monkeypatch.setattr(calls, "make_image", slow)
+    told: list[str] = []
+    with pytest.raises(TimedOut):
+        await ImagesThere(connection, (FIRST,), told.append).make()
+    (sentence,) = told
+    assert "vda.img in pool default-pool" in sentence
+    assert "virsh vol-delete vda.img --pool default-pool" in sentence
 
 
 async def test_an_image_that_cannot_be_removed_is_told(connection: LibvirtConnection) -> None:

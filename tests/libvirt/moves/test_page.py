@@ -8,7 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs/libvirt.md"
 #: where a blocker of a move is made that is none of the domain's own checks
-PLACES = ("libvirt/copies", "libvirt/moves", "libvirt/rewrites", "libvirt/locks.py", "cli/domain_moves.py")
+PLACES = (
+    *("libvirt/copies", "libvirt/moves", "libvirt/rewrites", "libvirt/locks.py"),
+    *("cli/domain_moves.py", "cli/domain_source.py"),
+)
 _CODE = re.compile(r'Blocker\(\s*"([a-z]+\.[a-z-]+)"')
 
 

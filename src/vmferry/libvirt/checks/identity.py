@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from vmferry.core.errors import Blocker
 from vmferry.libvirt.checks.case import Case
-from vmferry.libvirt.facts import DomainState
 
 
 def check_identity(case: Case) -> Iterator[Blocker]:
@@ -25,7 +24,7 @@ def check_identity(case: Case) -> Iterator[Blocker]:
                 f"{host} has domain {domain.name} with the UUID {case.uuid} of domain {case.name}",
                 "undefine one of the two: it is a copy that was given no UUID of its own",
             )
-        if domain.uuid == case.uuid and domain.state not in {DomainState.SHUTOFF, DomainState.CRASHED}:
+        if domain.uuid == case.uuid and domain.is_active:
             yield Blocker(
                 "identity.runs-there",
                 f"domain {case.name} is {domain.state.value} on {host} already",

@@ -8,17 +8,18 @@ from vmferry.core.errors import Blocker
 from vmferry.libvirt.checks.case import Case
 from vmferry.libvirt.facts import DomainState
 
-#: A paused one moves, and is paused there: libvirt sees to it.
-_WITHOUT_PROCESS = (DomainState.SHUTOFF, DomainState.CRASHED)
+#: A paused one moves, and is paused there: libvirt sees to it. One that has crashed has a process that nothing wakes.
+_DEAD = (DomainState.SHUTOFF, DomainState.CRASHED)
 
 
 def check_state(case: Case) -> Iterator[Blocker]:
-    """It has a process whose memory can be moved, and no job."""
-    if case.state in _WITHOUT_PROCESS:
+    """It has a process whose memory is worth moving, and no job."""
+    if case.state in _DEAD:
+        ends = f"virsh destroy {case.name}, then " if case.state is DomainState.CRASHED else ""
         yield Blocker(
             "domain.not-running",
             f"domain {case.name} is {_word(case.state)}: there is no memory to move",
-            f"start it first (virsh start {case.name}), or move its definition alone: virsh migrate --offline"
+            f"{ends}start it first (virsh start {case.name}), or move its definition alone: virsh migrate --offline"
             f" --persistent --undefinesource {case.name}",
         )
     if case.job is not None:

@@ -83,11 +83,15 @@ async def remove_image(connection: LibvirtConnection, image: Image) -> None:
 
 
 def image_xml(image: Image) -> str:
-    """Return an image as libvirt makes it: no space is taken before something is written. Pure."""
+    """Return an image as libvirt makes it: no space is taken before something is written. Pure.
+
+    In LVM that would be a sparse volume, a snapshot that breaks when it is full: there the whole of it is taken.
+    """
     volume = ET.Element("volume")
     add(volume, "name", image.volume)
     add(volume, "capacity", str(image.size.capacity), unit="bytes")
-    add(volume, "allocation", "0", unit="bytes")
+    if not image.is_logical:
+        add(volume, "allocation", "0", unit="bytes")
     target = add(volume, "target")
     add(target, "format", type=image.format)
     if image.format == "qcow2":
@@ -103,4 +107,5 @@ def _pool(xml: str, *, is_active: bool) -> Pool:
         "" if path is None else path.text,
         is_active,
         Bytes(0 if available is None else int(available.text)),
+        is_logical=root.attributes.get("type") == "logical",
     )

@@ -21,6 +21,7 @@ class Pool:
     directory: str  #: where its volumes are; "" where they are in none
     is_active: bool
     available: Bytes
+    is_logical: bool = False  #: of LVM's
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Image:
     format: str
     size: Size
     here: str = ""  #: the one at the source, for people
+    is_logical: bool = False  #: a volume of LVM's
 
     @property
     def where(self) -> str:
@@ -146,7 +148,7 @@ def _place(name: str, disk: Disk, answers: Answers) -> Image | Blocker | None:
     size = answers.sizes.get(disk.target)
     if size is None:
         return Blocker("disk.not-copied", f"libvirt does not say how large {disk.here} of domain {name} is", _FIX)
-    return Image(disk.target, pool.name, disk.volume, disk.format, size, disk.here)
+    return Image(disk.target, pool.name, disk.volume, disk.format, size, disk.here, pool.is_logical)
 
 
 def _no_pool(name: str, disk: Disk, host: str, pool: Pool | None) -> Blocker:
@@ -171,10 +173,12 @@ def _unknown(name: str, disks: tuple[Disk, ...], targets: tuple[str, ...] | None
 
 
 def _too_full(images: Iterable[Image], answers: Answers) -> Iterator[Blocker]:
-    """Yield each pool that has not even the room for what the images take now."""
+    """Yield each pool that has not even the room for what the images take now, or in LVM for the whole of them."""
     needed: dict[str, int] = {}
     for image in images:
-        needed[image.pool] = needed.get(image.pool, 0) + image.size.allocation
+        needed[image.pool] = needed.get(image.pool, 0) + (
+            image.size.capacity if image.is_logical else image.size.allocation
+        )
     for pool in answers.pools or ():
         if needed.get(pool.name, 0) > pool.available:
             yield Blocker(

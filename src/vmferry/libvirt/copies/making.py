@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from vmferry.core.errors import Broken, VmferryError
+from vmferry.core.errors import Broken, TimedOut, Unreachable, VmferryError
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.copies import calls
 from vmferry.libvirt.copies.images import Image
@@ -53,8 +53,13 @@ class ImagesThere:
             await asyncio.shield(making)
         finally:  # also when nobody waits any more: what comes to be is ours to remove
             await asyncio.wait({making})
-            if making.exception() is None:
+            if (failed := making.exception()) is None:
                 self._made.append(image)
+            elif isinstance(failed, TimedOut | Unreachable):  # the daemon may go on with it, or be done
+                self._tell(
+                    f"warning: whether {image.where} has come to be at the destination is not known ({failed});"
+                    f" if it has, it is empty and nobody's: virsh vol-delete {image.volume} --pool {image.pool} there"
+                )
 
     async def remove(self) -> None:
         """Remove what was made; what cannot be removed is told with what to do. For when no domain there has it."""
