@@ -118,7 +118,6 @@ async def _migrate(
             else:
                 source, there = connections
                 say(f"libvirt moves {guest}; Ctrl-C gives the move up")
-                images = await stack.enter_async_context(images_for(there, plan.copies.images, guest, say))
                 record = MoveRecord(
                     guest,
                     name,
@@ -128,8 +127,11 @@ async def _migrate(
                     plan.request.parameters,
                     (await there.standing(guest)).is_defined,
                     time.time(),
+                    plan.flow,
+                    tuple(image.where for image in plan.copies.images),
                 )
                 stack.enter_context(steering(record))
+                images = await stack.enter_async_context(images_for(there, plan.copies.images, guest, say))
                 carriers = [await _opened(stack, uri) for uri in (plan.source.uri, plan.destination.uri)]
                 carrier = EitherFlow(carriers[0], carriers[1], plan.direct, plan.flow, say)
                 heard = await stack.enter_async_context(source.listening(guest))
