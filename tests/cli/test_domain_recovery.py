@@ -14,7 +14,7 @@ from vmferry.cli import domain_recovery, libvirt_records
 from vmferry.cli.fleet import Answers
 from vmferry.cli.libvirt_records import MoveRecord, find_record, forget, steering
 from vmferry.cli.main import app
-from vmferry.core.errors import BadInput, NotFound
+from vmferry.core.errors import BadInput, Denied, NotFound
 from vmferry.libvirt import event_loop
 
 libvirt = pytest.importorskip("libvirt")
@@ -200,6 +200,23 @@ def test_the_fleet_is_asked_all_the_same(directory: Path, monkeypatch: pytest.Mo
     assert code == 9
     assert "vm-1 (host-x): it runs" in said
     assert "record of the last move of web-7" in said
+
+
+def test_a_fleet_that_cannot_be_asked_hides_no_domain(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was done is told before that error."""
+    host(directory, "host-a", None)
+    host(directory, "host-b", UUID)
+    with steering(RECORD):
+        pass
+
+    def expired() -> None:
+        raise Denied("certificate has expired")
+
+    monkeypatch.setattr("vmferry.cli.recovery.has_fleet", lambda: True)
+    monkeypatch.setattr("vmferry.cli.recovery.open_fleet", expired)
+    result = CliRunner().invoke(app, ["recover"])
+    assert isinstance(result.exception, Denied)
+    assert "owner: host-b" in result.output
 
 
 def test_a_move_that_is_over_is_not_revived(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

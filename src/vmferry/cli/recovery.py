@@ -41,8 +41,13 @@ def recover(
         _show(domains, Answers({}), as_json=as_json)
         _tell_doubt(domains)
         return
-    fleet = open_fleet()
-    answers = _fenced(fleet, fenced) if fenced is not None else _recover(fleet, guest)
+    try:
+        fleet = open_fleet()
+        answers = _fenced(fleet, fenced) if fenced is not None else _recover(fleet, guest)
+    except VmferryError:
+        if domains:  # done, and told only once
+            _show(domains, Answers({}), as_json=as_json)
+        raise
     findings = [
         {**finding, "host": host} for host, reply in sorted(answers.answers.items()) for finding in reply["findings"]
     ]
