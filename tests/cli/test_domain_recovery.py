@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from vmferry.cli.libvirt_records import MoveRecord, find_record, steering
+from vmferry.cli import domain_recovery, libvirt_records
+from vmferry.cli.fleet import Answers
+from vmferry.cli.libvirt_records import MoveRecord, find_record, forget, steering
 from vmferry.cli.main import app
-from vmferry.core.errors import BadInput, NotFound
+from vmferry.core.errors import BadInput, Denied, NotFound
 from vmferry.libvirt import event_loop
 
 libvirt = pytest.importorskip("libvirt")
@@ -148,5 +151,105 @@ def test_a_host_that_was_removed_is_missed(directory: Path) -> None:
     host(directory, "host-a", UUID)
     with steering(RECORD):
         pass
-    with pytest.raises(BadInput, match="web-7 was to move from host-a to host-b; host-b is not known here"):
-        run("recover", "web-7")
+    code, said = run("recover", "web-7")
+    assert (code, find_record("web-7")) == (9, RECORD)
+    assert "web-7 was to move from host-a to host-b; host-b is not known here" in said
+    assert "done: nothing; owner: not known\n  add it again: vmferry host add" in said
+    with pytest.raises(BadInput, match="host-b is not known here"):
+        run("watch", "web-7")
+
+
+def test_without_any_host_a_record_is_told(directory: Path) -> None:
+    """A guest is in doubt: it is not nothing."""
+    with steering(RECORD):
+        pass
+    code, said = run("recover")
+    assert (code, "host-a, host-b is not known here" in said) == (9, True), said
+
+
+def test_one_record_does_not_hide_the_others(directory: Path) -> None:
+    """A spoilt one, and one of a host that is gone, are told beside the rest, each with what to do."""
+    host(directory, "host-a", None)
+    host(directory, "host-b", UUID)
+    with steering(MoveRecord("db-1", "host-a", "host-c")), steering(RECORD):
+        pass
+    (directory / "moves" / "app-1.json").write_text("{")
+    code, said = run("recover", "--json")
+    findings = {finding["guest"]: finding for finding in json.loads(said)["findings"]}
+    assert (code, sorted(findings)) == (9, ["app-1", "db-1", "web-7"])
+    assert "is spoilt" in findings["app-1"]["found"]
+    assert "then remove the file" in findings["app-1"]["fix"]
+    assert "host-c is not known here" in findings["db-1"]["found"]
+    assert [findings[name]["owner"] for name in ("app-1", "db-1", "web-7")] == [None, None, "host-b"]
+
+
+def test_the_fleet_is_asked_all_the_same(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that cannot be read says nothing about the agents' guests."""
+
+    class Agents:
+        def ask_all(self, path: str, *_: object, **__: object) -> Answers:
+            assert path == "/v1/recover"
+            row = {"guest": "vm-1", "found": "it runs", "done": "nothing", "owner": "host-x"}
+            return Answers({"host-x": {"findings": [row]}})
+
+    (directory / "moves").mkdir(parents=True)
+    (directory / "moves" / "web-7.json").write_text("{")
+    monkeypatch.setattr("vmferry.cli.recovery.has_fleet", lambda: True)
+    monkeypatch.setattr("vmferry.cli.recovery.open_fleet", Agents)
+    code, said = run("recover")
+    assert code == 9
+    assert "vm-1 (host-x): it runs" in said
+    assert "record of the last move of web-7" in said
+
+
+def test_a_fleet_that_cannot_be_asked_hides_no_domain(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was done is told before that error."""
+    host(directory, "host-a", None)
+    host(directory, "host-b", UUID)
+    with steering(RECORD):
+        pass
+
+    def expired() -> None:
+        raise Denied("certificate has expired")
+
+    monkeypatch.setattr("vmferry.cli.recovery.has_fleet", lambda: True)
+    monkeypatch.setattr("vmferry.cli.recovery.open_fleet", expired)
+    result = CliRunner().invoke(app, ["recover"])
+    assert isinstance(result.exception, Denied)
+    assert "owner: host-b" in result.output
+
+
+def test_a_move_that_is_over_is_not_revived(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own process forgets it just before this one has its record."""
+    host(directory, "host-a", UUID)
+    host(directory, "host-b", UUID)
+    with steering(RECORD):
+        pass
+    lock = libvirt_records._lock
+    went: list[str] = []
+
+    def late(file: int, guest: str) -> None:
+        if not went:
+            went.append(guest)
+            forget(guest)
+        lock(file, guest)
+
+    monkeypatch.setattr(libvirt_records, "_lock", late)
+    run("recover", "web-7")
+    assert find_record("web-7") is None
+
+
+def test_without_its_record_no_move_is_forgotten(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process begins a move while this one looks at a domain without one."""
+    host(directory, "host-a", None)
+    host(directory, "host-b", UUID)
+    sides = domain_recovery._sides
+
+    async def late(*words: Any) -> Any:
+        with steering(RECORD):
+            pass
+        return await sides(*words)
+
+    monkeypatch.setattr(domain_recovery, "_sides", late)
+    assert run("recover", "web-7")[0] == 0
+    assert find_record("web-7") == RECORD

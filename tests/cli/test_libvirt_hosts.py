@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vmferry.cli.libvirt_hosts import add_host, load_hosts
+from vmferry.cli.libvirt_records import MoveRecord, steering
 from vmferry.cli.main import app
 
 HERE, THERE = "qemu+ssh://root@host-a/system", "qemu+tls://host-a.storage/system"
@@ -38,6 +39,22 @@ def test_a_host_is_added_shown_and_forgotten(directory: Path) -> None:
     ]
     assert run("host", "remove", "host-a") == (0, "libvirt host host-a is forgotten; its domains are as they were\n")
     assert load_hosts() == {}
+
+
+def test_a_host_that_a_move_needs_stays() -> None:
+    """Without it nobody could tell where the domain runs; one that never comes back goes by force."""
+    for name in ("host-a", "host-b", "host-c"):
+        add_host(name, HERE, None)
+    with steering(MoveRecord("web-7", "host-a", "host-b")):
+        pass
+    for name in ("host-a", "host-b"):
+        code, said = run("host", "remove", name)
+        assert code != 0
+        assert f"libvirt host {name} is needed to tell where web-7 runs" in said
+        assert "`vmferry recover web-7` first" in said
+    assert run("host", "remove", "host-c")[0] == 0
+    assert run("host", "remove", "host-b", "--force")[0] == 0
+    assert list(load_hosts()) == ["host-a"]
 
 
 def test_one_address_is_enough() -> None:

@@ -298,7 +298,9 @@ def probe_link(
 def remove_host(
     host: HostArgument,
     *,
-    force: Annotated[bool, typer.Option("--force", help="Also when it has guests or renews certificates.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also when it has guests, renews certificates, or is needed by a move.")
+    ] = False,
     ca_dir: CaDir = Path(DEFAULT_CA_DIR),
     as_json: AsJson = False,
 ) -> None:
@@ -307,7 +309,7 @@ def remove_host(
     from vmferry.cli import libvirt_hosts
 
     if host in libvirt_hosts.load_hosts():
-        libvirt_hosts.remove_host(host)
+        libvirt_hosts.remove_host(host, force=force)
         if as_json:
             print_json({"host": host})
         else:

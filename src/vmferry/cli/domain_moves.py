@@ -148,6 +148,8 @@ async def _carry_out(
         plan.request.parameters,
         was_defined,
         time.time(),
+        plan.flow,
+        tuple(image.where for image in plan.copies.images),
     )
     for left in open_moves(guest):  # by somebody who steered one while this one was being planned
         raise Refused(left.what, fix=left.fix)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmferry.cli.fleet import identity_directory
-from vmferry.core.errors import BadInput, NotFound
+from vmferry.core.errors import BadInput, GuestBusy, NotFound
 from vmferry.core.ids import is_name
 
 _FILE = "libvirt.toml"
@@ -67,15 +67,28 @@ def add_host(
     return added
 
 
-def remove_host(name: str, directory: Path | None = None) -> None:
+def remove_host(name: str, directory: Path | None = None, *, force: bool = False) -> None:
     """Take a host from the list; its domains are not touched.
+
+    Args:
+        name: of the host.
+        directory: of the operator.
+        force: also when a move is not known to be over that only this host can tell of.
 
     Raises:
         NotFound: it is not in the list.
+        GuestBusy: a move from or to it is not known to be over.
     """
+    from vmferry.cli.libvirt_records import moves_of
+
     hosts = load_hosts(directory)
     if name not in hosts:
         raise NotFound(f"libvirt host {name} is not known", fix="see `vmferry host list`")
+    if not force and (guests := moves_of(name, directory)):
+        raise GuestBusy(
+            f"libvirt host {name} is needed to tell where {', '.join(guests)} runs: the move is not known to be over",
+            fix=f"`vmferry recover {guests[0]}` first; a host that never comes back goes with --force",
+        )
     _write({other: host for other, host in hosts.items() if other != name}, directory or identity_directory())
 
 

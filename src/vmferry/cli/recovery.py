@@ -9,7 +9,7 @@ import typer
 from vmferry.cli.fleet import Answers, Fleet, has_fleet, open_fleet
 from vmferry.cli.libvirt_hosts import load_hosts
 from vmferry.cli.options import AsJson
-from vmferry.cli.output import print_json, say
+from vmferry.cli.output import INTERRUPTED, print_json, say
 from vmferry.core.errors import BadInput, InDoubt, NotFound, Unreachable, VmferryError
 
 #: Agents ask each other and wait for QEMU.
@@ -36,13 +36,18 @@ def recover(
     With --fenced the word of a person ends a doubt: all guests that may run on that host are taken over, and GUEST only
     limits what is shown. Exit code 9 when a guest's owner is still not known.
     """
-    domains = [] if fenced is not None else _recover_domains(guest)
+    domains = [] if fenced is not None else _recover_domains(guest, as_json=as_json)
     if domains and (guest is not None or not has_fleet()):
         _show(domains, Answers({}), as_json=as_json)
         _tell_doubt(domains)
         return
-    fleet = open_fleet()
-    answers = _fenced(fleet, fenced) if fenced is not None else _recover(fleet, guest)
+    try:
+        fleet = open_fleet()
+        answers = _fenced(fleet, fenced) if fenced is not None else _recover(fleet, guest)
+    except VmferryError:
+        if domains:  # done, and told only once
+            _show(domains, Answers({}), as_json=as_json)
+        raise
     findings = [
         {**finding, "host": host} for host, reply in sorted(answers.answers.items()) for finding in reply["findings"]
     ]
@@ -50,7 +55,10 @@ def recover(
     if guest is not None:
         findings = [finding for finding in findings if finding["guest"] == guest]
     if not findings and guest is not None and fenced is None:  # a domain whose move nobody here began
-        findings = _domain(guest)
+        try:
+            findings = _domain(guest)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
     _show(findings, answers, as_json=as_json)
     _tell_doubt(findings)
 
@@ -62,12 +70,44 @@ def _tell_doubt(findings: list[dict[str, Any]]) -> None:
         raise typer.Exit(InDoubt.exit_code)
 
 
-def _recover_domains(guest: str | None) -> list[dict[str, Any]]:
-    """Recover the moves of libvirt's domains that this operator began: of one, or of all."""
+def _recover_domains(guest: str | None, *, as_json: bool) -> list[dict[str, Any]]:
+    """Recover the moves of libvirt's domains that this operator began: of one, or of all.
+
+    What was done before a Ctrl-C is shown all the same: some of it is told only once.
+    """
+    from vmferry.cli.libvirt_records import records
+
+    findings: list[dict[str, Any]] = []
+    try:
+        for name in [guest] if guest is not None else records():
+            findings += _recorded(name)
+    except KeyboardInterrupt:
+        if findings:
+            _show(findings, Answers({}), as_json=as_json)
+        raise typer.Exit(INTERRUPTED) from None
+    return findings
+
+
+def _recorded(name: str) -> list[dict[str, Any]]:
+    """Recover a domain's move; one of which a record is kept and that cannot be judged is a finding, beside others."""
     from vmferry.cli.libvirt_records import hosts_that_move, records
 
-    names = [guest] if guest is not None else list(records())
-    return [finding for name in names if hosts_that_move(name) for finding in _domain(name)]
+    try:
+        return _domain(name) if hosts_that_move(name) else []
+    except VmferryError as error:
+        if name not in records():
+            raise
+        return [
+            {
+                "guest": name,
+                "host": "hosts of libvirt's",
+                "found": error.what,
+                "done": "nothing",
+                "owner": None,
+                "verdict": "held",
+                "fix": error.fix,
+            }
+        ]
 
 
 def _domain(name: str) -> list[dict[str, Any]]:

@@ -411,6 +411,7 @@ class Destination:
     async def _clean_up(self) -> None:
         self._calls.ways.end(self.arrival.handover)
         await self._guests.kill(self.name)
+        await self.runner.wait_undone()  # a QEMU that was just being started is ended there
         if self._making is not None:
             await asyncio.wait({self._making})
         files = self._calls.disk_files

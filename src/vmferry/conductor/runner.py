@@ -145,6 +145,11 @@ class Runner:
             await self._moved.wait()
         return self.machine.state
 
+    async def wait_undone(self) -> None:
+        """Wait until what was begun for states that are left has ended, and with it what it undoes."""
+        if self._left:
+            await asyncio.wait(set(self._left))
+
     async def _take(self, happened: Happened) -> None:
         transition = await self._handle(happened)
         if transition is None:
