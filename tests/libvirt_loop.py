@@ -20,6 +20,13 @@ def running_event_loop() -> None:
     event_loop.ensure_running(libvirt)
     libvirt.openReadOnly("test:///default").close()
     deadline = time.monotonic() + 10
-    while not any(str(file.readlink()) == "anon_inode:[eventfd]" for file in Path("/proc/self/fd").iterdir()):
+    while not any(map(_is_eventfd, Path("/proc/self/fd").iterdir())):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def _is_eventfd(file: Path) -> bool:
+    try:
+        return str(file.readlink()) == "anon_inode:[eventfd]"
+    except FileNotFoundError:  # closed meanwhile
+        return False

@@ -16,6 +16,7 @@ from tests.cli.test_domain_ends import PLAN
 from typer.testing import CliRunner
 
 from vmferry.cli import domain_moves
+from vmferry.cli.domain_source import Seen
 from vmferry.cli.libvirt_hosts import add_host, load_hosts
 from vmferry.cli.libvirt_records import MoveRecord, find_record, is_steered, steering
 from vmferry.cli.main import app
@@ -288,27 +289,35 @@ def test_a_postcopy_that_broke_is_resumed_by_its_own_flow(
 
 
 async def test_migrate_keeps_what_recover_needs(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The flow, and the images before the first of them is made."""
+    """The flow, and the images before the first of them is made; of a move that libvirt was never asked for nothing."""
     world = begin(World(STAYS, ABSENT))
     image = Image("vda", "default", "web-7.qcow2", "qcow2", Size(Bytes(1), Bytes(1)))
     plan = replace(PLAN, flow="direct", copies=Copies((image,)))
+    kept: list[MoveRecord | None] = []
 
     @contextlib.asynccontextmanager
-    async def connected(*_: object) -> AsyncIterator[Any]:
-        yield "host-a", (Daemon(world, "source"), Daemon(world, "destination"))
+    async def reaching(*_: object) -> AsyncIterator[Any]:
+        yield (
+            Seen("host-a", {"host-a": STAYS, "host-b": ABSENT}),
+            (Daemon(world, "source"), Daemon(world, "destination")),
+        )
 
     async def planned(*_: object) -> Any:
         return plan
 
-    def images_for(*_: object) -> Any:
+    @contextlib.asynccontextmanager
+    async def images_for(*_: object, **__: object) -> AsyncIterator[Any]:
         assert is_steered("web-7")
+        kept.append(find_record("web-7"))
         raise Refused("no room")
+        yield
 
-    monkeypatch.setattr(domain_moves, "_connected", connected)
+    monkeypatch.setattr(domain_moves, "reaching", reaching)
     monkeypatch.setattr(domain_moves, "_plan", planned)
     monkeypatch.setattr("vmferry.cli.domain_terms.images_for", images_for)
     with pytest.raises(Refused, match="no room"):
         await domain_moves._migrate(load_hosts(), "web-7", "host-b", {}, as_json=True)
-    record = find_record("web-7")
+    (record,) = kept
     assert record is not None
     assert (record.flow, record.images) == ("direct", ("web-7.qcow2 in pool default",))
+    assert find_record("web-7") is None

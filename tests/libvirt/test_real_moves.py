@@ -246,7 +246,8 @@ async def test_from_other_processes(hosts: dict[str, LibvirtDaemon], connections
     seen = await watching
     lines = [json.loads(line) for line in seen.stdout.splitlines()]
     assert [line for line in lines if line["event"] == "progress"], seen
-    assert (lines[-1]["event"], lines[-1]["outcome"], lines[-1]["owner"]) == ("finished", "aborted", "lv-a")
+    ended = (lines[-1]["event"], lines[-1]["outcome"], lines[-1]["owner"])
+    assert ended == ("finished", "aborted", "lv-a"), lines[-1]
     assert await connections["host-b"].domains() == ()
     await assert_whole(hosts["host-a"])
     assert "owner: lv-a" in await lab.must("host-a", "recover", PLAN.name)

@@ -352,7 +352,7 @@ async def _repair(scene: Scene) -> None:
         for host in scene.hosts:
             carriers.append(await LibvirtConnection.connect(host.uri))
             stack.push_async_callback(carriers[-1].close)
-        carrier = EitherFlow(carriers[0], carriers[1], direct, record.flow, say)
+        carrier = EitherFlow(carriers[0], carriers[1], direct, record.flow, say, resumes=True)
         await carrier.move(scene.case.domain, scene.hosts[1].peer_uri, request)
 
 
@@ -370,7 +370,9 @@ async def _watch(scene: Scene, *, as_json: bool) -> int | None:
     began, tracker = time.monotonic(), RoundTracker(Milliseconds(300.0))
     with screen:
         async with source.listening(guest) as heard:
-            while found.verdict is Verdict.MOVING:
+            before = None  # the daemons are asked one after the other: an end is seen twice
+            while found.verdict is Verdict.MOVING or standings != before:
+                before = standings
                 with contextlib.suppress(VmferryError):  # it has just ended: the next look says how
                     for event in tracker.feed(await source.job(guest), _since(began)):
                         show(dataclasses.asdict(event))

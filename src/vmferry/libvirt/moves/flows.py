@@ -62,6 +62,7 @@ class EitherFlow:
         request: of the direct flow.
         flow: the one that was asked for; None: whichever works.
         tell: gets a sentence when this process has to stand between them.
+        resumes: a post-copy that broke, so that the destination has a part of the domain already.
         given_up: set by `give_up`.
     """
 
@@ -70,6 +71,7 @@ class EitherFlow:
     request: Request
     flow: str | None
     tell: Callable[[str], object]
+    resumes: bool = False
     given_up: asyncio.Event = field(default_factory=asyncio.Event)
 
     def give_up(self) -> None:
@@ -84,7 +86,7 @@ class EitherFlow:
             except (Broken, Denied) as error:
                 if self.flow is not None or not is_unreached(error.what, destination):
                     raise
-                if not await self._is_untouched(name) or self.given_up.is_set():
+                if not (self.resumes or await self._is_untouched(name)) or self.given_up.is_set():
                     raise
                 self.tell(f"{error.what}; this process stands between the two daemons instead: keep it running")
             else:
