@@ -140,7 +140,8 @@ async def test_two_real_daemons_are_asked_whether_a_domain_can_move(
     await there.must("define", str(file))
     await here.must("define", str(file))
     odd_one = without_devices(await ask_case("web-7", source, destination, "host-b"))
-    assert [blocker.code for blocker in find_blockers(odd_one).blockers] == ["identity.name-taken", "network.missing"]
+    codes = [blocker.code for blocker in find_blockers(odd_one).blockers]
+    assert codes == ["domain.not-running", "identity.name-taken", "network.missing"]
     for each in daemons:
         await each.must("undefine", "web-7")
     for connection in (source, destination):
