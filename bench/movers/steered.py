@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import ClassVar
 
 from grid.cells import GOAL_GAP_MS, GUEST, Cell
 from grid.figures import Word
@@ -20,7 +19,8 @@ from vmferry.lab.hosts import Lab
 from vmferry.lab.libvirt import LibvirtDaemon
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.moves.moving import LibvirtMove
-from vmferry.libvirt.moves.request import Request, Wish, make_request
+from vmferry.libvirt.moves.request import Wish, make_request
+from vmferry.libvirt.moves.tuning import Tuning
 
 #: A move that was given up and does not end is a fault of the bench.
 ENDS_WITHIN_S = 30.0
@@ -30,7 +30,6 @@ class SteeredMover(VirshMover):
     """What `vmferry migrate` does with a domain, with the connections that a library keeps open."""
 
     name = "vmferry on libvirt"
-    wish: ClassVar[Wish] = Wish(StreamWish(encrypted=False))
 
     def __init__(self, lab: Lab, daemons: dict[str, LibvirtDaemon]) -> None:
         super().__init__(lab, daemons)
@@ -49,11 +48,14 @@ class SteeredMover(VirshMover):
         source, carrier, there = self._open
         uri = self._daemons[DESTINATION].uri
         wish = Wish(
-            self.wish.stream,
+            StreamWish(encrypted=False),
             postcopy=self.postcopy,
             stream_uri=uri.replace("qemu+tcp", "tcp").removesuffix("/system"),
+            tuning=Tuning(unsafe=bool(self._unsafe)),  # libvirt cannot know that both hosts see the same files
         )
-        request = _request(wish, min([await source.version(), await there.version()]), unsafe=bool(self._unsafe))
+        request = make_request(wish, min([await source.version(), await there.version()]))
+        if request.blockers:
+            raise Broken("; ".join(blocker.what for blocker in request.blockers))
         choice = Choice(max_gap_ms=Milliseconds(GOAL_GAP_MS))
         asked = Asked(choice, self._memory, None, None, postcopy=self.postcopy, stream=wish.stream)
         async with source.listening(GUEST) as heard:
@@ -79,14 +81,6 @@ class SteeredPostcopy(SteeredMover):
 
     name = "vmferry on libvirt post-copy"
     postcopy = True
-
-
-def _request(wish: Wish, version: tuple[int, int, int], *, unsafe: bool) -> Request:
-    request = make_request(wish, version)
-    if request.blockers:
-        raise Broken("; ".join(blocker.what for blocker in request.blockers))
-    # libvirt cannot know that both hosts see the same files
-    return Request((*request.flags, *(("UNSAFE",) if unsafe else ())), request.parameters)
 
 
 async def _ignore(event: Event) -> None:
