@@ -25,12 +25,13 @@ from vmferry.core.units import MIB, Bytes, Milliseconds
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.copies.images import Copies
 from vmferry.libvirt.facts import Domain, DomainState
+from vmferry.libvirt.locks import Fence
 from vmferry.libvirt.moves.request import Request
 from vmferry.libvirt.moves.standing import ABSENT, Standing, run_of
 
 HERE, THERE = (LibvirtHost(name, *(f"qemu+ssh://{name}/system",) * 2) for name in ("lv-a", "lv-b"))
 ASKED = Asked(Choice(), Bytes(256 * MIB), None, None)
-PLAN = Plan(HERE, THERE, ASKED, Request(), Request(), None, Copies(), "", (), (), "KVM")
+PLAN = Plan(HERE, THERE, ASKED, Request(), Request(), None, Copies(), Fence(""), False, (), (), "KVM")
 #: What the source said last.
 LAST = MigrationSample(
     MigrationStatus.POSTCOPY_ACTIVE, rounds=3, transferred_bytes=Bytes(200 * MIB), total_bytes=Bytes(257 * MIB)

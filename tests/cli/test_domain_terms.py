@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import Ran
 
 from vmferry.cli import domain_terms
-from vmferry.cli.domain_terms import images_for, is_braked, parse_terms
+from vmferry.cli.domain_terms import images_for, is_braked, is_held, parse_terms
 from vmferry.conductor.plan import Asked, Choice
 from vmferry.core.errors import BadInput, NotFound, Unreachable, VmferryError
 from vmferry.core.ids import GuestUuid
@@ -19,6 +19,7 @@ from vmferry.core.units import GIB, Bytes
 from vmferry.libvirt.copies import Image, ImagesThere
 from vmferry.libvirt.copies.images import Size
 from vmferry.libvirt.facts import Domain, DomainState
+from vmferry.libvirt.locks import Fence
 from vmferry.libvirt.moves.standing import Job, Run, Standing
 
 Vmferry = Callable[..., Ran]
@@ -61,6 +62,26 @@ def test_when_qemu_may_brake(policy: str, brake: str | None, is_on: bool) -> Non
     """Where it was asked for, or the policy lets QEMU do it by itself."""
     options = {} if brake is None else {"throttle": brake}
     assert is_braked(parse_terms(options), Asked(Choice(policy), Bytes(GIB), None, None)) is is_on
+
+
+@pytest.mark.parametrize(
+    ("words", "locked", "run", "postcopy", "held"),
+    [
+        ((), False, Run.RUNS, False, True),
+        ((), True, Run.RUNS, False, False),
+        (("held=no",), False, Run.RUNS, False, False),
+        (("held=yes",), True, Run.RUNS, False, True),
+        ((), False, Run.PAUSED, False, False),  # its move would let a domain run that somebody has paused
+        ((), False, Run.RUNS, True, False),  # it would stand until the last page is there
+        (("paused=yes",), False, Run.RUNS, False, False),
+    ],
+)
+def test_what_is_held_at_its_arrival(
+    words: tuple[str, ...], locked: bool, run: Run, postcopy: bool, held: bool
+) -> None:
+    """A domain that runs and that nothing else keeps from running on both hosts, unless asked otherwise."""
+    terms, fence = parse_terms({"libvirt": words}), Fence("", keeps_one=locked)
+    assert is_held(terms, fence, Standing(run), postcopy=postcopy) is held
 
 
 @pytest.mark.parametrize(

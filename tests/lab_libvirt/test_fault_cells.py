@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmferry.lab.libvirt.faults.cells import EXPECTED, HOLDS, Cell, Fate, Fault, Phase, cell_named
+from vmferry.lab.libvirt.faults.cells import EXPECTED, Cell, Fate, Fault, Phase, cell_named, hold_of
 from vmferry.lab.libvirt.faults.page import page
 
 
@@ -12,6 +12,8 @@ def test_every_fault_strikes_in_every_phase() -> None:
     """Only what is not there yet cannot die: the destination's QEMU in the first phase."""
     every = {Cell(phase, fault) for phase in Phase for fault in Fault}
     assert every - set(EXPECTED) == {Cell(Phase.BEGIN, Fault.DESTINATION_QEMU)}
+    held = {Cell(phase, fault, held=True) for phase in (Phase.FINISH, Phase.FINISHED, Phase.CONFIRM) for fault in Fault}
+    assert set(EXPECTED) - every == held
     assert all(cell_named(cell.name) == cell for cell in EXPECTED)
 
 
@@ -28,7 +30,12 @@ def test_a_guest_is_never_expected_where_its_only_qemu_died() -> None:
 
 def test_every_phase_but_the_long_ones_is_held() -> None:
     """A phase that lasts a moment cannot be hit by waiting."""
-    assert set(Phase) - set(HOLDS) == {Phase.PERFORM, Phase.POSTCOPY}
+    assert {cell.phase for cell in EXPECTED if hold_of(cell) is None} == {Phase.PERFORM, Phase.POSTCOPY}
+
+
+def test_nothing_is_held_for_a_person_where_the_move_holds_it() -> None:
+    """Whether it ran at the destination is known then, whatever dies."""
+    assert all(Fate.HELD not in expected.fates for cell, expected in EXPECTED.items() if cell.held)
 
 
 def test_the_page_shows_what_did_not_pass() -> None:

@@ -18,12 +18,14 @@ pytestmark = [
     pytest.mark.timeout(400),
     pytest.mark.skipif(MISSING is not None, reason=str(MISSING)),
 ]
-#: One that libvirt ends by itself, one that needs our policy again, and the two that a guest would run twice in.
+#: One that libvirt ends by itself, one that needs our policy again, and those that a guest would run twice in.
 CELLS = (
     "prepare: destination QEMU",
     "perform: vmferry",
     "finish: destination libvirtd",
     "finish-done: destination libvirtd",
+    "finish-done, held: destination libvirtd",
+    "finish-done, held: link cut",
 )
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vmferry.core.capabilities import StreamWish
     from vmferry.libvirt.adapter import LibvirtConnection
     from vmferry.libvirt.copies import Copies
+    from vmferry.libvirt.locks import Fence
     from vmferry.libvirt.moves.diagnosis import Diagnosis
     from vmferry.libvirt.moves.request import Request
 
@@ -40,6 +41,15 @@ _DIRECT = (
     "; this process stands between the two daemons: if it dies before the stop, the domain runs on at the source, and"
     " during the stop it may stay paused there"
 )
+#: What keeps a domain from running on both hosts that no lock keeps from it, and what if nothing does.
+_HELD = (
+    "; no lock keeps it from running on both hosts, so it is held at its arrival until libvirt has ended the source's"
+    " process, for a second or two more of pause (--libvirt held=no: without)"
+)
+_TWICE = (
+    "; no lock keeps it from running on both hosts: if the destination's libvirtd or the link dies as the move"
+    " finishes, libvirt may run both (docs/libvirt-faults.md)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,8 @@ class Plan:
     direct: Request  #: of the flow through this process
     flow: str | None  #: the one that was asked for; None: whichever works
     copies: Copies
-    disk_fence: str
+    fence: Fence
+    held: bool
     blockers: tuple[Blocker, ...]
     unseen: tuple[str, ...]
     acceleration: str
@@ -64,7 +75,11 @@ class Plan:
         from vmferry.libvirt.moves.tuning import DIRECT
 
         sentence = _SENTENCE + _DIRECT * (self.flow == DIRECT)
-        return Guarantee("libvirt", "libvirt's Finish", self.disk_fence, sentence)
+        if self.held:
+            sentence += _HELD
+        elif not self.fence.keeps_one:
+            sentence += _TWICE
+        return Guarantee("libvirt", "libvirt's Finish", self.fence.text, sentence)
 
 
 def check(hosts: Mapping[str, LibvirtHost], guest: str, destination: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -149,6 +164,7 @@ async def _carry_out(
         was_defined,
         time.time(),
         plan.flow,
+        plan.held,
         tuple(image.where for image in plan.copies.images),
     )
     for left in open_moves(guest):  # by somebody who steered one while this one was being planned
@@ -163,7 +179,8 @@ async def _carry_out(
     except BaseException:
         forget(guest)  # nothing was asked: a record without a move would stand in the way of the next one
         raise
-    domain = LibvirtMove(source, carrier, guest, plan.destination.peer_uri, plan.request, heard)
+    held_at = there if plan.held else None
+    domain = LibvirtMove(source, carrier, guest, plan.destination.peer_uri, plan.request, heard, held_at)
 
     async def tell(event: Any) -> None:
         show(_line(event))
@@ -213,7 +230,7 @@ async def _plan(
     options: dict[str, Any],
 ) -> Plan:
     """Return what the move would be."""
-    from vmferry.cli.domain_terms import find_copies, is_braked, parse_terms, put_there
+    from vmferry.cli.domain_terms import find_copies, is_braked, is_held, parse_terms, put_there
     from vmferry.libvirt.asking import ask_case
     from vmferry.libvirt.checks import find_blockers
     from vmferry.libvirt.locks import fence_of
@@ -237,6 +254,10 @@ async def _plan(
     versions = [await connection.version() for connection in connections]
     postcopy = bool(options.get("postcopy"))
     stream, bandwidth = _stream(options), options.get("max_bandwidth")
+    here_and_there = hosts[names[0]], hosts[names[1]]
+    declared = here_and_there[0].lock_manager, here_and_there[1].lock_manager
+    fence = fence_of(names, declared, case.domain, copied=bool(copies.images))
+    held = is_held(terms, fence, seen.standings[names[0]], postcopy=postcopy)
     asked = asked_of(options, Bytes(int(case.text("memory") or 0) * 1024))  # of a live domain always in KiB
     wish = Wish(
         stream,
@@ -244,6 +265,7 @@ async def _plan(
         postcopy=postcopy,
         auto_converge=is_braked(terms, asked),
         disks=copies.targets,
+        held=held,
         is_persistent=domain.is_persistent,
         stream_uri=stream_uri(hosts[names[1]].peer_uri),
         tuning=terms.tuning,
@@ -253,9 +275,6 @@ async def _plan(
         make_request(replace(wish, tuning=replace(wish.tuning, flow=flow)), min(versions))
         for flow in (wish.tuning.flow, DIRECT)
     )
-    here_and_there = hosts[names[0]], hosts[names[1]]
-    declared = here_and_there[0].lock_manager, here_and_there[1].lock_manager
-    fence = fence_of(names, declared, case.domain, copied=bool(copies.images))
     idle = terms.renaming.idle(guest, live)
     found = (
         *await _only_reads(source, guest),
@@ -274,7 +293,8 @@ async def _plan(
         direct,
         wish.tuning.flow,
         copies,
-        fence.text,
+        fence,
+        held,
         (*find_doubts(guest, seen), *(same or found)),
         (*verdict.unseen, *copies.unseen, *(() if wish.tuning.flow else (reached,))),
         "TCG" if case.domain.attributes.get("type") == "qemu" else "KVM",

@@ -212,6 +212,7 @@ def _made(
             undefines="UNDEFINE_SOURCE" in flags,
             was_defined_there=record.was_defined_there,
             sides_known=True,
+            held=record.held,
         )
     source, there = (made.get(name) for name in names)
     case = Case(guest, source, there, names, move, (silences.get(names[0], ""), silences.get(names[1], "")))

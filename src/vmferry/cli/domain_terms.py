@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from vmferry.conductor.plan import Asked
     from vmferry.libvirt.adapter import LibvirtConnection
     from vmferry.libvirt.copies import Copies, Image, ImagesThere
+    from vmferry.libvirt.locks import Fence
     from vmferry.libvirt.moves.request import Wish
+    from vmferry.libvirt.moves.standing import Standing
     from vmferry.libvirt.moves.tuning import Tuning
     from vmferry.libvirt.rewrites.renaming import Renaming
     from vmferry.libvirt.tree import Element
@@ -90,6 +92,22 @@ def is_braked(terms: Terms, asked: Asked) -> bool:
     if terms.brake is not None:
         return terms.brake == _AUTO_CONVERGE
     return policy_of(asked).wishes(Facts(asked.ram_bytes, link=asked.link, postcopy=asked.postcopy)).auto_converge
+
+
+def is_held(terms: Terms, fence: Fence, now: Standing, *, postcopy: bool) -> bool:
+    """Tell whether a domain is held at its arrival: where nothing else keeps it from running on both hosts.
+
+    Args:
+        terms: what was asked for.
+        fence: of its disks.
+        now: how it stands at the source: one that does not run is not let run by its move.
+        postcopy: it may be begun; then the domain would stand until the last page is there.
+    """
+    from vmferry.libvirt.moves.standing import Run
+
+    if now.run is not Run.RUNS or terms.tuning.paused or postcopy:
+        return False
+    return not fence.keeps_one if terms.tuning.held is None else terms.tuning.held
 
 
 async def find_copies(

@@ -48,6 +48,7 @@ class MoveRecord:
         was_defined_there: the destination had a definition of it before.
         begun_at: UNIX time.
         flow: the one that was asked for; None: whichever works.
+        held: it is held at its arrival.
         images: those that were made at the destination for a copy, each as a person finds it.
     """
 
@@ -60,6 +61,7 @@ class MoveRecord:
     was_defined_there: bool = True
     begun_at: float = 0.0
     flow: str | None = None
+    held: bool = False
     images: tuple[str, ...] = ()
 
 

@@ -8,6 +8,7 @@ from a host with virtlockd to one without, and said nothing (tests/libvirt/test_
 It is also all that keeps a domain from *running* twice when libvirt's move goes wrong at its very end: libvirt's
 source takes a Finish that it got no answer to for a failure, and lets its own copy run again, also when the
 destination's vCPUs had begun (docs/libvirt-faults.md). QEMU's lock of an image that both hosts share refuses that.
+A domain without such an image is held at its arrival instead (docs/design/libvirt.md).
 
 Source: libvirt src/locking/lock_driver_nop.c; QEMU block/file-posix.c (raw_handle_perm_lock): files and host devices
 are locked, unless they are shared.
@@ -25,10 +26,6 @@ from vmferry.libvirt.tree import Element
 LOCK_MANAGERS = ("lockd", "sanlock", "none")
 _KINDS = {"lockd": "virtlockd", "sanlock": "sanlock", "none": "no lock manager"}
 _QEMUS = "QEMU's own image locks, where the storage has locks"
-_TWICE = (
-    "if the destination's libvirtd or the link dies as the move finishes, libvirt may run it on both hosts"
-    " (docs/libvirt-faults.md)"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +34,7 @@ class Fence:
 
     text: str
     blockers: tuple[Blocker, ...] = ()
+    keeps_one: bool = True  #: of two copies of the domain only one could run
 
 
 def fence_of(
@@ -66,9 +64,9 @@ def fence_of(
     else:
         locks = _QEMUS if here == "none" else f"{_KINDS[here]}, as was said of both hosts; {_QEMUS}"
     if copied:
-        return Fence(f"separate copies, so {_TWICE}; for each: {locks}")
+        return Fence(f"separate copies, each of its own host's; for each: {locks}", keeps_one=False)
     if not any(_is_locked(disk) for disk in below(domain, "devices/disk")):
-        return Fence(f"none: it has no disk that QEMU locks, and {_TWICE}")
+        return Fence("none: it has no disk that QEMU locks", keeps_one=False)
     return Fence(locks)
 
 

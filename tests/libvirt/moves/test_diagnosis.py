@@ -15,6 +15,7 @@ from vmferry.libvirt.moves.standing import ABSENT, Job, Run, Standing, job_of, r
 UUID = GuestUuid("6695eb01-f6a4-8304-79aa-97f2502e193f")
 OTHER_UUID = GuestUuid("7795eb01-f6a4-8304-79aa-97f2502e193f")
 OURS = Move(persists=True, undefines=True, was_defined_there=False, sides_known=True)
+HELD = replace(OURS, held=True)
 
 
 def standing(run: Run, job: Job = Job.NONE, *, defined: bool = True) -> Standing:
@@ -30,7 +31,7 @@ STANDINGS = [
     for run, job, defined in itertools.product(Run, Job, (False, True))
     if job is Job.NONE or run not in (Run.SILENT, Run.ABSENT, Run.OFF)
 ]
-MOVES = [Move(*values) for values in itertools.product((False, True), repeat=4)]
+MOVES = [Move(*values) for values in itertools.product((False, True), repeat=5)]
 EVERY = list(itertools.product(STANDINGS, STANDINGS, MOVES))
 
 
@@ -40,24 +41,38 @@ def acts(diagnosis: Diagnosis, deed: Deed) -> list[Side]:
 
 
 def test_nothing_runs_unless_the_other_side_proves_that_it_never_did() -> None:
-    """A domain is resumed at the source alone, and only where the destination has none or one that never ran."""
+    """A domain is resumed at the source only where the destination has none or one that never ran."""
     for source, destination, move in EVERY:
         found = diagnose(source, destination, move)
-        sides = acts(found, Deed.RESUME)
-        if not sides:
+        if Side.SOURCE not in acts(found, Deed.RESUME):
             continue
-        assert sides == [Side.SOURCE]
         assert move.sides_known  # of two that stand still only the source is known to be whole
         assert (source.run, source.job) == (Run.STANDS, Job.NONE)
         if destination.run is Run.STANDS:
             assert destination.job is Job.NONE
-            assert found.acts.index(Act(Deed.DESTROY, Side.DESTINATION)) < found.acts.index(
-                Act(Deed.RESUME, Side.SOURCE)
-            )
+            assert found.acts == (Act(Deed.DESTROY, Side.DESTINATION), Act(Deed.RESUME, Side.SOURCE))
+        elif move.held:
+            assert destination.run in (Run.ABSENT, Run.OFF)
         else:
             assert destination.run is Run.ABSENT
             assert move.persists
             assert not move.was_defined_there
+
+
+def test_what_is_held_at_its_arrival_runs_there_when_the_source_has_no_process_any_more() -> None:
+    """It is let run by nobody else, and by no other move."""
+    for source, destination, move in EVERY:
+        found = diagnose(source, destination, move)
+        if Side.DESTINATION not in acts(found, Deed.RESUME):
+            continue
+        assert move.held
+        assert move.sides_known
+        assert (destination.run, destination.job) == (Run.PAUSED, Job.NONE)
+        if source.run is Run.STANDS:
+            assert source.job is Job.NONE
+            assert found.acts == (Act(Deed.DESTROY, Side.SOURCE), Act(Deed.RESUME, Side.DESTINATION))
+        else:
+            assert source.run in (Run.ABSENT, Run.OFF)
 
 
 def test_no_process_ends_that_may_hold_the_guest() -> None:
@@ -66,9 +81,12 @@ def test_no_process_ends_that_may_hold_the_guest() -> None:
         for side in acts(diagnose(source, destination, move), Deed.DESTROY):
             if side is Side.SOURCE:
                 assert source.run in (Run.STANDS, Run.LEFT, Run.SPLIT)
-                assert (destination.run, destination.job) == (Run.RUNS, Job.NONE)
+                held = move.held and source.run is Run.STANDS and destination.run is Run.PAUSED
+                assert destination.run is Run.RUNS or held
+                assert destination.job is Job.NONE
             else:
-                assert destination.run is Run.STANDS
+                held = move.held and source.run is Run.RUNS and destination.run is Run.PAUSED
+                assert destination.run is Run.STANDS or held
                 assert source.run in (Run.RUNS, Run.STANDS)
                 assert source.job is not Job.OUT
 
@@ -151,6 +169,22 @@ CASES: list[tuple[Standing, Standing, Move, Verdict, tuple[Act, ...]]] = [
     (standing(Run.SPLIT, Job.OUT), standing(Run.OFF), OURS, Verdict.LOST, ()),
     (standing(Run.OFF), standing(Run.OFF), OURS, Verdict.OFF, ()),
     (ABSENT, standing(Run.RUNS), OURS, Verdict.MOVED, ()),
+    (ABSENT, standing(Run.PAUSED), OURS, Verdict.MOVED, ()),
+    (ABSENT, standing(Run.PAUSED), HELD, Verdict.MOVED, (Act(Deed.RESUME, T),)),
+    (standing(Run.OFF), standing(Run.PAUSED), HELD, Verdict.MOVED, (Act(Deed.RESUME, T),)),
+    (standing(Run.RUNS), standing(Run.PAUSED), HELD, Verdict.STAYED, (Act(Deed.DESTROY, T),)),
+    (standing(Run.RUNS), standing(Run.PAUSED), OURS, Verdict.HELD, ()),
+    (
+        standing(Run.STANDS),
+        standing(Run.PAUSED),
+        HELD,
+        Verdict.MOVED,
+        (Act(Deed.DESTROY, S), Act(Deed.RESUME, T)),
+    ),
+    (standing(Run.STANDS), standing(Run.OFF), HELD, Verdict.STAYED, (Act(Deed.RESUME, S),)),
+    (standing(Run.STANDS), standing(Run.PAUSED, Job.IN), HELD, Verdict.HELD, ()),
+    (standing(Run.STANDS), standing(Run.RUNS), HELD, Verdict.MOVED, (Act(Deed.DESTROY, S),)),
+    (standing(Run.STANDS), standing(Run.STANDS), HELD, Verdict.STAYED, (Act(Deed.DESTROY, T), Act(Deed.RESUME, S))),
 ]
 
 

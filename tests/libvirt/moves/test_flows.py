@@ -177,6 +177,49 @@ async def test_a_move_is_given_up_over_a_new_connection_where_the_old_one_is_los
     assert carrier.given_up.is_set()
 
 
+class Arrived:
+    """libvirt's connection to the destination, and the domain on it, held at its arrival or let run by somebody."""
+
+    def __init__(self, state: list[int], failure: Exception | None = None) -> None:
+        self.resumed = 0
+        self._state, self._failure = state, failure
+
+    def lookupByName(self, _name: str) -> SimpleNamespace:  # noqa: N802  # libvirt's name
+        """Return the domain."""
+        return SimpleNamespace(
+            resume=self._resume,
+            state=lambda: self._state,
+            isPersistent=lambda: 0,
+            UUIDString=lambda: "",
+            jobStats=lambda: {"type": 0},
+        )
+
+    def _resume(self) -> None:
+        self.resumed += 1
+        if self._failure is not None:
+            raise self._failure
+
+
+async def held_move(there: Arrived, failure: str | None = None) -> None:
+    """Move a domain that is held at its arrival."""
+    source = LibvirtConnection("qemu:///system", Daemon(Domain(failure)))
+    held_at = LibvirtConnection(THERE_URI, there)
+    await LibvirtMove(source, source, "web-7", THERE_URI, PEER_REQUEST, held_at=held_at).move()
+
+
+async def test_what_is_held_at_its_arrival_is_let_run_after_libvirts_last_word() -> None:
+    """A move that failed lets nothing run there; one that somebody has let run needs nobody."""
+    there = Arrived([3, 1])
+    await held_move(there)
+    assert there.resumed == 1
+    with pytest.raises(Broken, match="QEMU failed"):
+        await held_move(there, "QEMU failed")
+    assert there.resumed == 1
+    await held_move(Arrived([1, 5], Failed(55, "domain is already running")))
+    with pytest.raises(Refused, match="it has died"):
+        await held_move(Arrived([5, 3], Failed(55, "it has died")))
+
+
 #: what the source's daemon says -> whether it is that it does not reach the other one at that address
 SAID = {
     ("unable to connect to server at 'host-b:16514': Connection refused", "qemu+tls://host-b/system"): True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from vmferry.core.errors import Refused, Unreachable
@@ -104,6 +106,14 @@ async def test_half_a_domain_goes_before_the_source_runs_again() -> None:
     assert world.calls == ["destroy destination", "resume source"]
     assert ended.diagnosis.verdict is Verdict.STAYED
     assert (await recover(world.case())).done == ()
+
+
+async def test_what_is_held_at_its_arrival_runs_when_the_source_has_none() -> None:
+    """Where the source's stands too, that one goes first, and its definition last."""
+    world = World(at(Run.STANDS), at(Run.PAUSED))
+    ended = await recover(world.case(replace(OURS, held=True)))
+    assert world.calls == ["destroy source", "resume destination", "undefine source"]
+    assert (ended.diagnosis.verdict, ended.failed) == (Verdict.MOVED, None)
 
 
 async def test_what_fails_ends_it_there() -> None:

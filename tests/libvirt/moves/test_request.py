@@ -125,6 +125,17 @@ def test_a_domain_may_stand_still_there() -> None:
     assert "PAUSED" not in make_request(Wish(PLAIN, tuning=parse_tuning(["paused=no"])), OLD).flags
 
 
+def test_a_domain_that_is_held_at_its_arrival_stands_still_there() -> None:
+    """Whoever has it moved lets it run; with post-copy it would stand until the last page is there."""
+    assert "PAUSED" in make_request(Wish(PLAIN, held=True), OLD).flags
+    asked = Wish(PLAIN, held=True, tuning=parse_tuning(["held=yes"]))
+    assert make_request(asked, OLD).blockers == ()
+    (blocker,) = make_request(replace(asked, held=False, postcopy=True), OLD).blockers
+    assert (blocker.code, "post-copy" in blocker.what) == ("libvirt.held", True)
+    both = Wish(PLAIN, tuning=parse_tuning(["held=yes", "paused=yes"]))
+    assert [blocker.code for blocker in make_request(both, OLD).blockers] == ["libvirt.idle"]
+
+
 @pytest.mark.parametrize(
     ("is_persistent", "asked", "flags"),
     [

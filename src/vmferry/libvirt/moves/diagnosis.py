@@ -8,6 +8,11 @@ and says what proves that it does not run there and never did, and nothing ends 
 at the other host, or has never run in that process. Where the proof is missing the guest is *held*, with the reason and
 the fix.
 
+A domain that is *held at its arrival* is left paused by libvirt's Finish, whole. Only whoever asked for that lets it
+run there, after libvirt's last word, when the source has no process of it any more: while there is one, it has not run.
+Of two that stand the source's ends, and not the other: a daemon of the source that is just starting again may be about
+to end it.
+
 The first row that fits counts.
 
 Source: libvirt src/qemu/qemu_migration.c (qemuMigrationDstFinishFresh, qemuMigrationSrcConfirmPhase),
@@ -88,12 +93,14 @@ class Move:
         undefines: its definition was to go from the source.
         was_defined_there: the destination had a definition of it before.
         sides_known: which host is the source is known, not guessed.
+        held: it is held at its arrival.
     """
 
     persists: bool = False
     undefines: bool = False
     was_defined_there: bool = True
     sides_known: bool = False
+    held: bool = False
 
 
 _Test = Callable[[Standing, Standing, Move], bool]
@@ -150,8 +157,12 @@ def _both_defined(source: Standing, destination: Standing, _: Move) -> bool:
     return source.is_defined and destination.is_defined
 
 
-def _never_ran_there(_: Standing, destination: Standing, move: Move) -> bool:
+def _unborn_there(_: Standing, destination: Standing, move: Move) -> bool:
     return move.sides_known and move.persists and not move.was_defined_there and not destination.is_defined
+
+
+def _held(_: Standing, __: Standing, move: Move) -> bool:
+    return move.sides_known and move.held
 
 
 def _sides_known(_: Standing, __: Standing, move: Move) -> bool:
@@ -287,6 +298,16 @@ ROWS: tuple[Row, ...] = (
         ),
         _leftover_there,
     ),
+    _row(
+        _at(_R.RUNS),
+        _at(_R.PAUSED, _J.NONE),
+        Diagnosis(
+            _V.STAYED,
+            "it runs at the source, and one that was held at its arrival, and never ran, is at the destination",
+            (Act(_D.DESTROY, _THERE),),
+        ),
+        _held,
+    ),
     _row(_at(_R.RUNS), _NOWHERE, Diagnosis(_V.STAYED, "it runs at the source, and has no process at the destination")),
     # -- the source is paused by the move -------------------------------------------------------------------------
     _row(
@@ -320,13 +341,33 @@ ROWS: tuple[Row, ...] = (
     ),
     _row(
         _at(_R.STANDS, _J.NONE),
+        _at(_R.PAUSED, _J.NONE),
+        Diagnosis(
+            _V.MOVED,
+            "it stands on both hosts, and all of it has come to the destination, which holds it at its arrival",
+            (Act(_D.DESTROY, _HERE), Act(_D.RESUME, _THERE)),
+        ),
+        _held,
+    ),
+    _row(
+        _at(_R.STANDS, _J.NONE),
+        _NOWHERE,
+        Diagnosis(
+            _V.STAYED,
+            "it stands at the source; at the destination it was to be held at its arrival, so it has never run there",
+            (Act(_D.RESUME, _HERE),),
+        ),
+        _held,
+    ),
+    _row(
+        _at(_R.STANDS, _J.NONE),
         _at(_R.ABSENT),
         Diagnosis(
             _V.STAYED,
             "it stands at the source; had it run at the destination, it would be defined there",
             (Act(_D.RESUME, _HERE),),
         ),
-        _never_ran_there,
+        _unborn_there,
     ),
     _row(
         _at(_R.STANDS, _J.NONE),
@@ -339,6 +380,16 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     # -- the destination has it -----------------------------------------------------------------------------------
+    _row(
+        _NOWHERE,
+        _at(_R.PAUSED, _J.NONE),
+        Diagnosis(
+            _V.MOVED,
+            "it is at the destination alone, held there at its arrival: all of it has come",
+            (Act(_D.RESUME, _THERE),),
+        ),
+        _held,
+    ),
     _row(
         _at(_R.OFF),
         _at(_R.RUNS, _R.PAUSED, _J.NONE),

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
-from vmferry.core.errors import Broken, TimedOut
+from vmferry.core.errors import Broken, TimedOut, VmferryError
 from vmferry.core.migration import MigrationSample
 from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.libvirt.adapter import LibvirtConnection
@@ -30,6 +30,7 @@ class LibvirtMove:
         destination: the other daemon's address as the source's daemon reaches it.
         request: what libvirt is told, without blockers.
         heard: what the source's daemon tells by itself; None: it is only asked.
+        held_at: the destination's daemon, where the domain is held at its arrival; None: libvirt lets it run.
     """
 
     source: LibvirtConnection
@@ -38,10 +39,13 @@ class LibvirtMove:
     destination: str
     request: Request
     heard: asyncio.Queue[Happening] | None = None
+    held_at: LibvirtConnection | None = None
 
     async def move(self) -> None:
-        """Move it; returns when libvirt has finished."""
+        """Move it; returns when libvirt has finished, and so ended the source's process, and it may run."""
         await self.carrier.move(self.name, self.destination, self.request)
+        if self.held_at is not None:
+            await _let_run(self.held_at, self.name)
 
     async def sample(self) -> MigrationSample:
         """Return how the move stands."""
@@ -86,6 +90,15 @@ class LibvirtMove:
     async def resume(self) -> None:
         """Let its vCPUs run."""
         await self.source.resume(self.name)
+
+
+async def _let_run(there: LibvirtConnection, name: str) -> None:
+    """Resume a domain that was held at its arrival; one that somebody has resumed meanwhile runs already."""
+    try:
+        await there.resume(name)
+    except VmferryError:
+        if (await there.standing(name)).run is not Run.RUNS:
+            raise
 
 
 #: Between two looks whether a move of somebody else's is over.

@@ -26,6 +26,8 @@ class Wish:
         postcopy: it may be begun.
         auto_converge: QEMU may slow the guest down, as it sees fit.
         disks: targets (`vda`) of the disks that are copied.
+        held: it stands still at the destination until the source has no process of it any more; whoever has it moved
+            lets it run then.
         is_persistent: the domain is defined at the source, so it shall be at the destination and not at the source,
             unless `tuning` says otherwise.
         destination_xml: the domain as it shall be there; None: as it is.
@@ -39,6 +41,7 @@ class Wish:
     postcopy: bool = False
     auto_converge: bool = False
     disks: tuple[str, ...] = ()
+    held: bool = False
     is_persistent: bool = False
     destination_xml: str | None = None
     persistent_xml: str | None = None
@@ -73,7 +76,7 @@ def make_request(wish: Wish, version: Version) -> Request:
         wish: what is asked for.
         version: the older one of the two daemons'.
     """
-    blockers, flags = [*_cannot(wish.stream), *_idle(wish)], []
+    blockers, flags = [*_cannot(wish.stream), *_idle(wish), *_unheld(wish)], []
     parameters: dict[str, Value] = {}
     left_out: list[str] = []
     for term, value, need in _asked(wish):
@@ -111,7 +114,7 @@ def _asked(wish: Wish) -> Iterator[tuple[Term, Value | None, Need]]:
         (True, terms.ABORT_ON_ERROR, preferred),
         (wish.defines, terms.PERSIST_DEST, required),
         (wish.undefines, terms.UNDEFINE_SOURCE, required),
-        (wish.tuning.paused, terms.PAUSED, required),
+        (wish.tuning.paused or wish.held, terms.PAUSED, required),
         (wish.tuning.unsafe, terms.UNSAFE, required),
         (stream.encrypted, terms.TLS, required),
         (wish.postcopy, terms.POSTCOPY, required),
@@ -159,9 +162,19 @@ def _idle(wish: Wish) -> Iterator[Blocker]:
             if term in asked and not is_there(wish):
                 told = f"--libvirt {term.name} ({term.what}) would do nothing: {why}"
                 yield Blocker("libvirt.idle", told, "leave it out, or ask for what it is of")
+    if wish.tuning.held and wish.tuning.paused:
+        told = "--libvirt held=yes would do nothing: paused=yes leaves the domain standing still at the destination"
+        yield Blocker("libvirt.idle", told, "leave one of the two out")
     if wish.tuning.undefine is not None and not wish.is_persistent:
         told = "--libvirt undefine would do nothing: the domain is transient, so nothing of it stays here"
         yield Blocker("libvirt.idle", told, "leave it out")
+
+
+def _unheld(wish: Wish) -> Iterator[Blocker]:
+    """Yield why a domain cannot be held at its arrival: in post-copy it would stand until the last page is there."""
+    if wish.tuning.held and wish.postcopy:
+        told = "--libvirt held=yes cannot be had with post-copy: libvirt would hold the domain all through it"
+        yield Blocker("libvirt.held", told, "leave --postcopy out, or held=yes")
 
 
 #: What libvirt passes on; of channels zlib and zstd.

@@ -34,6 +34,8 @@ class Tuning:
         undefine: whether it is undefined at the source; None: as above.
         paused: whether it is left standing still at the destination.
         unsafe: whether both hosts see the same files, by the word of whoever asks: libvirt does not know it.
+        held: whether it is let run at the destination only when the source has no process of it any more; None: where
+            nothing else keeps it from running on both hosts.
         parameters: each with its value in libvirt's unit.
     """
 
@@ -42,6 +44,7 @@ class Tuning:
     undefine: bool | None = None
     paused: bool = False
     unsafe: bool = False
+    held: bool | None = None
     parameters: Mapping[Term, Value] = field(default_factory=dict)
 
 
@@ -74,6 +77,7 @@ TABLE: Mapping[str, _Row] = {
     "undefine": _word(_YES, _NO),
     "paused": _word(_YES, _NO),
     "unsafe": _word(_YES, _NO),
+    "held": _word(_YES, _NO),
     "listen_address": _text(terms.LISTEN_ADDRESS, "an address or a host's name", _ADDRESS),
     "disks_port": _number(terms.DISKS_PORT, 1, 65535),
     "disks_uri": _text(terms.DISKS_URI, "tcp://ADDRESS[:PORT] or unix:///PATH", _DISKS_URI),
@@ -116,6 +120,7 @@ def parse_tuning(given: Iterable[str]) -> Tuning:
         _yes(values, "undefine"),
         _yes(values, "paused") or False,
         _yes(values, "unsafe") or False,
+        _yes(values, "held"),
         parameters,
     )
 

@@ -2,7 +2,8 @@
 
 A cell is played like this: the move is held in the phase (a daemon stands at a function of its driver), the fault
 strikes, the hold ends. A daemon that was killed is started again, a cut is healed, and then `vmferry recover` is asked
-until it has nothing more to do. The domain is persistent and has a disk that both hosts see and QEMU locks.
+until it has nothing more to do. The domain is persistent and has a disk that both hosts see and QEMU locks; in cells
+that are called *held* it has none, so that the move holds it at its arrival.
 
 What libvirt itself does is libvirt's: where its outcome depends on which of two threads is faster, both are stated.
 
@@ -69,20 +70,26 @@ class Cell:
 
     phase: Phase
     fault: Fault
+    held: bool = False  #: the domain has no disk, and is held at its arrival
+
+    @property
+    def row(self) -> str:
+        """Return how people call all cells of its phase."""
+        return f"{self.phase}, held" if self.held else str(self.phase)
 
     @property
     def name(self) -> str:
         """Return how people call it."""
-        return f"{self.phase}: {self.fault}"
+        return f"{self.row}: {self.fault}"
 
 
 _P, _F = Phase, Fault
 _S, _D, _O, _L, _H = Fate.SOURCE, Fate.DESTINATION, Fate.OFF, Fate.LOST, Fate.HELD
 
 
-def _row(phase: Phase, *cells: tuple[Fault, Iterable[Fate] | Fate, str]) -> dict[Cell, Expected]:
+def _row(phase: Phase, *cells: tuple[Fault, Iterable[Fate] | Fate, str], held: bool = False) -> dict[Cell, Expected]:
     return {
-        Cell(phase, fault): Expected((fates,) if isinstance(fates, Fate) else tuple(fates), why)
+        Cell(phase, fault, held): Expected((fates,) if isinstance(fates, Fate) else tuple(fates), why)
         for fault, fates, why in cells
     }
 
@@ -97,6 +104,15 @@ _LOCKED = (
 _MAYBE = (
     "the destination either finishes, or ends the domain since the connection of its maker is gone; which of the two"
     " cannot be told afterwards from a domain that is defined there and off"
+)
+_EITHER = (
+    "the destination either finishes, and recover ends what stands at the source and lets it run there, or ends the"
+    " domain, which has never run, and recover lets the source's run again"
+)
+_LET_RUN = "the daemons finish without us; recover lets it run"
+_NEVER_RAN = (
+    "the source takes no answer for a failure and lets its own run again; recover ends the one that was held at its"
+    " arrival"
 )
 _CRASHED = "it ran at the destination and died there; the source's copy is never revived"
 
@@ -183,16 +199,53 @@ EXPECTED: Mapping[Cell, Expected] = {
         (_F.DESTINATION_QEMU, _L, "what it wrote at the destination is gone"),
         (_F.CUT, _D, "the QEMUs wait for each other, or recover has libvirt resume it"),
     ),
+    **_row(
+        _P.FINISH,
+        (_F.SOURCE_DAEMON, (_S, _D), _EITHER),
+        (_F.DESTINATION_DAEMON, _S, "as with a disk"),
+        (_F.COMMAND, _D, _LET_RUN),
+        (_F.SOURCE_QEMU, _D, "all of it had come"),
+        (_F.DESTINATION_QEMU, _S, "finish fails, and the source's QEMU still has it"),
+        (_F.CUT, _S, _NEVER_RAN),
+        held=True,
+    ),
+    **_row(
+        _P.FINISHED,
+        (_F.SOURCE_DAEMON, (_S, _D), _EITHER),
+        (_F.DESTINATION_DAEMON, _S, "a daemon that restarts kills a domain that stands, and the source's runs again"),
+        (_F.COMMAND, _D, _LET_RUN),
+        (_F.SOURCE_QEMU, _D, "all of it had come"),
+        (_F.DESTINATION_QEMU, _O, "libvirt had taken it for moved, so the source ends its process"),
+        (_F.CUT, _S, _NEVER_RAN),
+        held=True,
+    ),
+    **_row(
+        _P.CONFIRM,
+        (_F.SOURCE_DAEMON, _D, "it restarts and ends its own process; recover lets it run at the destination"),
+        (_F.DESTINATION_DAEMON, _D, "its QEMU goes on standing; recover lets it run"),
+        (_F.COMMAND, _D, _LET_RUN),
+        (_F.SOURCE_QEMU, _D, "all of it had come"),
+        (_F.DESTINATION_QEMU, _O, "as in finish-done"),
+        (_F.CUT, _D, "the source knows; it is let run when the destination's daemon can be asked"),
+        held=True,
+    ),
 }
 
-#: Where a daemon is held: (side, function of its driver, how many calls of it pass before).
-HOLDS: Mapping[Phase, tuple[str, str, int]] = {
+#: Where a daemon is held: (side, function of its driver, how many calls of it pass before). A domain that is held at
+#: its arrival has no vCPUs started in finish; but the source's cookie is read as it begins, as it was in prepare.
+_HELD_FINISH = ("destination", "qemuMigrationCookieParse", 1)
+_HOLDS: Mapping[Phase, tuple[str, str, int]] = {
     _P.BEGIN: ("source", "qemuMigrationCookieFormat", 0),
     _P.PREPARE: ("destination", "qemuMigrationCookieFormat", 0),
     _P.FINISH: ("destination", "qemuProcessStartCPUs", 0),
     _P.FINISHED: ("destination", "qemuMigrationCookieFormat", 1),
     _P.CONFIRM: ("source", "qemuProcessStop", 0),
 }
+
+
+def hold_of(cell: Cell) -> tuple[str, str, int] | None:
+    """Return where a daemon is held in a cell; None: in this phase none is."""
+    return _HELD_FINISH if cell.held and cell.phase is Phase.FINISH else _HOLDS.get(cell.phase)
 
 
 def cell_named(name: str) -> Cell:

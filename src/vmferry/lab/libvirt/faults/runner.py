@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vmferry.core.errors import TimedOut, VmferryError
-from vmferry.lab.libvirt.faults.cells import EXPECTED, HOLDS, Cell, Expected, Fate, Fault, Phase
+from vmferry.lab.libvirt.faults.cells import EXPECTED, Cell, Expected, Fate, Fault, Phase, hold_of
 from vmferry.lab.libvirt.faults.hold import holding
 from vmferry.lab.libvirt.faults.stage import GUEST, HOSTS, NAMES, Stage
 
@@ -42,7 +42,7 @@ class Result:
     def record(self) -> dict[str, Any]:
         """Return it for the result file."""
         return {
-            "phase": str(self.cell.phase),
+            "phase": self.cell.row,
             "fault": str(self.cell.fault),
             "expected": self.expected.text,
             "seen": self.seen,
@@ -59,7 +59,7 @@ async def run_cell(stage: Stage, cell: Cell) -> Result:
     result = Result(cell, EXPECTED[cell])
     began = time.monotonic()
     try:
-        await stage.begin()
+        await stage.begin(with_disk=not cell.held)
         await _play(stage, cell, result)
         await _recover(stage, result)
         await _judge(stage, result)
@@ -77,8 +77,8 @@ async def _play(stage: Stage, cell: Cell, result: Result) -> None:
     note = result.history.append
     async with AsyncExitStack() as stack:
         hold = None
-        if cell.phase in HOLDS:
-            side, function, passing = HOLDS[cell.phase]
+        if (where := hold_of(cell)) is not None:
+            side, function, passing = where
             stage.holds += 1
             directory = stage.lab.directory / f"hold-{stage.holds}"
             pid = stage.daemons[HOSTS[side]].pid

@@ -81,8 +81,9 @@ class Stage:
         await asyncio.gather(*(daemon.start() for daemon in self.daemons.values()))
         image = await asyncio.to_thread(build, GUEST.kind, cache_dir())
         text = domain_xml(GUEST, image, emulator=str(INSTALLED), cpu="qemu64", beat_port=_BEAT_PORT)
-        self.xml = self.lab.directory / "web-7.xml"
-        self.xml.write_text(text.replace("</devices>", _DISK.format(device=self.device)), "utf-8")
+        self.xml = {True: self.lab.directory / "disk.xml", False: self.lab.directory / "diskless.xml"}
+        self.xml[True].write_text(text.replace("</devices>", _DISK.format(device=self.device)), "utf-8")
+        self.xml[False].write_text(text, "utf-8")
         for host, daemon in self.daemons.items():
             uri = f"qemu+unix:///system?socket={daemon.directory}/run/libvirt-sock"
             await self.lab.must("host-a", "host", "add", NAMES[host], "--libvirt", uri, "--peer-uri", daemon.uri)
@@ -94,14 +95,14 @@ class Stage:
 
     # -- the domain -----------------------------------------------------------------------------------------------
 
-    async def begin(self) -> None:
-        """Have the domain defined and running at the source.
+    async def begin(self, *, with_disk: bool) -> None:
+        """Have the domain defined and running at the source, with the disk that both hosts see or without.
 
         Raises:
             TimedOut: it does not beat.
         """
         source = self.daemons[HOSTS["source"]]
-        await source.must("define", str(self.xml))
+        await source.must("define", str(self.xml[with_disk]))
         await source.must("start", GUEST.name)
         deadline = time.monotonic() + _BEATS_WITHIN_S
         while not self.watch.beats(HOSTS["source"]):
