@@ -27,7 +27,11 @@ ENDS_WITHIN_S = 30.0
 
 
 class SteeredMover(VirshMover):
-    """What `vmferry migrate` does with a domain, with the connections that a library keeps open."""
+    """What `vmferry migrate --libvirt held=no` does with a domain, with the connections that a library keeps open.
+
+    The cells' guests have no disk, or none that QEMU locks, so without held=no they would be held at their arrival; no
+    other mover of libvirt's guests holds them.
+    """
 
     name = "vmferry on libvirt"
 
