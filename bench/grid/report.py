@@ -178,8 +178,8 @@ def _libvirt_section(cells: Sequence[Cell], record: Record) -> list[str]:
     header = ("cell", "on libvirt", "beside", "pairs", "ratio of total times", "ratio of gaps")
     held = (
         "These guests have no disk that QEMU locks: `vmferry migrate` holds such a domain at its arrival until libvirt"
-        " has ended the source's process, unless `--libvirt held=no` is said (docs/libvirt.md). Here it is said: `virsh`"
-        " holds none either.\n\n"
+        " has ended the source's process, unless `--libvirt held=no` is said (docs/libvirt.md). Here it is said:"
+        " `virsh` holds none either.\n\n"
     )
     return ["## Guests of libvirt hosts under our policies\n", f"{held}{table(header, lines)}"]
 
