@@ -60,7 +60,7 @@ class Api:
         status, content = await self._ask("GET", path, None, timeout_s)
         if status >= 400:
             _read(self._host, status, content)
-        return [json.loads(line) for line in content.splitlines()]
+        return [json.loads(line) for line in content.splitlines() if line]  # an empty one says: I am still here
 
     async def post(self, path: str, body: object = None) -> Any:
         """Return the JSON answer to a POST; raises as `get` does."""
