@@ -124,7 +124,7 @@ async def planned(
     name: str,
     wish: Wish,
 ) -> AsyncIterator[LibvirtMove]:
-    """Have a domain's move ready: a connection of its own, and what libvirt is told.
+    """Have a domain's move ready: a connection of its own, and what libvirt is told; one that is held is let run there.
 
     Raises:
         Broken: libvirt cannot be told that.
@@ -139,7 +139,8 @@ async def planned(
     source = connections[pair[0]]
     try:
         async with source.listening(name) as heard:
-            yield LibvirtMove(source, carrier, name, there.uri, request, heard)
+            held_at = connections[pair[1]] if wish.held else None
+            yield LibvirtMove(source, carrier, name, there.uri, request, heard, held_at)
     finally:
         await carrier.close()
 
