@@ -63,8 +63,7 @@ class LockingDaemon(LibvirtDaemon):
 
     def _spawn_lockd(self) -> None:
         """Start virtlockd where its daemon is; the lab ends it by its environment."""
-        assert self._process is not None
-        enter = ["nsenter", "-t", str(self._process.pid), "-m", "-n", "-u"]
+        enter = ["nsenter", "-t", str(self.pid), "-m", "-n", "-u"]
         self._lockd = subprocess.Popen(
             [*enter, VIRTLOCKD, "-p", f"{self.directory}/lock.pid"],
             env=self.lab.environment(),
@@ -76,9 +75,7 @@ class LockingDaemon(LibvirtDaemon):
 
     async def restart(self, *, locking: bool) -> None:
         """End the daemon and start it again, with virtlockd or without."""
-        if self._process is not None:
-            self._process.terminate()
-            await asyncio.to_thread(self._process.wait)
+        self.terminate()
         self.is_locking = locking
         await self.start()
 

@@ -4,14 +4,17 @@ The daemon runs in the host's network namespace with private /run/libvirt, /var/
 /var/cache/libvirt and /etc/libvirt, so that two of them never meet. It listens on TCP without any password:
 only who is in the namespace reaches it, and the namespace reaches nobody but the other host.
 
-Its processes are the lab's: leaving the lab ends them, and with them their mounts.
+Its processes are the lab's: leaving the lab ends them, and with them their mounts. Each daemon runs under a reaper, so
+that it sees the end of a QEMU at once (vmferry.lab.reaper).
 """
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +24,7 @@ from vmferry.lab.commands import Ran
 from vmferry.lab.libvirt.domain import CONSOLE_SOCKET, CONTROL_SOCKET
 from vmferry.lab.libvirt.emulator import write_emulator
 from vmferry.lab.libvirt.settings import ACCOUNT, ACCOUNTS, LIBVIRTD_CONF, NETWORK_CONF, QEMU_CONF
-from vmferry.lab.processes import kill_all
+from vmferry.lab.processes import Identity, identify, is_alive, kill_all, send, wait_gone
 from vmferry.lab.toolchain import LibvirtBuild, QemuBinary
 from vmferry.lab.toolchain.qemu import INSTALLED
 from vmferry.lab.toolchain.unpack import module_dir
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 #: What Debian 12 and 13 call it; without the "system" packages no service is set up on the machine.
 PACKAGES = ("libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients")
 ANSWER_TIMEOUT_S = 30.0
+ENDS_WITHIN_S = 30.0
+_PID_FILE = "daemon.pid"
 #: Other programs of the same build, which libvirt would ask too.
 _OTHERS = (INSTALLED.with_name("qemu-system-i386"),)
 #: Directories of the machine that each daemon has for itself, and the folder of the lab that lies there.
@@ -81,7 +86,8 @@ class LibvirtDaemon:
         version = "" if build is None or build.root is None else "-{}.{}".format(*build.version)
         self.directory = lab.directory / host / f"libvirt{version}"
         self.log = self.directory / "daemon.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._daemon: Identity | None = None
+        self._reapers: list[subprocess.Popen[bytes]] = []  #: of each daemon, and of what it has started
 
     @property
     def lab(self) -> Lab:
@@ -114,28 +120,33 @@ class LibvirtDaemon:
         Raises:
             Broken: it does not run.
         """
-        if self._process is None or self._process.poll() is not None:
+        if self._daemon is None or not is_alive(self._daemon):
             raise Broken(f"libvirtd on {self.host} does not run; its log ends with:\n{self.tail()}")
-        return self._process.pid
+        return self._daemon.pid
 
     async def start(self) -> None:
-        """Start the daemon, again after `kill`, and wait until it answers.
+        """Start the daemon, again after `kill` or `terminate`, and wait until it answers.
 
         Raises:
             Broken: libvirt is not installed, or the daemon ended.
-            TimedOut: it does not answer.
+            TimedOut: it does not answer, or the one before does not end.
         """
         if missing := libvirt_missing():
             raise Broken(f"No libvirt daemon on {self.host}: {missing}")
-        await asyncio.to_thread(self.reap)
+        if self._daemon is not None and not await asyncio.to_thread(wait_gone, self._daemon, ENDS_WITHIN_S):
+            raise TimedOut(f"libvirtd on {self.host} does not end within {ENDS_WITHIN_S:.0f} s")
         self._write_files()
+        (self.directory / _PID_FILE).unlink(missing_ok=True)
         self._spawn()
         await self._wait_answer()
 
     def kill(self) -> None:
         """Kill it with SIGKILL, and do not wait: who traces it sees its end first. Its guests' QEMUs live on."""
-        if self._process is not None:
-            self._process.kill()
+        self._send(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Have it end by itself, and do not wait. Its guests' QEMUs live on."""
+        self._send(signal.SIGTERM)
 
     async def virsh(self, *arguments: str, timeout_s: float = 60.0) -> Ran:
         """Run virsh on this host, with this daemon.
@@ -168,28 +179,33 @@ class LibvirtDaemon:
 
     def stop(self) -> None:
         """End the daemon and the guests that it has, at once, so that another one can take its place."""
-        own = None if self._process is None else _mounts_of(self._process.pid)
+        own = None if self._daemon is None else _mounts_of(self._daemon.pid)
         if own is not None:
             kill_all(each for each in self._lab.processes_of(self.host) if _mounts_of(each.pid) == own)
         self.reap()
 
     def reap(self) -> None:
-        """Take note of a daemon that the lab has ended, so that it is no zombie of this process."""
-        if self._process is not None:
-            self._process.wait()
+        """Take note of daemons that the lab has ended, so that nothing of them is a zombie of this process."""
+        while self._reapers:
+            self._reapers.pop().wait()
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._daemon is not None:
+            send(self._daemon, number)
 
     def _spawn(self) -> None:
         script = _script(self.directory, self.host, self._lab.hosts[self.host].qemu, self._build)
         enter = [*self._lab.inside(self.host), "unshare", "--mount", "--uts", "--propagation", "private"]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*enter, "sh", "-euc", script],
+            started = subprocess.Popen(
+                [sys.executable, "-m", "vmferry.lab.reaper", *enter, "sh", "-euc", script],
                 env=self._lab.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
+        self._reapers.append(started)
 
     def _write_files(self) -> None:
         for name, place in _PRIVATE.items():
@@ -215,10 +231,10 @@ class LibvirtDaemon:
                     await asyncio.sleep(0.1)
         except TimeoutError as error:
             raise TimedOut(f"libvirtd on {self.host} does not answer; its log ends with:\n{self.tail()}") from error
+        self._daemon = identify(int((self.directory / _PID_FILE).read_text("ascii")))
 
     def _check_runs(self) -> None:
-        if self._process is not None and self._process.poll() is not None:
-            code = self._process.returncode
+        if (code := self._reapers[-1].poll()) is not None:
             raise Broken(f"libvirtd on {self.host} ended with exit code {code}; its log ends with:\n{self.tail()}")
 
 
@@ -243,5 +259,5 @@ def _script(directory: Path, host: str, qemu: QemuBinary, build: LibvirtBuild | 
             f"mount --bind {write_emulator(qemu, directory / 'emulator')} {INSTALLED}",
             *(f"mount --bind /dev/null {other}" for other in _OTHERS if other.exists()),
         ]
-    start = f"exec libvirtd --listen --config /etc/libvirt/libvirtd.conf --pid-file {directory}/daemon.pid"
+    start = f"exec libvirtd --listen --config /etc/libvirt/libvirtd.conf --pid-file {directory}/{_PID_FILE}"
     return "\n".join(["PATH=$PATH:/usr/sbin:/sbin", f"hostname {host}", *mounts, start])
