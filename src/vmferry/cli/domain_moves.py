@@ -44,7 +44,7 @@ _DIRECT = (
 #: What keeps a domain from running on both hosts that no lock keeps from it, and what if nothing does.
 _HELD = (
     "; no lock keeps it from running on both hosts, so it is held at its arrival until libvirt has ended the source's"
-    " process, for a second or two more of pause (--libvirt held=no: without)"
+    " process, for 0.2 s more of pause, and longer with much memory (--libvirt held=no: without)"
 )
 _TWICE = (
     "; no lock keeps it from running on both hosts: if the destination's libvirtd or the link dies as the move"
