@@ -23,7 +23,7 @@ from vmferry.lab.scenarios import remove, started
 from vmferry.ports.hypervisor import RunState
 
 Vmferry = Callable[..., Coroutine[Any, Any, Ran]]
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -48,7 +48,7 @@ def vmferry(lab: Lab) -> Vmferry:
     """The real command line on host-a; nothing of it may ever be a traceback."""
 
     async def run(*arguments: str) -> Ran:
-        ran = await lab.cli("host-a", *arguments, timeout_s=30)
+        ran = await lab.cli("host-a", *arguments, timeout_s=60)
         assert "Traceback" not in ran.stderr + ran.stdout, ran.stderr
         return ran
 

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.asyncio(loop_scope
 async def as_operator(lab: Lab, identity: Path, *arguments: str) -> Ran:
     """Run the command line on host-a as somebody else."""
     command = ["env", f"VMFERRY_CONFIG={identity}", *lab.command("host-a", *arguments)]
-    return await lab.run(command, timeout_s=30)
+    return await lab.run(command, timeout_s=60)
 
 
 @contextlib.contextmanager
@@ -39,7 +39,7 @@ def connected(lab: Lab, identity: Path | None = None, source: str = "host-a") ->
     member = IdentityDirectory(lab.operator).membership().host("host-b")
     plain = socket_in(lab.network.namespace(source), socket.AF_INET, socket.SOCK_STREAM)
     with plain:
-        plain.settimeout(10)
+        plain.settimeout(60)
         plain.connect((member.address, member.port))
         if identity is None:
             yield plain

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.capabilities.bare_qemu import (
+    ANSWER_LIMIT_S,
     OVER,
     PAUSED_GUEST,
     WRITER,
@@ -39,13 +40,15 @@ from vmferry.lab.toolchain import QemuBinary
 
 pytestmark = pytest.mark.real
 
-#: A stream of this guest takes a tenth of a second; one that has not arrived after so long is taken to hang.
+#: A stream of this guest takes a tenth of a second; one that must not arrive, and has not after so long, hangs.
 _HANGS_AFTER_S = 3.0
 _COMPLETED = "completed"
 _TRIED = ("fd", "pipe", "exec", "file", "unix")
 
 
-def stream(binary: QemuBinary, on: tuple[str, ...], transport: str, directory: Path) -> tuple[str, str]:
+def stream(
+    binary: QemuBinary, on: tuple[str, ...], transport: str, directory: Path, limit_s: float = ANSWER_LIMIT_S
+) -> tuple[str, str]:
     """Move a paused guest; return who refused it ("" if nobody did) and what became of it at the destination."""
     with two(binary, *PAUSED_GUEST) as sides:
         refusal = set_up(sides, [name for name in on if name != "tls"])
@@ -55,28 +58,28 @@ def stream(binary: QemuBinary, on: tuple[str, ...], transport: str, directory: P
         source, destination = sides
         out, into, listen_first = ways(transport, sides, directory)
         refusal = destination.ask("migrate-incoming", uri=into) if listen_first else None
-        source.limit_s = _HANGS_AFTER_S
+        source.limit_s = limit_s
         try:
             refusal = refusal or source.ask("migrate", uri=out)
         except TimeoutError:
             return "", "QEMU itself hangs"
         if refusal is not None:
             return refusal, ""
-        return "", arrive(source, destination, None if listen_first else into)
+        return "", arrive(source, destination, None if listen_first else into, limit_s)
 
 
-def arrive(source: BareQemu, destination: BareQemu, into: str | None) -> str:
+def arrive(source: BareQemu, destination: BareQemu, into: str | None, limit_s: float) -> str:
     """Wait for both ends; return how it ended."""
     try:
-        seen = source.wait(*OVER, "pre-switchover", limit_s=_HANGS_AFTER_S)
+        seen = source.wait(*OVER, "pre-switchover", limit_s=limit_s)
         if seen == "pre-switchover":
             source.ask("migrate-continue", state="pre-switchover")
-            seen = source.wait(*OVER, limit_s=_HANGS_AFTER_S)
+            seen = source.wait(*OVER, limit_s=limit_s)
         if seen != _COMPLETED:
             return f"the source {seen or 'hangs'}"
         if into is not None and (refusal := destination.ask("migrate-incoming", uri=into)):
             return refusal
-        return destination.wait(*OVER, limit_s=_HANGS_AFTER_S) or "the destination hangs"
+        return destination.wait(*OVER, limit_s=limit_s) or "the destination hangs"
     except Dead as dead:
         return f"died: {dead}"
 
@@ -108,7 +111,7 @@ def test_ways_that_exclude(binary: QemuBinary, rule: Exclusion, tmp_path: Path) 
     """What the table says of a way is what happens: refused before the start, or accepted and then it fails."""
     if binary.version < BY_NAME[rule.other].since:
         pytest.skip(f"this QEMU has no {rule.other}")
-    refusal, end = stream(binary, closed((rule.one,)), rule.other, tmp_path)
+    refusal, end = stream(binary, closed((rule.one,)), rule.other, tmp_path, _HANGS_AFTER_S)
     assert end != _COMPLETED
     assert bool(refusal) is (rule.verdict(binary.version) is Verdict.REFUSED), (refusal, end)
 

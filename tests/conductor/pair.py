@@ -312,7 +312,7 @@ async def follow(host: Host, handover: HandoverId) -> list[object]:
     return [event async for event in source.feed.follow()]
 
 
-async def wait_until(holds: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
+async def wait_until(holds: Callable[[], bool], what: str, limit_s: float = 60.0) -> None:
     """Wait until something holds."""
     try:
         async with asyncio.timeout(limit_s):

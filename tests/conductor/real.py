@@ -96,7 +96,7 @@ async def ask(host: Host, command: str, answer: str) -> str:
     """Type one letter on the guest's console and return the line that begins with the answer."""
     reader, writer = await process_of(host).open_console()
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             writer.write(command.encode())
             await writer.drain()
             while True:

@@ -115,7 +115,7 @@ async def test_agent_restarts(pair: tuple[Host, Host], image: GuestImage, whose:
 
 async def wait_status(host: Host, status: MigrationStatus) -> None:
     """Wait until the source's QEMU says so."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (await process_of(host).query_migration()).status is not status:  # noqa: ASYNC110 - another agent's doing
             await asyncio.sleep(0.01)
 
@@ -177,7 +177,7 @@ async def test_source_that_fails_behind_its_last_page_never_runs(
 
 async def wait_left(process: QemuGuestProcess, most: int) -> None:
     """Wait until no more than so many bytes are left to send."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (await process.query_migration()).remaining_bytes > most:  # noqa: ASYNC110 - QEMU does not tell
             await asyncio.sleep(0.005)
 

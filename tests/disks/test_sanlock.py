@@ -77,7 +77,7 @@ async def _see_each_other(*hosts: SanlockLeases) -> None:
         facts = [await host.facts() for host in hosts]
         return all(each is not None and len(each.alive) == len(hosts) for each in facts)
 
-    await until(seen, 30.0)
+    await until(seen, 60.0)
 
 
 @pytest.fixture
@@ -193,11 +193,11 @@ async def test_all_or_none(hosts: TwoHosts) -> None:
 
 
 async def test_leases_end_with_their_process(hosts: TwoHosts) -> None:
-    """A process that is killed has none any more, in a moment, whoever watched it."""
+    """A process that is killed has none any more, long before those of a silent host end, whoever watched it."""
     with process(await hosts.b.starting(SPEC, taking=False)) as there:
         with process(await hosts.a.starting(SPEC, taking=True)) as here:
             pass
-        assert await until(lambda: can_take(hosts.b, there), 5.0) < 2.0
+        await until(lambda: can_take(hosts.b, there), DEAD_AFTER_S / 2)
         assert await hosts.a.is_registered(here) is False
         await hosts.a.give(here)
 
@@ -220,7 +220,7 @@ async def test_the_program_can_order_nothing(hosts: TwoHosts) -> None:
         [*begun, "-", "", "--", sys.executable, "-c", f"{shutdown}; os.read(0, 1)"], stdin=-1
     )
     try:
-        await until(lambda: hosts.a.is_registered(child.pid), 5.0)
+        await until(lambda: hosts.a.is_registered(child.pid), 60.0)
         await asyncio.sleep(0.3)
         assert await hosts.a.missing(SPEC, child.pid) == ()
     finally:
@@ -408,7 +408,7 @@ async def test_a_daemon_that_was_killed_leaves_the_leases_to_its_next_life(
             assert not await can_take(hosts.b, there, KILLED)
             daemons.start("host-e", 5)
             assert await leases.missing(KILLED, here) == (KILLED.disks[0].path,)
-            assert await until(lambda: can_take(hosts.b, there, KILLED), 10.0) < 10.0
+            await until(lambda: can_take(hosts.b, there, KILLED), DEAD_AFTER_S / 2)
 
 
 @pytest.mark.slow
@@ -422,7 +422,7 @@ async def test_a_host_that_loses_its_storage_ends_its_processes(daemons: Sanlock
     begun = await leases.starting(LOST, taking=True)
     child = subprocess.Popen([*begun, "-", "", "--", "/bin/sleep", "1000"])  # noqa: ASYNC220 - over at once
     try:
-        await until(lambda: leases.is_registered(child.pid), 5.0)
+        await until(lambda: leases.is_registered(child.pid), 60.0)
         os.truncate(lockspace, 0)
         lost_at = time.monotonic()
         assert await asyncio.to_thread(child.wait, 60.0) == -signal.SIGTERM
@@ -432,7 +432,7 @@ async def test_a_host_that_loses_its_storage_ends_its_processes(daemons: Sanlock
             facts = await leases.facts()
             return facts is not None and facts.problem is not None
 
-        await until(is_told, 10.0)
+        await until(is_told, 60.0)
     finally:
         child.kill()
         child.communicate()

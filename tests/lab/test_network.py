@@ -29,16 +29,16 @@ with socket.create_server((sys.argv[1], 7000)) as server:
 """
 SEND = """
 import socket, sys
-with socket.create_connection((sys.argv[1], 7000), timeout=2) as connection:
+with socket.create_connection((sys.argv[1], 7000), timeout=int(sys.argv[3])) as connection:
     connection.sendall(bytes(int(sys.argv[2])))
     connection.shutdown(socket.SHUT_WR)
     assert connection.recv(2) == b"ok"
 """
 
 
-def send(network: Network, source: str, address: str, size: int = 1) -> bool:
+def send(network: Network, source: str, address: str, size: int = 1, within_s: int = 2) -> bool:
     """Send bytes to the listener and wait for its answer; False when they do not arrive."""
-    argv = [*network.inside(source), sys.executable, "-c", SEND, address, str(size)]
+    argv = [*network.inside(source), sys.executable, "-c", SEND, address, str(size), str(within_s)]
     return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
 
@@ -89,7 +89,7 @@ def test_the_limit_can_be_set_changed_and_removed(network: Network, listener: No
     network.limit(BytesPerSecond(20 * MIB))
     network.limit(BytesPerSecond(4 * MIB))
     started = time.monotonic()
-    assert send(network, "host-a", network.management_address("host-b"), 4 * MIB)
+    assert send(network, "host-a", network.management_address("host-b"), 4 * MIB, within_s=60)
     slow = time.monotonic() - started
     network.limit(None)
     network.limit(None)

@@ -65,11 +65,11 @@ async def test_each_window_tells_its_own_outage(lab_with_echo: BareLab) -> None:
         probe.begin("baseline")
         await asyncio.sleep(0.1)  # the length of the calm window
         probe.begin("cut")
+        calm = await probe.window("baseline")  # it is told when the next has begun, and no answer is on its way
         run("ip", "-n", network.namespace("host-b"), *port, "down")
         await asyncio.sleep(0.1)  # the length of the outage
         run("ip", "-n", network.namespace("host-b"), *port, "up")
         probe.begin("after")
-        calm = await probe.window("baseline")
         cut = await probe.window("cut")
     gap = outage(cut, calm)
     assert calm["answered"] == calm["sent"] > 10

@@ -58,7 +58,7 @@ async def _write_with_gdb(socket: Path, address: int, data: bytes) -> None:
     for command in (f"M{address:x},{len(data):x}:{data.hex()}", "D"):
         checksum = sum(command.encode()) % 256
         writer.write(f"${command}#{checksum:02x}".encode())
-        reply = await asyncio.wait_for(reader.readuntil(b"#"), 10)
+        reply = await asyncio.wait_for(reader.readuntil(b"#"), 60)
         assert reply.endswith(b"$OK#"), reply
         await reader.readexactly(2)
         writer.write(b"+")

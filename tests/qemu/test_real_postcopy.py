@@ -69,7 +69,7 @@ async def make_move(
 
 async def oracle(process: QemuGuestProcess) -> str:
     """Return the guest's word about its memory, as soon as it says anything."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(Broken, TimedOut):
                 return await ask(process.run_dir.console, "o", "oracle", 2.0)
@@ -95,7 +95,7 @@ async def begin(move: Move, wire: Wire, setup: MigrationSetup, stack: contextlib
     await reach(move.destination, S.ACTIVE)
     await move.source.migrate_continue()
     await move.both_in(S.POSTCOPY_ACTIVE)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await move.destination.query_run_state() is RunState.INMIGRATE:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.002)
     assert await move.states() == (RunState.FINISH_MIGRATE, RunState.PAUSED)
@@ -105,7 +105,7 @@ async def begin(move: Move, wire: Wire, setup: MigrationSetup, stack: contextlib
 async def reach(process: object, status: MigrationStatus) -> None:
     """Wait until a side says so."""
     assert isinstance(process, QemuGuestProcess)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await process.query_migration()).status is not status:  # noqa: ASYNC110 - no event is sure
             await asyncio.sleep(0.002)
 
@@ -116,7 +116,7 @@ async def pages_flow(move: Move) -> None:
     With preempt QEMU 10.0's destination can die of a cut in the first milliseconds (docs/design/postcopy.md).
     """
     begun = (await move.source.query_migration()).postcopy_requests
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await move.source.query_migration()).postcopy_requests < begun + 3:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.002)
 

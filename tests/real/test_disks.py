@@ -21,7 +21,7 @@ from vmferry.lab.guest_runs import GuestRun
 from vmferry.lab.hosts import Lab
 from vmferry.lab.network import Cut
 from vmferry.lab.page_faults import page_faults_for_all
-from vmferry.lab.processes import Identity, kill_all
+from vmferry.lab.processes import Identity, command_line, kill_all
 from vmferry.lab.scenarios import Leg, empty, migrate, move, remove, started, wait_finished, wait_state, wait_until
 from vmferry.lab.toolchain import find_qemu
 from vmferry.ports.hypervisor import RunState
@@ -104,7 +104,11 @@ async def test_there_and_back(lab: Lab, kind: str) -> None:
         assert f"{disk.image.name}.left-{leg.report.handover}" in files(lab, left)
         assert disk.image.name not in files(lab, left)
         assert disk.image.name in files(lab, host)
-    assert not [name for host in lab.hosts for name in files(lab, host) if "arriving" in name]
+
+    async def named() -> bool:
+        return not [name for host in lab.hosts for name in files(lab, host) if "arriving" in name]
+
+    await wait_until(named, "no image has the name of one that arrives")  # they are named after the guest runs
     await remove(lab, guest)
 
 
@@ -186,6 +190,7 @@ async def test_with_post_copy(lab: Lab) -> None:
         await remove(lab, guest)
 
 
+@pytest.mark.timeout(900)  # a whole distribution boots without KVM, and its disk is copied
 async def test_a_stock_debian_with_its_firmware_variables(lab: Lab) -> None:
     """Its root disk and the variables of UEFI exist on one host only, and go where it goes."""
     guest = await started(lab, replace(debian_guest("web-9"), local=True, nics=()))
@@ -261,7 +266,7 @@ async def half_copied(lab: Lab, disk: DiskPlan, folder: str = "") -> None:
 
 def is_qemu(process: Identity) -> bool:
     """Tell whether a process is a QEMU."""
-    return "qemu" in Path(f"/proc/{process.pid}/comm").read_text()
+    return "-uuid" in command_line(process.pid).split()
 
 
 @pytest.mark.parametrize("state", ["copying-disks", "precopy"])
@@ -305,10 +310,13 @@ async def test_a_destination_that_is_full(lab: Lab) -> None:
     disk = make_image(lab, "raw", "full", full=True)
     guest = await started(lab, plan(disk))
     mounted = _limit_size(lab, "host-b", SIZE_MIB + 16)
+    hold = lab.hosts["host-a"].hold_dir / "source.copying-disks"
+    hold.touch()
     try:
         handover = await migrate(lab, guest, "host-b", COPY | {"max_bandwidth": 8 * MIB})
         await wait_state(lab, "host-a", handover, "copying-disks")
         (mounted / "filler").write_bytes(bytes(SIZE_MIB * MIB))
+        hold.unlink()
         view = await wait_finished(lab, "host-a", handover)
         assert view.report is not None
         assert view.report.outcome == Outcome.ABORTED, view.report
@@ -316,6 +324,7 @@ async def test_a_destination_that_is_full(lab: Lab) -> None:
         await wait_removed(mounted, disk)
         assert (await guest.disk()).startswith("disk clean")
     finally:
+        hold.unlink(missing_ok=True)
         _unlimit(lab, "host-b")
     await moves_afterwards(lab, guest)
 

@@ -179,6 +179,11 @@ async def test_guests_outlive_their_agent_and_are_adopted(lab: Lab) -> None:
     assert qemu is not None
     lab.hosts["host-a"].agent.kill_worker()
     await lab.hosts["host-a"].api.wait_answer()
+
+    async def is_known() -> bool:
+        return (await guest.view()).run_state is not None
+
+    await wait_until(is_known, "the next worker has found its QEMU")
     after = await guest.view()
     assert (after.pid, after.run_state, after.epoch) == (before.pid, RunState.RUNNING, before.epoch)
     assert is_alive(qemu)

@@ -136,7 +136,11 @@ async def test_a_killed_destination_is_a_lost_guest(calm_lab: Lab) -> None:
     kill_all([qemu])
     assert outcome(await wait_finished(calm_lab, "host-a", handover)) == Outcome.LOST
     assert await guest.list_on("host-a") == []
+
+    async def is_told() -> bool:
+        return (await guest.view("host-b")).note is not None
+
+    await wait_until(is_told, "its end is told there")  # the source hears first that it is lost
     (row,) = await guest.list_on("host-b")
     assert (row.pid, row.owner) == (None, "host-b")
-    assert row.note is not None
     guest.moved_to("host-b")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -61,13 +62,16 @@ async def test_the_agents_answer_others_meanwhile(lab: Lab) -> None:
     assert lab.network is not None
     lab.network.limit(BytesPerSecond(10 * MBIT))  # a probe takes a second there
     try:
-        probing = asyncio.create_task(probe(lab))
-        answered = 0
-        while not probing.done():
-            for host in lab.hosts.values():
-                await host.api.get("/v1/handovers")
-            answered += 1
-        await probing
+        async with AsyncExitStack() as kept:
+            for host in lab.hosts.values():  # what is asked is whether they answer, not how fast they shake hands
+                await kept.enter_async_context(host.api.kept_open())
+            probing = asyncio.create_task(probe(lab))
+            answered = 0
+            while not probing.done():
+                for host in lab.hosts.values():
+                    await host.api.get("/v1/handovers")
+                answered += 1
+            await probing
         assert answered > 3
     finally:
         lab.network.limit(None)

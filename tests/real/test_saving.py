@@ -167,6 +167,7 @@ async def test_an_agent_that_is_killed_while_it_saves(lab: Lab) -> None:
         return not await _is_written(file)
 
     await wait_until(decided, "the next agent has taken it up")
+    await host.api.wait_answer()
     if file.exists():
         await restore(lab, guest, file, "host-b")
 

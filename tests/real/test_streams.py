@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
+import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +19,10 @@ from vmferry.core.progress import Outcome
 from vmferry.core.units import MIB
 from vmferry.lab.guest_plans import GuestPlan, linux_guest, micro_guest
 from vmferry.lab.hosts import Lab
+from vmferry.lab.inside import socket_in
 from vmferry.lab.network import MANAGEMENT, Cut
 from vmferry.lab.page_faults import page_faults_for_all
+from vmferry.lab.processes import command_line
 from vmferry.lab.scenarios import (
     Leg,
     Scenario,
@@ -40,6 +44,7 @@ pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.asyncio(loop_scope
 #: Stands in the micro guest's program, and so in its memory.
 IN_ITS_MEMORY = "oracle clean"
 STREAM_PORT = 7717
+CLOSED_PORT = 9
 
 
 def assert_arrived(legs: list[Leg]) -> None:
@@ -198,8 +203,7 @@ async def test_nothing_carries_for_a_source_that_died(lab: Lab) -> None:
 
 def carriers(lab: Lab, host: str) -> list[int]:
     """Return the programs of a host that carry local connections."""
-    words = [(each, Path(f"/proc/{each.pid}/cmdline").read_bytes()) for each in lab.processes_of(host)]
-    return [each.pid for each, line in words if b"links/carry.py" in line]
+    return [each.pid for each in lab.processes_of(host) if "links/carry.py" in command_line(each.pid)]
 
 
 async def _none_carry(lab: Lab) -> bool:
@@ -210,7 +214,7 @@ async def _none_carry(lab: Lab) -> bool:
 def capture(lab: Lab, file: Path) -> Iterator[None]:
     """Write what passes on the link between the hosts into a file."""
     assert lab.network is not None
-    words = ["tshark", "-q", "-i", MANAGEMENT, "-f", "tcp", "-s", "0", "-w", str(file)]
+    words = ["tshark", "-q", "-i", MANAGEMENT, "-f", "tcp", "-s", "0", "-B", "64", "-w", str(file)]
     listening = subprocess.Popen(
         [*lab.network.inside("host-a"), *words], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -218,20 +222,41 @@ def capture(lab: Lab, file: Path) -> Iterator[None]:
         assert listening.stderr is not None
         while (line := listening.stderr.readline()) and "Capturing on" not in line:
             pass
-        deadline = time.monotonic() + 20
-        while not file.exists() or not file.stat().st_size:  # it has begun when its header is there
-            assert time.monotonic() < deadline, "tshark does not begin"
-            time.sleep(0.02)
+        _wait(lambda: file.exists() and file.stat().st_size > 0, "tshark begins")  # its header is there
         yield
-        time.sleep(0.5)  # what it has captured and not written
+        _wait(lambda: _has_a_knock(lab, file), "tshark writes what it has captured")
         listening.send_signal(signal.SIGINT)
-        listening.communicate(timeout=20)
+        listening.communicate(timeout=60)
     finally:
         if listening.poll() is None:
             os.killpg(listening.pid, signal.SIGKILL)
             listening.wait()
         if listening.stderr is not None:
             listening.stderr.close()
+
+
+def _wait(is_so: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline, f"{what}: not within a minute"
+        time.sleep(0.02)
+
+
+def _has_a_knock(lab: Lab, file: Path) -> bool:
+    """Knock at a closed port over the link, and tell whether a knock stands in a capture: then all before it does."""
+    assert lab.network is not None
+    here, there = (lab.network.management_address(host) for host in ("host-a", "host-b"))
+    with (
+        socket_in(lab.network.namespace("host-a"), socket.AF_INET, socket.SOCK_STREAM) as knocking,
+        contextlib.suppress(ConnectionRefusedError),
+    ):
+        knocking.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        knocking.bind((here, CLOSED_PORT))
+        knocking.connect((there, CLOSED_PORT))
+    knock = socket.inet_aton(here) + socket.inet_aton(there) + struct.pack("!HH", CLOSED_PORT, CLOSED_PORT)
+    with file.open("rb") as written:
+        written.seek(max(0, file.stat().st_size - MIB))
+        return knock in written.read()
 
 
 def seen(file: Path, what: str) -> int:

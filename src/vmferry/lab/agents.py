@@ -88,7 +88,7 @@ class AgentProcess:
         """Let a frozen worker go on."""
         self._signal(self.worker, signal.SIGCONT)
 
-    def stop(self, timeout_s: float = 15.0) -> None:
+    def stop(self, timeout_s: float = 60.0) -> None:
         """Ask the agent to end (SIGTERM) and wait; the QEMUs live on.
 
         Raises:

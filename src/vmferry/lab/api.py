@@ -70,7 +70,7 @@ class Api:
         """Send a DELETE; raises as `get` does."""
         _read(self._host, *await self._ask("DELETE", path, None))
 
-    async def wait_answer(self, timeout_s: float = 30.0) -> None:
+    async def wait_answer(self, timeout_s: float = 60.0) -> None:
         """Wait until the agent answers.
 
         Raises:

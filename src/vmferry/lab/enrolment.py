@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: What an agent that is not enrolled prints, on a line of its own.
 _COMMAND = re.compile(r"^\s+vmferry (host add .*)$", re.MULTILINE)
-CODE_TIMEOUT_S = 20.0
+CODE_TIMEOUT_S = 60.0
 
 
 def operator_environment(directory: Path) -> dict[str, str]:

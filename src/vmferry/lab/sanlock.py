@@ -26,7 +26,7 @@ from vmferry.lab.toolchain import cache_dir
 LOCKSPACE = "vmferry"
 #: Of each read and write, in seconds; a host is silent after 8 of these.
 IO_TIMEOUT_S = 1
-_STARTS_S = 10.0
+_STARTS_S = 60.0
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 
 
@@ -174,7 +174,7 @@ class SanlockDaemons:
             capture_output=True,
             text=True,
             check=False,
-            timeout=_STARTS_S * 3,
+            timeout=_STARTS_S,
         )
 
 

@@ -49,6 +49,7 @@ async def run_scenario(lab: Lab, scenario: Scenario) -> list[Leg]:
 async def move(lab: Lab, guest: GuestRun, destination: str, options: dict[str, object] | None = None) -> Leg:
     """Move a guest and return how it went, with the oracle's word if the guest runs."""
     source = guest.host
+    await wait_until(lambda: _is_free(guest, destination), f"guest {guest.name} is free for a move to {destination}")
     view = await wait_finished(lab, source, await migrate(lab, guest, destination, options))
     if view.report is not None and view.report.outcome == Outcome.MOVED:
         guest.moved_to(destination)
@@ -93,6 +94,14 @@ async def wait_finished(lab: Lab, source: str, handover: str) -> HandoverView:
     return await wait_handover(lab, source, handover, lambda view: view.finished and view.report is not None)
 
 
+async def wait_over(lab: Lab, host: str, handover: str) -> None:
+    """Wait until a hand-over is over at a host, with whatever it has to clean up.
+
+    The source is done as soon as its guest runs again, or is gone; the destination hears of it at that moment.
+    """
+    await wait_handover(lab, host, handover, lambda view: view.finished)
+
+
 async def wait_state(lab: Lab, source: str, handover: str, state: str) -> HandoverView:
     """Wait until a hand-over is in a state; fails at once when it is over instead.
 
@@ -119,27 +128,46 @@ async def wait_until(is_so: Callable[[], Awaitable[bool]], what: str, timeout_s:
 
 
 async def remove(lab: Lab, guest: GuestRun) -> None:
-    """End a guest and forget it."""
+    """End a guest and forget it, when its last hand-over does not hold it any more."""
     api = lab.hosts[guest.host].api
+
+    async def is_free() -> bool:
+        return (await guest.view()).busy_with is None
+
+    await wait_until(is_free, f"guest {guest.name} is free")
     await api.post(f"/v1/guests/{guest.name}/stop", {"force": True})
     await api.delete(f"/v1/guests/{guest.name}")
 
 
 async def empty(lab: Lab) -> None:
-    """End whatever runs in the lab: hand-overs are cancelled or waited for, guests are removed."""
-    for host in lab.hosts.values():
-        found = HandoverList.model_validate(await host.api.get("/v1/handovers"))
-        for view in found.handovers:
-            if view.side == "source" and not view.finished:
-                with contextlib.suppress(VmferryError):  # it is past its commit
-                    await host.api.post(f"/v1/handovers/{view.handover}/cancel")
-                await wait_handover(lab, host.name, view.handover, lambda seen: seen.finished)
+    """End whatever runs in the lab: hand-overs are cancelled or waited for at both hosts, guests are removed."""
+    for name, view in await _unfinished(lab, "source"):
+        with contextlib.suppress(VmferryError):  # it is past its commit
+            await lab.hosts[name].api.post(f"/v1/handovers/{view.handover}/cancel")
+        await wait_over(lab, name, view.handover)
+    for name, view in await _unfinished(lab, "destination"):
+        await wait_over(lab, name, view.handover)
     for host in lab.hosts.values():
         for guest in GuestList.model_validate(await host.api.get("/v1/guests")).guests:
             if guest.pid is not None:
                 await host.api.post(f"/v1/guests/{guest.name}/stop", {"force": True})
             with contextlib.suppress(VmferryError):  # it is only a row about a guest that left
                 await host.api.delete(f"/v1/guests/{guest.name}")
+
+
+async def _unfinished(lab: Lab, side: str) -> list[tuple[str, HandoverView]]:
+    """Return the hand-overs that are not over at this side, with the hosts that say so."""
+    found = []
+    for name, host in lab.hosts.items():
+        known = HandoverList.model_validate(await host.api.get("/v1/handovers"))
+        found += [(name, view) for view in known.handovers if view.side == side and not view.finished]
+    return found
+
+
+async def _is_free(guest: GuestRun, destination: str) -> bool:
+    """Tell whether nothing of an earlier hand-over holds a guest, where it runs or where it is to go."""
+    over = all(view.finished for view in await guest.handovers(destination))
+    return over and (await guest.view()).busy_with is None
 
 
 async def _leg(guest: GuestRun, view: HandoverView, source: str) -> Leg:

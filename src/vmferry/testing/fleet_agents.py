@@ -66,7 +66,7 @@ class RunningAgent:
 
     async def wait_version(self, version: int) -> None:
         """Wait until it has stored this version of the fleet document."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.identity.membership().version != version:  # noqa: ASYNC110 - a file is what is watched
                 await asyncio.sleep(0.01)
 
@@ -84,7 +84,7 @@ class RunningAgent:
         if self._task is None:
             raise RuntimeError("the agent was not started")
         wait = asyncio.create_task(event.wait())
-        await asyncio.wait((wait, self._task), return_when=asyncio.FIRST_COMPLETED, timeout=20)
+        await asyncio.wait((wait, self._task), return_when=asyncio.FIRST_COMPLETED, timeout=60)
         wait.cancel()
         if self._task.done():
             self._task.result()

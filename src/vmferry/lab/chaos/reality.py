@@ -152,7 +152,7 @@ async def oracle_complaints(scene: Scene, found: Reality) -> list[str]:
         return []
     scene.guest.moved_to(HOSTS[found.running[0]])
     try:
-        said = await scene.guest.oracle(20.0)
+        said = await scene.guest.oracle()
     except VmferryError as error:
         return [f"the oracle does not answer: {error}"]
     scene.history.note(said)

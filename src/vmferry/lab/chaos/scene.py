@@ -25,7 +25,7 @@ HOSTS = {Side.SOURCE: "host-a", Side.DESTINATION: "host-b"}
 #: In the command line of what carries a stream between local sockets and the network.
 CARRIER = "links/carry.py"
 #: The hand-over must come to a hold within this; it takes well under a second unless it goes another way.
-REACH_S = 15.0
+REACH_S = 60.0
 
 
 @dataclass

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 #: What Debian 12 and 13 call it; without the "system" packages no service is set up on the machine.
 PACKAGES = ("libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients")
-ANSWER_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 120.0
 ENDS_WITHIN_S = 30.0
 _PID_FILE = "daemon.pid"
 #: Other programs of the same build, which libvirt would ask too.
@@ -148,7 +148,7 @@ class LibvirtDaemon:
         """Have it end by itself, and do not wait. Its guests' QEMUs live on."""
         self._send(signal.SIGTERM)
 
-    async def virsh(self, *arguments: str, timeout_s: float = 60.0) -> Ran:
+    async def virsh(self, *arguments: str, timeout_s: float = 120.0) -> Ran:
         """Run virsh on this host, with this daemon.
 
         Raises:
@@ -160,7 +160,7 @@ class LibvirtDaemon:
         """Return the command line of `virsh` on this host."""
         return [*self._lab.inside(self.host), "virsh", "-q", "-c", self.socket_uri(), *arguments]
 
-    async def must(self, *arguments: str, timeout_s: float = 60.0) -> str:
+    async def must(self, *arguments: str, timeout_s: float = 120.0) -> str:
         """Run virsh and return its output.
 
         Raises:
