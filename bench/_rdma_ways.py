@@ -67,6 +67,7 @@ async def measure(version: str) -> dict[Way, Seen]:
             for name in _GUESTS.values():
                 disks = (DiskPlan(_DISK, "raw"),) if name == _GUESTS[True] else ()
                 await fleet.run_guest(replace(micro_guest(name), working_set_mib=8, rate=1, disks=disks), "host-a")
+                await fleet.must("guest", "pause", name)  # so that the host's only CPU is the agent's while it is asked
             asked = [way for way in ways() if way.link == RDMA]
             found = await _ask_all(lab.hosts["host-a"], asked)
             seen = {}
@@ -84,15 +85,15 @@ async def measure(version: str) -> dict[Way, Seen]:
 async def _ask_all(host: NestedHost, asked: list[Way]) -> list[list[Any]]:
     """Return the blockers of each way, and what came of the move if there are any."""
     questions = [(_GUESTS[way.disk], way.options) for way in asked]
-    said = await host.python(_ASK_ALL, str(FOLDER / "operator"), text=json.dumps(questions), timeout_s=900)
+    said = await host.python(_ASK_ALL, str(FOLDER / "operator"), text=json.dumps(questions), timeout_s=1800)
     return [json.loads(line) for line in said.splitlines()]
 
 
 async def _move(fleet: NestedFleet, way: Way, *, live: bool) -> Seen:
-    """Move its guest from host-a to host-b, and look at it there."""
+    """Move its guest, which is paused, from host-a to host-b, and look at it there."""
     name = _GUESTS[way.disk]
-    if not live:  # QEMU 7.2 loses writes of a guest that runs under TCG
-        await fleet.must("guest", "pause", name)
+    if live:  # QEMU 7.2 loses writes of a guest that runs under TCG
+        await fleet.must("guest", "resume", name)
     await fleet.must("migrate", name, "host-b", "--link", RDMA, "--plain", *(("--copy-disks",) if way.disk else ()))
     if not live:
         await fleet.must("guest", "resume", name)
