@@ -37,6 +37,22 @@ from vmferry.lab.channel import ask
 socket = next(Path(sys.argv[1]).rglob(sys.argv[2] + "/console.sock"))
 print(asyncio.run(ask(socket, sys.argv[3], sys.argv[4], float(sys.argv[5]))))
 """
+#: The same until there is an answer: a guest that boots empties its console's queue, and what was asked before is lost.
+_ASK_AGAIN = """
+import asyncio, sys, time
+from pathlib import Path
+from vmferry.core.errors import TimedOut
+from vmferry.lab.channel import ask
+socket = next(Path(sys.argv[1]).rglob(sys.argv[2] + "/console.sock"))
+ends = time.monotonic() + float(sys.argv[5])
+while True:
+    try:
+        print(asyncio.run(ask(socket, sys.argv[3], sys.argv[4], 10.0)))
+        break
+    except TimedOut:
+        if time.monotonic() > ends:
+            raise
+"""
 
 
 class NestedFleet:
@@ -113,12 +129,15 @@ class NestedFleet:
         file = FOLDER / f"{plan.name}.toml"
         await self.hosts[self._first].must("tee", str(file), text=plan.toml(image))
         await self.must("guest", "run", str(file), "--on", host)
-        await self.oracle(plan.name, host, _READY_TIMEOUT_S)
+        await self._ask(_ASK_AGAIN, plan.name, host, _READY_TIMEOUT_S)
 
     async def oracle(self, guest: str, host: str, timeout_s: float = 60.0) -> str:
         """Return what a micro guest on a host says about its memory: "oracle clean ..." or "oracle DIRTY ..."."""
+        return await self._ask(_ASK, guest, host, timeout_s)
+
+    async def _ask(self, code: str, guest: str, host: str, timeout_s: float) -> str:
         arguments = (str(FOLDER / "run"), guest, "o", "oracle", str(timeout_s))
-        return (await self.hosts[host].python(_ASK, *arguments, timeout_s=timeout_s + 30)).strip()
+        return (await self.hosts[host].python(code, *arguments, timeout_s=timeout_s + 60)).strip()
 
     async def log(self, host: str) -> str:
         """Return what a host's agent has written."""
