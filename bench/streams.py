@@ -205,7 +205,7 @@ def main() -> None:
             seen[version] = seen_of(parts.of(version, partial(rows_by, measure, version)))
     for version in asked.qemus:
         seen[version] |= seen_of(parts.of(f"{version} rdma", partial(rows_by, _rdma_ways.measure, version)))
-    command = f"./run bench streams --qemus {','.join(asked.qemus)}"
+    command = f"./run bench streams --qemus {','.join(asked.qemus)}" + " --resume" * asked.resume
     found = conditions(command, "TCG", " and ".join(asked.qemus), time.monotonic() - began)
     rows = [
         {"qemu": version, **way.options, "link": way.link, "postcopy": way.postcopy, **dataclasses.asdict(result)}
