@@ -2,7 +2,7 @@
 
     ./run bench migrate --short                     about ten minutes
     ./run bench migrate [--rounds 5] [--minutes N] [--resume] [--cells A,B] [--movers X,Y] [--seed 1] [--limit 120]
-                        [--name NAME]
+                        [--name NAME] [--libvirt 11.3]
     ./run bench migrate --list
 
 The full grid takes many hours: give it `--minutes`, and go on with `--resume` later, with the same or other cells; that
@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import hashlib
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +35,8 @@ from vmferry.lab.hosts import Lab
 from vmferry.lab.libvirt import LibvirtDaemon, libvirt_missing
 from vmferry.lab.page_faults import page_faults_for_all
 from vmferry.lab.registry import sweep
-from vmferry.lab.toolchain import cache_dir, find_qemu
+from vmferry.lab.toolchain import LibvirtBuild, cache_dir, find_libvirt, find_qemu
+from vmferry.lab.toolchain.libvirt import find_libvirts
 
 ROUNDS, SHORT_ROUNDS = 5, 2
 LIMIT_S, SHORT_LIMIT_S = 120.0, 30.0
@@ -59,6 +59,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--movers", type=lambda text: text.split(","), help="which, with commas between them")
     parser.add_argument("--seed", type=int, default=1, help="of the order")
     parser.add_argument("--name", default=report.NAME, help="of the result and its page")
+    parser.add_argument("--libvirt", help="which, as 11.3; default: the one that is installed")
     parser.add_argument("--list", action="store_true", help="print cells and movers")
     asked = parser.parse_args()
     asked.rounds = asked.rounds or (SHORT_ROUNDS if asked.short else ROUNDS)
@@ -75,9 +76,9 @@ async def measure(asked: argparse.Namespace, cells: Sequence[Cell]) -> tuple[Rec
         VmferryError: the lab or a daemon cannot be built.
     """
     began, budget = time.monotonic(), Budget(asked.minutes)
-    qemu = find_qemu(10, 0)
+    qemu, libvirt = find_qemu(10, 0), _libvirt(asked)
     async with Lab(qemus={"host-a": qemu, "host-b": qemu}) as lab:
-        daemons = {host: LibvirtDaemon(lab, host) for host in lab.hosts}
+        daemons = {host: LibvirtDaemon(lab, host, libvirt) for host in lab.hosts}
         try:
             movers = chosen_movers(all_movers(lab, daemons), asked.movers, short=asked.short)
             if any(isinstance(mover, VirshMover) for mover in movers):
@@ -148,8 +149,20 @@ def _key(asked: argparse.Namespace, movers: Sequence[Mover]) -> dict[str, Any]:
         "seed": asked.seed,
         "limit_s": asked.limit,
         "movers": [mover.name for mover in movers],
+        "libvirt": _version(_libvirt(asked)),
         "sources": _sources(),
     }
+
+
+def _libvirt(asked: argparse.Namespace) -> LibvirtBuild:
+    """Return the libvirt that was asked for, or the installed one."""
+    if asked.libvirt:
+        return find_libvirt(*map(int, asked.libvirt.split(".")))
+    return next(build for build in find_libvirts() if build.root is None)
+
+
+def _version(build: LibvirtBuild) -> str:
+    return ".".join(map(str, build.version))
 
 
 def _sources() -> str:
@@ -187,10 +200,9 @@ def main() -> int:
         print("\nInterrupted. Everything that was started is gone; go on with --resume.")
         return 130
     found = conditions(_command(asked), "TCG", "10.0", took_s)
-    libvirt = subprocess.run(["libvirtd", "--version"], capture_output=True, text=True, check=False).stdout.split()[-1:]
     measured = {move.cell for move in record.moves} | {cell.id for cell in cells}
     shown = [cell for cell in (*all_cells(), BASE) if cell.id in measured]
-    report.write_all({**found, "libvirt": "".join(libvirt)}, asked, shown, movers, record, left)
+    report.write_all({**found, "libvirt": _version(_libvirt(asked))}, asked, shown, movers, record, left)
     return 0
 
 
@@ -200,6 +212,7 @@ def _command(asked: argparse.Namespace) -> str:
     words += [f"--rounds {asked.rounds}", f"--limit {asked.limit:g}", f"--seed {asked.seed}"]
     words += [f"--minutes {asked.minutes:g}"] if asked.minutes else []
     words += [f"--name {asked.name}"] if asked.name != report.NAME else []
+    words += [f"--libvirt {asked.libvirt}"] if asked.libvirt else []
     words += ["--resume"] if asked.resume else []
     words += [f"--cells '{','.join(asked.cells)}'"] if asked.cells else []
     words += [f"--movers '{','.join(asked.movers)}'"] if asked.movers else []

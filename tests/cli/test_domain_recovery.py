@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,9 @@ from vmferry.cli.fleet import Answers
 from vmferry.cli.libvirt_records import MoveRecord, find_record, forget, steering
 from vmferry.cli.main import app
 from vmferry.core.errors import BadInput, Denied, NotFound
+from vmferry.core.units import MIB, BytesPerSecond
 from vmferry.libvirt import event_loop
+from vmferry.libvirt.moves.standing import Job, Run, Standing
 
 libvirt = pytest.importorskip("libvirt")
 
@@ -135,6 +139,31 @@ def test_a_move_that_another_process_steers_is_left_to_it(directory: Path) -> No
         code, said = run("recover", "web-7")
         assert (code, "another vmferry steers it" in said) == (0, True)
     assert find_record("web-7") == RECORD
+
+
+async def test_pages_follow_again_when_the_command_that_held_them_back_has_died(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only of a guest that has left and is not all there; as fast as was asked for."""
+    limits: list[BytesPerSecond | None] = []
+
+    class Source:
+        async def set_postcopy_bandwidth(self, _name: str, limit: BytesPerSecond | None) -> None:
+            limits.append(limit)
+
+    here = Standing(Run.LEFT, Job.OUT)
+
+    async def look(_scene: object) -> tuple[None, tuple[Standing, Standing]]:
+        return None, (here, Standing(Run.PARTIAL))
+
+    monkeypatch.setattr(domain_recovery, "_look", look)
+    for parameters in ({}, {"bandwidth.postcopy": 20}):
+        record = replace(RECORD, parameters=parameters)
+        scene = SimpleNamespace(case=SimpleNamespace(domain="web-7"), record=record, source=Source())
+        await domain_recovery._hasten(scene)  # type: ignore[arg-type]  # as much of a scene as it needs
+    here = Standing(Run.RUNS, Job.OUT)
+    await domain_recovery._hasten(scene)  # type: ignore[arg-type]
+    assert limits == [None, 20 * MIB]
 
 
 @pytest.mark.parametrize("command", ["cancel", "watch"])

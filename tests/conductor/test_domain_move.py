@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from vmferry.conductor.plan import Asked, Choice
 from vmferry.core.errors import Broken, InDoubt, Refused, VmferryError
 from vmferry.core.migration import MigrationSample, MigrationStatus
 from vmferry.core.progress import PolicyOrdered
+from vmferry.core.rounds.following import QUIET
 from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds
 
 LINK = BytesPerSecond(100 * MIB)
@@ -83,6 +85,10 @@ class FakeDomain:
     async def set_bandwidth(self, bandwidth: BytesPerSecond | None) -> None:
         """Take it."""
         self._call(f"set_bandwidth {bandwidth}")
+
+    async def set_following(self, bandwidth: BytesPerSecond | None) -> None:
+        """Take it."""
+        self._call(f"set_following {bandwidth}")
 
     async def start_postcopy(self) -> None:
         """Leave at once."""
@@ -159,6 +165,48 @@ async def tell_rounds(domain: FakeDomain, number: int) -> None:
 async def test_postcopy_is_begun_where_nothing_else_helps() -> None:
     """The same rest, round after round: what a policy of ours does with QEMU it does with libvirt."""
     domain = FakeDomain([200])
+    ended, _ = await moved(domain, "vmferry", postcopy=True)
+    assert ended.failure is None
+    assert "start_postcopy" in domain.calls
+
+
+class LeavingDomain(FakeDomain):
+    """One that leaves when it is told to, and is there when nothing holds its pages back any more."""
+
+    left = False
+
+    async def start_postcopy(self) -> None:
+        """Leave; its pages follow."""
+        self._call("start_postcopy")
+        self.left = True
+
+    async def sample(self) -> MigrationSample:
+        """Tell that it has left."""
+        sample = await super().sample()
+        return replace(sample, status=MigrationStatus.POSTCOPY_ACTIVE) if self.left else sample
+
+    async def set_following(self, bandwidth: BytesPerSecond | None) -> None:
+        """Arrive with the last order."""
+        await super().set_following(bandwidth)
+        if bandwidth is None:
+            self._over.set_result(None)
+
+
+async def test_pages_follow_slowly_at_first() -> None:
+    """Next to nothing is sent unasked in the first moments, and then more and more."""
+    domain = LeavingDomain([200])
+    ended, _ = await moved(domain, "vmferry", postcopy=True)
+    assert ended.failure is None
+    orders = [call.split()[1] for call in domain.calls if call.startswith("set_following")]
+    assert domain.calls.index(f"set_following {QUIET}") == domain.calls.index("start_postcopy") - 1
+    assert (orders[0], orders[-1]) == (str(QUIET), "None")
+    steps = [int(order) for order in orders[:-1]]
+    assert steps == sorted(steps)
+
+
+async def test_a_libvirt_that_cannot_hold_pages_back_sends_them_as_they_come() -> None:
+    """It is no reason to give a guest up."""
+    domain = FakeDomain([200], refuses=["set_following"])
     ended, _ = await moved(domain, "vmferry", postcopy=True)
     assert ended.failure is None
     assert "start_postcopy" in domain.calls

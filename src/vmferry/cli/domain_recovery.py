@@ -16,7 +16,7 @@ from vmferry.cli.libvirt_records import MoveRecord, check_hosts, find_record, fo
 from vmferry.cli.output import INTERRUPTED, say
 from vmferry.core.errors import GuestBusy, NotFound, VmferryError
 from vmferry.core.progress import Finished, Outcome
-from vmferry.core.units import Bytes, Milliseconds
+from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds
 
 if TYPE_CHECKING:
     from vmferry.libvirt.adapter import LibvirtConnection
@@ -246,6 +246,7 @@ async def _recover(scene: Scene, steering: _Steering, *, is_held: bool) -> dict[
     from vmferry.libvirt.moves.recovery import recover
 
     can = scene.record is not None and scene.source is not None
+    await _hasten(scene)
     ended = await recover(
         scene.case,
         steer=(lambda: _steer(scene, steering)) if can else None,
@@ -254,6 +255,19 @@ async def _recover(scene: Scene, steering: _Steering, *, is_held: bool) -> dict[
     if is_held:
         _forget_if_certain(scene.case, ended)
     return _ended(scene, ended, tuple(steering.failures))
+
+
+async def _hasten(scene: Scene) -> None:
+    """Let the pages of a guest that has left follow as they can: whoever began that slowly may have died then."""
+    from vmferry.libvirt.moves.standing import Job, Run
+
+    _, (here, _there) = await _look(scene)
+    if scene.source is not None and (here.run, here.job) == (Run.LEFT, Job.OUT):
+        limit = None if scene.record is None else scene.record.parameters.get("bandwidth.postcopy")
+        with contextlib.suppress(VmferryError):  # its last page has come meanwhile
+            await scene.source.set_postcopy_bandwidth(
+                scene.case.domain, None if limit is None else BytesPerSecond(int(limit) * MIB)
+            )
 
 
 def _given_up(verdict: Verdict) -> str:

@@ -34,7 +34,8 @@ from vmferry.core.convergence.trace import Trace
 from vmferry.core.errors import InDoubt, Refused, VmferryError
 from vmferry.core.migration import MigrationSample, MigrationStatus
 from vmferry.core.progress import PolicyBegan, PolicyOrdered, Progress, RoundEnded
-from vmferry.core.units import Milliseconds, Pages
+from vmferry.core.rounds.following import QUIET, may_follow
+from vmferry.core.units import BytesPerSecond, Milliseconds, Pages
 from vmferry.ports.domains import MovingDomain
 
 Event = PolicyBegan | PolicyOrdered | Progress | RoundEnded
@@ -84,6 +85,7 @@ class DomainMove:
         self._gave_up: str | None = None
         self._began = time.monotonic()
         self._silent_since: float | None = None  #: its daemon does not answer
+        self._following = _Following(domain)
 
     async def run(self) -> Ended:
         """Move the domain; a caller that is cancelled has the move given up, unless libvirt is past that.
@@ -153,6 +155,7 @@ class DomainMove:
         began: Milliseconds | None = None
         while True:
             sample = await self._read()
+            await self._following.saw(sample, self._now())
             if sample.status is MigrationStatus.ACTIVE and began is None:
                 began = self._now()
                 await self._carry_out(first, None)
@@ -226,11 +229,41 @@ class DomainMove:
             case Resume():
                 await self._domain.resume()
             case StartPostcopy():
+                await self._following.begin()
                 await self._domain.start_postcopy()
             case Cancel(rule=rule):
                 await self.give_up(rule)
             case _:
                 raise Refused(f"libvirt has no order for {order_text(order)}")
+
+
+class _Following:
+    """How fast pages follow a guest that has left by post-copy: next to none at first, as with guests of ours."""
+
+    def __init__(self, domain: MovingDomain) -> None:
+        self._domain = domain
+        self._link = BytesPerSecond(0)
+        self._ordered: BytesPerSecond | None = None
+        self._left_ms: Milliseconds | None = None  #: since when it runs at the destination
+
+    async def begin(self) -> None:
+        """Have them follow slowly from its first moment on; where libvirt refuses that they come as they do."""
+        await self._order(QUIET)
+
+    async def saw(self, sample: MigrationSample, now_ms: Milliseconds) -> None:
+        """Let more of them follow, as its time at the destination and the link allow; a refusal is asked again."""
+        if sample.status is MigrationStatus.ACTIVE:
+            self._link = sample.bandwidth or self._link
+        if sample.status is not MigrationStatus.POSTCOPY_ACTIVE or self._ordered is None:
+            return
+        self._left_ms = now_ms if self._left_ms is None else self._left_ms
+        if (most := may_follow(Milliseconds(now_ms - self._left_ms), self._link)) != self._ordered:
+            await self._order(most)
+
+    async def _order(self, most: BytesPerSecond | None) -> None:
+        with contextlib.suppress(VmferryError):
+            await self._domain.set_following(most)
+            self._ordered = most
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,8 +247,16 @@ class LibvirtConnection:
 
     async def set_bandwidth(self, name: str, bandwidth: BytesPerSecond | None) -> None:
         """Limit the stream, in steps of 1 MiB/s; None: as much as the link gives."""
+        await self._set_max_speed("bandwidth", name, bandwidth, 0)
+
+    async def set_postcopy_bandwidth(self, name: str, bandwidth: BytesPerSecond | None) -> None:
+        """Limit what is sent in post-copy beside the pages that the guest waits for; as above (libvirt 5.1)."""
+        flag = int(_load().VIR_DOMAIN_MIGRATE_MAX_SPEED_POSTCOPY)
+        await self._set_max_speed("bandwidth of post-copy", name, bandwidth, flag)
+
+    async def _set_max_speed(self, what: str, name: str, bandwidth: BytesPerSecond | None, flags: int) -> None:
         limit = _NO_LIMIT_MIB if bandwidth is None else mib_per_second(bandwidth)
-        await self._order("bandwidth", name, lambda domain: domain.migrateSetMaxSpeed(limit, 0))
+        await self._order(what, name, lambda domain: domain.migrateSetMaxSpeed(limit, flags))
 
     async def start_postcopy(self, name: str) -> None:
         """Have the domain started at the destination while its pages follow.

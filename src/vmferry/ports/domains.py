@@ -41,6 +41,12 @@ class MovingDomain(Protocol):
     async def set_bandwidth(self, bandwidth: BytesPerSecond | None) -> None:
         """Limit the stream; None: as much as the link gives."""
 
+    async def set_following(self, bandwidth: BytesPerSecond | None) -> None:
+        """Limit what is sent in post-copy beside the pages that the guest waits for; None: as asked for at the start.
+
+        Without effect where those wait in the queue behind the others: then it would only take longer.
+        """
+
     async def start_postcopy(self) -> None:
         """Have it started at the destination while its pages follow."""
 

@@ -96,7 +96,8 @@ class RecordedMove:
             move.set_downtime_limit,
             move.set_bandwidth,
         )
-        self.start_postcopy, self.suspend, self.resume = move.start_postcopy, move.suspend, move.resume
+        self.start_postcopy, self.set_following = move.start_postcopy, move.set_following
+        self.suspend, self.resume = move.suspend, move.resume
         self.move, self.wait_news = move.move, move.wait_news
 
     async def sample(self) -> MigrationSample:

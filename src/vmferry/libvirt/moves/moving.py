@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from vmferry.core.errors import Broken, TimedOut, VmferryError
 from vmferry.core.migration import MigrationSample
-from vmferry.core.units import BytesPerSecond, Milliseconds
+from vmferry.core.units import MIB, BytesPerSecond, Milliseconds
 from vmferry.libvirt.adapter import LibvirtConnection
+from vmferry.libvirt.moves import terms
 from vmferry.libvirt.moves.flows import Carrier, EitherFlow
 from vmferry.libvirt.moves.happenings import Happening, Lost
 from vmferry.libvirt.moves.request import Request
@@ -78,6 +79,14 @@ class LibvirtMove:
     async def set_bandwidth(self, bandwidth: BytesPerSecond | None) -> None:
         """Limit the stream; None: as much as the link gives."""
         await self.source.set_bandwidth(self.name, bandwidth)
+
+    async def set_following(self, bandwidth: BytesPerSecond | None) -> None:
+        """Limit pages that nobody waits for, where the others overtake them; never above what was asked for."""
+        if not self.request.preempts:
+            return
+        asked = self.request.parameters.get(terms.BANDWIDTH_POSTCOPY.name)
+        limits = [one for one in (bandwidth, None if asked is None else int(str(asked)) * MIB) if one is not None]
+        await self.source.set_postcopy_bandwidth(self.name, BytesPerSecond(min(limits)) if limits else None)
 
     async def start_postcopy(self) -> None:
         """Have it started at the destination while its pages follow."""

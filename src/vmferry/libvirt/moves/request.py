@@ -67,6 +67,7 @@ class Request:
     parameters: Mapping[str, Value] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()  #: a sentence each
     blockers: tuple[Blocker, ...] = ()  #: not empty: the move is not to start
+    preempts: bool = False  #: pages that the guest waits for overtake the others in post-copy
 
 
 def make_request(wish: Wish, version: Version) -> Request:
@@ -86,13 +87,20 @@ def make_request(wish: Wish, version: Version) -> Request:
             else:
                 parameters[term.name] = value
             continue
-        old = f"libvirt {version_text(version)} is too old for {term.what} ({term.name}, {version_text(term.since)})"
+        old = _too_old(version, term)
         if need is Need.REQUIRED:
             fix = f"update libvirt on both hosts to {version_text(term.since)} or newer, or do without"
             blockers.append(Blocker("libvirt.too-old", old, fix))
         else:
             left_out.append(old)
-    return Request(tuple(flags), parameters, tuple(left_out), tuple(blockers))
+    preempts = wish.postcopy and version >= terms.PREEMPT.since
+    if wish.postcopy and not preempts:
+        left_out.append(f"{_too_old(version, terms.PREEMPT)}: it may stand for a second or two once it has left")
+    return Request(tuple(flags), parameters, tuple(left_out), tuple(blockers), preempts)
+
+
+def _too_old(version: Version, term: Term) -> str:
+    return f"libvirt {version_text(version)} is too old for {term.what} ({term.name}, {version_text(term.since)})"
 
 
 def mib_per_second(bandwidth: BytesPerSecond) -> int:

@@ -46,6 +46,9 @@ POSTCOPY = _flag("POSTCOPY", (1, 3, 3), "post-copy may be begun")
 TLS = _flag("TLS", (3, 2, 0), "QEMU encrypts, by the hosts' certificates")
 PARALLEL = _flag("PARALLEL", (5, 2, 0), "several channels")
 
+#: Nobody asks for it: libvirt has it by itself from then on, and then QEMU's since 7.1 do (NEWS.rst of 10.0.0).
+PREEMPT = Term("postcopy-preempt", (10, 0, 0), "pages that the guest waits for overtake the others in post-copy")
+
 BANDWIDTH = Term("bandwidth", (1, 1, 0), "MiB/s of the stream")
 STREAM_URI = Term("migrate_uri", (1, 1, 0), "where the stream goes")
 DESTINATION_XML = Term("destination_xml", (1, 1, 0), "the domain as it is at the destination")
