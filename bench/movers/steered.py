@@ -10,7 +10,7 @@ from grid.figures import Word
 from grid.observe import DESTINATION, SOURCE
 
 from movers.virsh import VirshMover
-from vmferry.conductor.domain_move import DomainMove, Ended, Event
+from vmferry.conductor.domain_move import DomainMove, Ended, Event, unattended_brake
 from vmferry.conductor.plan import Asked, Choice
 from vmferry.core.capabilities import StreamWish
 from vmferry.core.errors import Broken
@@ -51,8 +51,13 @@ class SteeredMover(VirshMover):
         """Move the domain under our policy; a late one is given up."""
         source, carrier, there = self._open
         uri = self._daemons[DESTINATION].uri
+        stream, choice = StreamWish(encrypted=False), Choice(max_gap_ms=Milliseconds(GOAL_GAP_MS))
+        asked = Asked(choice, self._memory, None, None, postcopy=self.postcopy, stream=stream)
+        brake = unattended_brake(asked)
         wish = Wish(
-            StreamWish(encrypted=False),
+            stream,
+            auto_converge=brake > 0,
+            brake=brake,
             postcopy=self.postcopy,
             stream_uri=uri.replace("qemu+tcp", "tcp").removesuffix("/system"),
             tuning=Tuning(unsafe=bool(self._unsafe)),  # libvirt cannot know that both hosts see the same files
@@ -60,10 +65,9 @@ class SteeredMover(VirshMover):
         request = make_request(wish, min([await source.version(), await there.version()]))
         if request.blockers:
             raise Broken("; ".join(blocker.what for blocker in request.blockers))
-        choice = Choice(max_gap_ms=Milliseconds(GOAL_GAP_MS))
-        asked = Asked(choice, self._memory, None, None, postcopy=self.postcopy, stream=wish.stream)
         async with source.listening(GUEST) as heard:
-            move = DomainMove(LibvirtMove(source, carrier, GUEST, uri, request, heard), asked, _ignore)
+            domain = LibvirtMove(source, carrier, GUEST, uri, request, heard)
+            move = DomainMove(domain, asked, _ignore, bounded=brake > 0)
             running = asyncio.create_task(move.run())
             await asyncio.wait({running}, timeout=limit_s)
             if late := not running.done():

@@ -31,7 +31,7 @@ from vmferry.libvirt.moves.standing import ABSENT, Standing, run_of
 
 HERE, THERE = (LibvirtHost(name, *(f"qemu+ssh://{name}/system",) * 2) for name in ("lv-a", "lv-b"))
 ASKED = Asked(Choice(), Bytes(256 * MIB), None, None)
-PLAN = Plan(HERE, THERE, ASKED, Request(), Request(), None, Copies(), Fence(""), False, (), (), "KVM")
+PLAN = Plan(HERE, THERE, ASKED, Request(), Request(), None, Copies(), Fence(""), False, False, (), (), "KVM")
 #: What the source said last.
 LAST = MigrationSample(
     MigrationStatus.POSTCOPY_ACTIVE, rounds=3, transferred_bytes=Bytes(200 * MIB), total_bytes=Bytes(257 * MIB)

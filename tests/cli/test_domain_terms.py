@@ -11,11 +11,11 @@ import pytest
 from tests.cli.conftest import Ran
 
 from vmferry.cli import domain_terms
-from vmferry.cli.domain_terms import images_for, is_braked, is_held, parse_terms
+from vmferry.cli.domain_terms import Brake, brake_of, images_for, is_held, parse_terms
 from vmferry.conductor.plan import Asked, Choice
 from vmferry.core.errors import BadInput, NotFound, Unreachable, VmferryError
 from vmferry.core.ids import GuestUuid
-from vmferry.core.units import GIB, Bytes
+from vmferry.core.units import GIB, Bytes, Percent
 from vmferry.libvirt.copies import Image, ImagesThere
 from vmferry.libvirt.copies.images import Size
 from vmferry.libvirt.facts import Domain, DomainState
@@ -50,18 +50,21 @@ def test_a_brake_that_libvirt_has_no_order_for(brake: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "brake", "is_on"),
+    ("policy", "brake", "postcopy", "is_on", "begins_with"),
     [
-        ("vmferry", None, False),  # it wants to steer the brake, and cannot
-        ("ovirt-suspend", None, True),
-        ("vmferry", "auto-converge", True),
-        ("vmferry", "none", False),
+        ("vmferry", None, False, True, 50),  # it cannot steer the brake, so that is bounded by its goal of 90 ms
+        ("vmferry", None, True, False, 0),  # post-copy takes less than a brake
+        ("ovirt-suspend", None, False, True, 0),
+        ("article", None, False, False, 0),
+        ("vmferry", "auto-converge", False, True, 0),
+        ("vmferry", "none", False, False, 0),
     ],
 )
-def test_when_qemu_may_brake(policy: str, brake: str | None, is_on: bool) -> None:
-    """Where it was asked for, or the policy lets QEMU do it by itself."""
+def test_when_qemu_may_brake(policy: str, brake: str | None, postcopy: bool, is_on: bool, begins_with: int) -> None:
+    """Where it was asked for, or the policy lets QEMU do it by itself, or has a goal that bounds it."""
     options = {} if brake is None else {"throttle": brake}
-    assert is_braked(parse_terms(options), Asked(Choice(policy), Bytes(GIB), None, None)) is is_on
+    asked = Asked(Choice(policy), Bytes(GIB), None, None, postcopy=postcopy)
+    assert brake_of(parse_terms(options), asked) == Brake(is_on, Percent(begins_with))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from vmferry.conductor import domain_move
-from vmferry.conductor.domain_move import DomainMove, Ended, Event
+from vmferry.conductor.domain_move import DomainMove, Ended, Event, unattended_brake
 from vmferry.conductor.plan import Asked, Choice
 from vmferry.core.errors import Broken, InDoubt, Refused, VmferryError
 from vmferry.core.migration import MigrationSample, MigrationStatus
@@ -121,7 +121,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def moved(
-    domain: FakeDomain, policy: str, *, postcopy: bool = False, bandwidth: BytesPerSecond | None = LINK
+    domain: FakeDomain,
+    policy: str,
+    *,
+    postcopy: bool = False,
+    bandwidth: BytesPerSecond | None = LINK,
+    bounded: bool = False,
 ) -> tuple[Ended, list[Event]]:
     """Move it under a policy; returns how that ended and what watchers were told."""
     told: list[Event] = []
@@ -131,7 +136,7 @@ async def moved(
 
     asked = Asked(Choice(policy), RAM, bandwidth, None, postcopy=postcopy)
     async with asyncio.timeout(20):
-        return await DomainMove(domain, asked, tell).run(), told
+        return await DomainMove(domain, asked, tell, bounded=bounded).run(), told
 
 
 async def test_a_domain_that_writes_little_arrives() -> None:
@@ -168,6 +173,37 @@ async def test_postcopy_is_begun_where_nothing_else_helps() -> None:
     ended, _ = await moved(domain, "vmferry", postcopy=True)
     assert ended.failure is None
     assert "start_postcopy" in domain.calls
+
+
+class BrakedDomain(FakeDomain):
+    """One that QEMU slows down, more and more."""
+
+    percent = 88
+
+    async def sample(self) -> MigrationSample:
+        """Tell how hard QEMU brakes."""
+        self.percent += 1
+        return replace(await super().sample(), throttle_percent=self.percent)
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+async def test_a_brake_that_holds_the_guest_for_longer_than_its_goal_ends_the_move(bounded: bool) -> None:
+    """At 90 % a vCPU sleeps for 90 ms at a time, which is the goal; an operator may let QEMU brake as it likes."""
+    domain = BrakedDomain([200, 200, 200, 200, 200, 0])
+    ended, _ = await moved(domain, "vmferry", bounded=bounded)
+    assert (ended.failure is not None) is bounded
+    if bounded:
+        assert domain.calls.count("abort") == 1
+        assert "QEMU's brake is at 91 %: it would hold the guest for more than 90.0 ms" in str(ended.reason)
+
+
+@pytest.mark.parametrize(("gap_ms", "percent"), [(90.0, 50), (300.0, 86), (51.0, 2), (2000.0, 97)])
+def test_the_brake_that_nobody_steers_fits_into_what_the_limit_keeps_back(gap_ms: float, percent: int) -> None:
+    """A quarter of the gap without its fixed cost; only without post-copy, and of a policy that has a goal."""
+    asked = Asked(Choice(max_gap_ms=Milliseconds(gap_ms)), RAM, LINK, None)
+    assert unattended_brake(asked) == percent
+    assert unattended_brake(replace(asked, postcopy=True)) == 0
+    assert unattended_brake(replace(asked, choice=Choice("article"))) == 0
 
 
 class LeavingDomain(FakeDomain):

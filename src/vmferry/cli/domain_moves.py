@@ -65,6 +65,7 @@ class Plan:
     copies: Copies
     fence: Fence
     held: bool
+    is_bounded: bool  #: QEMU brakes by itself, within the goal
     blockers: tuple[Blocker, ...]
     unseen: tuple[str, ...]
     acceleration: str
@@ -186,7 +187,7 @@ async def _carry_out(
         show(_line(event))
 
     try:
-        ended = await DomainMove(domain, plan.asked, tell).run()
+        ended = await DomainMove(domain, plan.asked, tell, bounded=plan.is_bounded).run()
     except asyncio.CancelledError:
         await _tidy_interrupted(record, plan, connections)
         raise
@@ -230,7 +231,7 @@ async def _plan(
     options: dict[str, Any],
 ) -> Plan:
     """Return what the move would be."""
-    from vmferry.cli.domain_terms import find_copies, is_braked, is_held, parse_terms, put_there
+    from vmferry.cli.domain_terms import brake_of, find_copies, is_held, parse_terms, put_there
     from vmferry.libvirt.asking import ask_case
     from vmferry.libvirt.checks import find_blockers
     from vmferry.libvirt.locks import fence_of
@@ -259,11 +260,13 @@ async def _plan(
     fence = fence_of(names, declared, case.domain, copied=bool(copies.images))
     held = is_held(terms, fence, seen.standings[names[0]], postcopy=postcopy)
     asked = asked_of(options, Bytes(int(case.text("memory") or 0) * 1024))  # of a live domain always in KiB
+    brake = brake_of(terms, asked)
     wish = Wish(
         stream,
         bandwidth,
         postcopy=postcopy,
-        auto_converge=is_braked(terms, asked),
+        auto_converge=brake.is_on,
+        brake=brake.begins_with,
         disks=copies.targets,
         held=held,
         is_persistent=domain.is_persistent,
@@ -295,6 +298,7 @@ async def _plan(
         copies,
         fence,
         held,
+        brake.begins_with > 0,
         (*find_doubts(guest, seen), *(same or found)),
         (*verdict.unseen, *copies.unseen, *(() if wish.tuning.flow else (reached,))),
         "TCG" if case.domain.attributes.get("type") == "qemu" else "KVM",

@@ -320,6 +320,7 @@ async def _steer(scene: Scene, steering: _Steering) -> None:
         VmferryError: the domain did not arrive, or nobody steers it any more.
     """
     from vmferry.cli.domain_moves import asked_of
+    from vmferry.cli.domain_terms import brake_of, parse_terms
     from vmferry.conductor.domain_move import DomainMove
     from vmferry.libvirt.moves.moving import RunningMove
     from vmferry.libvirt.moves.request import Request
@@ -336,7 +337,9 @@ async def _steer(scene: Scene, steering: _Steering) -> None:
         async def tell(_event: object) -> None:
             """Show nothing: `vmferry watch` does."""
 
-        move = DomainMove(domain, asked_of(record.options, Bytes(ram)), tell)
+        asked = asked_of(record.options, Bytes(ram))
+        is_bounded = brake_of(parse_terms(record.options), asked).begins_with > 0
+        move = DomainMove(domain, asked, tell, bounded=is_bounded)
         steering.is_under_way = True  # one that is interrupted stays so
         ended = await move.run()
         steering.is_under_way = False

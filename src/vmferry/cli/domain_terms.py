@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmferry.cli.output import say
+from vmferry.core.convergence import throttle
 from vmferry.core.errors import BadInput, NotFound, VmferryError
+from vmferry.core.units import Percent
 
 if TYPE_CHECKING:
     from vmferry.conductor.plan import Asked
@@ -84,14 +86,26 @@ def refuse_libvirts(options: Mapping[str, Any]) -> None:
         raise BadInput(f"{', '.join(words)}: only guests of libvirt hosts have that", fix="leave it out")
 
 
-def is_braked(terms: Terms, asked: Asked) -> bool:
-    """Tell whether QEMU may slow the guest down, as it sees fit: libvirt has no order by which a policy could."""
+@dataclass(frozen=True, slots=True)
+class Brake:
+    """How QEMU may slow a guest down: libvirt has no order by which a policy could change that while it works."""
+
+    is_on: bool
+    begins_with: Percent = throttle.NONE  #: bounded by the goal; 0: as QEMU sees fit
+
+
+def brake_of(terms: Terms, asked: Asked) -> Brake:
+    """Return the brake that was asked for; else the policy's own, or one within the goal where the policy has one."""
+    from vmferry.conductor.domain_move import unattended_brake
     from vmferry.conductor.plan import policy_of
     from vmferry.core.convergence import Facts
 
     if terms.brake is not None:
-        return terms.brake == _AUTO_CONVERGE
-    return policy_of(asked).wishes(Facts(asked.ram_bytes, link=asked.link, postcopy=asked.postcopy)).auto_converge
+        return Brake(terms.brake == _AUTO_CONVERGE)
+    if percent := unattended_brake(asked):
+        return Brake(is_on=True, begins_with=percent)
+    facts = Facts(asked.ram_bytes, link=asked.link, postcopy=asked.postcopy)
+    return Brake(policy_of(asked).wishes(facts).auto_converge)
 
 
 def is_held(terms: Terms, fence: Fence, now: Standing, *, postcopy: bool) -> bool:

@@ -2,7 +2,8 @@
 
 The policies are the same as for guests of ours, and so is what they are told: readings of the job, ten in a second, and
 one at once when libvirt tells that a round ended.
-What libvirt has no order for (a brake that is changed while it works) is not among a policy's means.
+What libvirt has no order for (a brake that is changed while it works) is not among a policy's means; one that QEMU
+pulls by itself is, bounded beforehand (`unattended_brake`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from vmferry.conductor.asking import ask
 from vmferry.conductor.plan import UNLIMITED, Asked, policy_of
 from vmferry.conductor.trail import Trail
 from vmferry.core.convergence import Facts, Guarded, Observation, Observer, Round
+from vmferry.core.convergence.facts import TYPICAL_FIXED_COST_MS, limit_within
 from vmferry.core.convergence.orders import (
     MAX_DOWNTIME_MS,
     Cancel,
@@ -30,12 +32,13 @@ from vmferry.core.convergence.orders import (
     SwitchNow,
     order_text,
 )
+from vmferry.core.convergence.throttle import NONE, most_stall_ms, stall_ms, strongest
 from vmferry.core.convergence.trace import Trace
 from vmferry.core.errors import InDoubt, Refused, VmferryError
 from vmferry.core.migration import MigrationSample, MigrationStatus
 from vmferry.core.progress import PolicyBegan, PolicyOrdered, Progress, RoundEnded
 from vmferry.core.rounds.following import QUIET, may_follow
-from vmferry.core.units import BytesPerSecond, Milliseconds, Pages
+from vmferry.core.units import BytesPerSecond, Milliseconds, Pages, Percent, format_ms
 from vmferry.ports.domains import MovingDomain
 
 Event = PolicyBegan | PolicyOrdered | Progress | RoundEnded
@@ -66,6 +69,20 @@ class Ended:
         return None if self.failure is None else self.gave_up or self.failure.what
 
 
+def unattended_brake(asked: Asked) -> Percent:
+    """Return with how much QEMU's auto-converge begins where nobody can change it while it works; 0: without it.
+
+    Of a policy with a goal that has no post-copy to fall back on. Its stalls fit into what the downtime limit keeps
+    back of the goal's gap, so the limit need not shrink by them: libvirt tells of a brake only when it works already.
+    """
+    goal = asked.goal
+    if not policy_of(asked).heeds_goal or asked.postcopy:
+        return NONE
+    limit_ms = limit_within(goal.max_gap_ms)
+    kept_back_ms = goal.max_gap_ms - TYPICAL_FIXED_COST_MS - limit_ms
+    return strongest(min(kept_back_ms, most_stall_ms(limit_ms)))
+
+
 class DomainMove:
     """One move.
 
@@ -73,12 +90,14 @@ class DomainMove:
         domain: which moves.
         asked: the policy and its goal, and what the stream may take.
         tell: watchers.
+        bounded: QEMU brakes by itself, and the move is given up before it holds a vCPU for longer than the goal's gap.
     """
 
-    def __init__(self, domain: MovingDomain, asked: Asked, tell: Tell) -> None:
+    def __init__(self, domain: MovingDomain, asked: Asked, tell: Tell, *, bounded: bool = False) -> None:
         self._domain = domain
         self._asked = asked
         self._tell = tell
+        self._most_stall_ms = asked.goal.max_gap_ms if bounded else None
         self._trail = Trail(asked)
         self._guarded = Guarded(policy_of(asked))
         self._observer = Observer()
@@ -186,7 +205,14 @@ class DomainMove:
         self._silent_since = None
         for event in self._trail.read(sample, self._now()):
             await self._tell(event)
+        await self._check_brake(sample)
         return sample
+
+    async def _check_brake(self, sample: MigrationSample) -> None:
+        percent = sample.throttle_percent or 0
+        if self._most_stall_ms is not None and stall_ms(percent) > self._most_stall_ms and self._gave_up is None:
+            gap = format_ms(self._most_stall_ms)
+            await self.give_up(f"QEMU's brake is at {percent} %: it would hold the guest for more than {gap} at a time")
 
     async def _carry_out(self, orders: Iterable[Order], when: _Moment | None) -> None:
         """Carry orders out in turn; one that is refused ends the move, as with guests of ours."""

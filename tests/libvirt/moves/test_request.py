@@ -8,7 +8,7 @@ import pytest
 
 from vmferry.core.capabilities import Compression, Encryption, StreamWish, Transport
 from vmferry.core.errors import BadInput
-from vmferry.core.units import MIB, BytesPerSecond
+from vmferry.core.units import MIB, BytesPerSecond, Percent
 from vmferry.libvirt.moves.request import Wish, make_request, mib_per_second
 from vmferry.libvirt.moves.terms import version_of
 from vmferry.libvirt.moves.tuning import parse_tuning
@@ -123,6 +123,16 @@ def test_a_domain_may_stand_still_there() -> None:
     """It goes on when somebody has looked at it."""
     assert "PAUSED" in make_request(Wish(PLAIN, tuning=parse_tuning(["paused=yes"])), OLD).flags
     assert "PAUSED" not in make_request(Wish(PLAIN, tuning=parse_tuning(["paused=no"])), OLD).flags
+
+
+def test_a_bounded_brake_begins_high_and_goes_on_slowly() -> None:
+    """What libvirt cannot change later is said at the start; an operator's own word counts more."""
+    request = make_request(Wish(PLAIN, auto_converge=True, brake=Percent(86)), OLD)
+    assert request.parameters["auto_converge.initial"] == 86
+    assert request.parameters["auto_converge.increment"] == 1
+    asked = Wish(PLAIN, auto_converge=True, brake=Percent(86), tuning=parse_tuning(["auto_converge.initial=30"]))
+    assert make_request(asked, OLD).parameters["auto_converge.initial"] == 30
+    assert "auto_converge.initial" not in make_request(Wish(PLAIN, auto_converge=True), OLD).parameters
 
 
 def test_a_domain_that_is_held_at_its_arrival_stands_still_there() -> None:

@@ -17,7 +17,7 @@ from vmferry.core.units import Milliseconds, Percent
 SLICE_MS = 10.0
 #: 40-writes holds a write until the next slot; a shorter slot costs the helper more than it gives the guest.
 SHORTEST_SLOT_MS = 5.0
-LEAST, MOST = Percent(1), Percent(99)
+NONE, LEAST, MOST = Percent(0), Percent(1), Percent(99)
 
 
 def most_stall_ms(limit_ms: float) -> Milliseconds:

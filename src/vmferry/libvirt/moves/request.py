@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from vmferry.core.capabilities import Compression, StreamWish, Transport
 from vmferry.core.capabilities.features import version_text
+from vmferry.core.convergence import throttle
 from vmferry.core.errors import Blocker
-from vmferry.core.units import MIB, BytesPerSecond
+from vmferry.core.units import MIB, BytesPerSecond, Percent
 from vmferry.libvirt.moves import terms
 from vmferry.libvirt.moves.terms import Need, Term, Version
 from vmferry.libvirt.moves.tuning import DIRECT, Tuning, postcopy_limit
@@ -24,7 +25,8 @@ class Wish:
         stream: as for a guest of ours; what libvirt cannot do of it is a blocker.
         bandwidth: most that it may take; None: no limit.
         postcopy: it may be begun.
-        auto_converge: QEMU may slow the guest down, as it sees fit.
+        auto_converge: QEMU may slow the guest down.
+        brake: percent that this begins with, and then goes on as slowly as may be; 0: as QEMU sees fit.
         disks: targets (`vda`) of the disks that are copied.
         held: it stands still at the destination until the source has no process of it any more; whoever has it moved
             lets it run then.
@@ -40,6 +42,7 @@ class Wish:
     bandwidth: BytesPerSecond | None = None
     postcopy: bool = False
     auto_converge: bool = False
+    brake: Percent = throttle.NONE
     disks: tuple[str, ...] = ()
     held: bool = False
     is_persistent: bool = False
@@ -140,6 +143,8 @@ def _asked(wish: Wish) -> Iterator[tuple[Term, Value | None, Need]]:
         (terms.STREAM_URI, wish.stream_uri),
         (terms.CHANNELS, channels),
         (compressed, compression),
+        (terms.CONVERGE_INITIAL, wish.brake or None),
+        (terms.CONVERGE_INCREMENT, 1 if wish.brake else None),
         *((term, value) for term, value in wish.tuning.parameters.items() if term is not terms.BANDWIDTH_POSTCOPY),
     )
     yield from ((term, None, need) for is_asked, term, need in flags if is_asked)
