@@ -267,7 +267,10 @@ async def test_a_flow_that_was_asked_for_is_not_changed(pair: Pair) -> None:
 
 
 async def test_this_process_dies_between_the_daemons(pair: Pair) -> None:
-    """While memory is sent: the domain runs on at the source, libvirt ends what had begun at the destination."""
+    """While memory is sent: the domain runs on at the source, libvirt ends what had begun at the destination.
+
+    What became of it has to be asked before it moves again.
+    """
     await started(pair, PLAN)
     command = pair.lab.command("host-a", "migrate", PLAN.name, "lv-b", "--plain", "--libvirt", "flow=direct")
     process = await asyncio.create_subprocess_exec(
@@ -290,6 +293,9 @@ async def test_this_process_dies_between_the_daemons(pair: Pair) -> None:
     await wait_until(it_is_over, "nothing is left at the destination, and of the job")
     assert await pair.domain("host-a") == (DomainState.RUNNING, False)
     await assert_whole(pair.daemons["host-a"])
+    again = await pair.moving()
+    assert (again.exit_code, "domain.move-open" in again.stdout) == (3, True), again
+    assert "owner: lv-a" in await pair.lab.must("host-a", "recover", PLAN.name)
     again = await pair.moving()
     assert again.exit_code == 0, again
 
