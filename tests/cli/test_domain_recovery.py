@@ -141,28 +141,32 @@ def test_a_move_that_another_process_steers_is_left_to_it(directory: Path) -> No
     assert find_record("web-7") == RECORD
 
 
-async def test_pages_follow_again_when_the_command_that_held_them_back_has_died(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Only of a guest that has left and is not all there; as fast as was asked for."""
+async def test_pages_follow_again_when_the_command_that_held_them_back_has_died() -> None:
+    """Only of a guest that has left, in a move of this operator's; as fast as was asked for."""
     limits: list[BytesPerSecond | None] = []
 
     class Source:
+        run = Run.LEFT
+
+        async def standing(self, _name: str) -> Standing:
+            return Standing(self.run, Job.OUT)
+
         async def set_postcopy_bandwidth(self, _name: str, limit: BytesPerSecond | None) -> None:
             limits.append(limit)
 
-    here = Standing(Run.LEFT, Job.OUT)
-
-    async def look(_scene: object) -> tuple[None, tuple[Standing, Standing]]:
-        return None, (here, Standing(Run.PARTIAL))
-
-    monkeypatch.setattr(domain_recovery, "_look", look)
-    for parameters in ({}, {"bandwidth.postcopy": 20}):
-        record = replace(RECORD, parameters=parameters)
-        scene = SimpleNamespace(case=SimpleNamespace(domain="web-7"), record=record, source=Source())
+    async def hasten(record: MoveRecord | None, source: Source) -> None:
+        there = SimpleNamespace(peer_uri="qemu+ssh://host-b/system")
+        scene = SimpleNamespace(
+            case=SimpleNamespace(domain="web-7"), record=record, source=source, hosts=(there, there)
+        )
         await domain_recovery._hasten(scene)  # type: ignore[arg-type]  # as much of a scene as it needs
-    here = Standing(Run.RUNS, Job.OUT)
-    await domain_recovery._hasten(scene)  # type: ignore[arg-type]
+
+    source = Source()
+    await hasten(RECORD, source)
+    await hasten(replace(RECORD, parameters={"bandwidth.postcopy": 20}), source)
+    await hasten(None, source)  # whoever began it may have limited it
+    source.run = Run.RUNS
+    await hasten(RECORD, source)
     assert limits == [None, 20 * MIB]
 
 

@@ -16,7 +16,7 @@ from vmferry.cli.libvirt_records import MoveRecord, check_hosts, find_record, fo
 from vmferry.cli.output import INTERRUPTED, say
 from vmferry.core.errors import GuestBusy, NotFound, VmferryError
 from vmferry.core.progress import Finished, Outcome
-from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds
+from vmferry.core.units import Bytes, Milliseconds
 
 if TYPE_CHECKING:
     from vmferry.libvirt.adapter import LibvirtConnection
@@ -258,16 +258,22 @@ async def _recover(scene: Scene, steering: _Steering, *, is_held: bool) -> dict[
 
 
 async def _hasten(scene: Scene) -> None:
-    """Let the pages of a guest that has left follow as they can: whoever began that slowly may have died then."""
+    """Let the pages of a guest that has left follow as they can: whoever began that slowly may have died then.
+
+    Only of a move of this operator's: another one's limit is his.
+    """
+    from vmferry.libvirt.moves.moving import RunningMove
+    from vmferry.libvirt.moves.request import Request
     from vmferry.libvirt.moves.standing import Job, Run
 
-    _, (here, _there) = await _look(scene)
-    if scene.source is not None and (here.run, here.job) == (Run.LEFT, Job.OUT):
-        limit = None if scene.record is None else scene.record.parameters.get("bandwidth.postcopy")
-        with contextlib.suppress(VmferryError):  # its last page has come meanwhile
-            await scene.source.set_postcopy_bandwidth(
-                scene.case.domain, None if limit is None else BytesPerSecond(int(limit) * MIB)
-            )
+    source, record, guest = scene.source, scene.record, scene.case.domain
+    if source is None or record is None:
+        return
+    with contextlib.suppress(VmferryError):  # its last page has come meanwhile, or the daemon does not answer
+        here = await source.standing(guest)
+        if (here.run, here.job) == (Run.LEFT, Job.OUT):
+            request = Request(parameters=record.parameters, preempts=True)
+            await RunningMove(source, source, guest, scene.hosts[1].peer_uri, request).set_following(None)
 
 
 def _given_up(verdict: Verdict) -> str:
