@@ -11,6 +11,8 @@ that it sees the end of a QEMU at once (vmferry.lab.reaper).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -182,6 +184,9 @@ class LibvirtDaemon:
         own = None if self._daemon is None else _mounts_of(self._daemon.pid)
         if own is not None:
             kill_all(each for each in self._lab.processes_of(self.host) if _mounts_of(each.pid) == own)
+        for reaper in self._reapers:  # one whose daemon never answered has it in its group
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(reaper.pid, signal.SIGKILL)
         self.reap()
 
     def reap(self) -> None:
