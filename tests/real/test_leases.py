@@ -371,7 +371,6 @@ async def test_the_older_qemu(daemons: SanlockDaemons) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.long  # nested hosts show the same with kernels of their own (tests/nested/test_leases.py)
 @pytest.mark.timeout(300)
 async def test_a_host_that_is_off_keeps_its_leases_for_a_while() -> None:
     """`recover --fenced` gives the guest to its source, and says why it cannot be started there yet; then it can."""
