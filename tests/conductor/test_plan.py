@@ -59,11 +59,13 @@ def test_orders_are_bounded_by_what_was_asked_for() -> None:
     assert asked().capped(None) == UNLIMITED
 
 
-def test_a_brake_is_in_force_at_once_and_let_go_as_far_as_qemu_can() -> None:
+def test_a_brake_takes_one_pull_and_is_let_go_as_far_as_qemu_can() -> None:
     """The step is as large as the level, so that QEMU is there with the next bad round; off is 1 %."""
     names = ("cpu-throttle-initial", "cpu-throttle-increment", "max-cpu-throttle")
-    assert throttle_parameters(SetThrottle(Throttle.AUTO_CONVERGE, 60, "r")) == dict.fromkeys(names, 60)
-    assert throttle_parameters(ThrottleOff(Throttle.AUTO_CONVERGE, "r")) == dict.fromkeys(names, 1)
+    trigger = "throttle-trigger-threshold"
+    order = SetThrottle(Throttle.AUTO_CONVERGE, 60, "r", trigger=70)
+    assert throttle_parameters(order) == {**dict.fromkeys(names, 60), trigger: 70}
+    assert throttle_parameters(ThrottleOff(Throttle.AUTO_CONVERGE, "r")) == {**dict.fromkeys(names, 1), trigger: 50}
     with pytest.raises(BadInput, match="none of QEMU's"):
         throttle_parameters(SetThrottle(Throttle.FORTY_WRITES, 40, "r"))
 

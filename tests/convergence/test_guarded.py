@@ -64,6 +64,7 @@ def fail(error: BaseException) -> Callable[[], None]:
         ((SetDowntimeLimit(cast("Milliseconds", "9"), "r"),), "downtime limit '9' ms"),
         ((SetBandwidth(BytesPerSecond(0), "r"),), "bandwidth 0 B/s is not within"),
         ((SetThrottle(Throttle.AUTO_CONVERGE, 100, "r"),), "level 100 of auto-converge is not within 1 to 99"),
+        ((SetThrottle(Throttle.AUTO_CONVERGE, 9, "r", 0),), "trigger 0 of auto-converge is not within 1 to 100"),
         ((SetThrottle(cast("Throttle", "nap"), 50, "r"),), "'nap' is no throttle"),
         ((SwitchNow(""),), "SwitchNow does not say which rule fired"),
         ((Pause("r"),) * (MOST_ORDERS + 1), f"gave {MOST_ORDERS + 1} orders at once"),

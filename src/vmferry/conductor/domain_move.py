@@ -19,7 +19,7 @@ from vmferry.conductor.asking import ask
 from vmferry.conductor.plan import UNLIMITED, Asked, policy_of
 from vmferry.conductor.trail import Trail
 from vmferry.core.convergence import Facts, Guarded, Observation, Observer, Round
-from vmferry.core.convergence.facts import TYPICAL_FIXED_COST_MS, limit_within
+from vmferry.core.convergence.facts import TYPICAL_FIXED_COST_MS
 from vmferry.core.convergence.orders import (
     MAX_DOWNTIME_MS,
     Cancel,
@@ -32,7 +32,7 @@ from vmferry.core.convergence.orders import (
     SwitchNow,
     order_text,
 )
-from vmferry.core.convergence.throttle import NONE, most_stall_ms, stall_ms, strongest
+from vmferry.core.convergence.throttle import NONE, stall_ms, unattended
 from vmferry.core.convergence.trace import Trace
 from vmferry.core.errors import InDoubt, Refused, VmferryError
 from vmferry.core.migration import MigrationSample, MigrationStatus
@@ -72,15 +72,11 @@ class Ended:
 def unattended_brake(asked: Asked) -> Percent:
     """Return with how much QEMU's auto-converge begins where nobody can change it while it works; 0: without it.
 
-    Of a policy with a goal that has no post-copy to fall back on. Its stalls fit into what the downtime limit keeps
-    back of the goal's gap, so the limit need not shrink by them: libvirt tells of a brake only when it works already.
+    Of a policy with a goal that has no post-copy to fall back on.
     """
-    goal = asked.goal
     if not policy_of(asked).heeds_goal or asked.postcopy:
         return NONE
-    limit_ms = limit_within(goal.max_gap_ms)
-    kept_back_ms = goal.max_gap_ms - TYPICAL_FIXED_COST_MS - limit_ms
-    return strongest(min(kept_back_ms, most_stall_ms(limit_ms)))
+    return unattended(asked.goal.max_gap_ms, TYPICAL_FIXED_COST_MS)
 
 
 class DomainMove:

@@ -24,6 +24,7 @@ from vmferry.core.convergence import DEFAULT, Facts, Goal, Policy, Throttle, Wis
 from vmferry.core.convergence.facts import MAX_GAP_MS, AtDeadline, gap_with, limit_within
 from vmferry.core.convergence.orders import (
     MAX_DOWNTIME_MS,
+    TRIGGER,
     Order,
     SetBandwidth,
     SetDowntimeLimit,
@@ -234,7 +235,11 @@ def granted(facts: Facts, chosen: CapabilitySet) -> Facts:
     on = {name for name, is_on in chosen.capabilities.items() if is_on}
     usable = {brake for brake in facts.throttles if _CAPABILITY.get(brake) in {None, *on}}
     postcopy = facts.postcopy and bool(chosen.capabilities.get(POSTCOPY))
-    return dataclasses.replace(facts, throttles=frozenset(usable), postcopy=postcopy)
+    return dataclasses.replace(facts, throttles=frozenset(usable), postcopy=postcopy, compressed=_is_compressed(chosen))
+
+
+def _is_compressed(chosen: CapabilitySet) -> bool:
+    return bool(chosen.capabilities.get("xbzrle")) or chosen.parameters.get("multifd-compression", "none") != "none"
 
 
 def make_setup(
@@ -269,14 +274,16 @@ def following_parameters(asked: Asked, since_ms: Milliseconds, link: BytesPerSec
 
 
 def throttle_parameters(order: SetThrottle | ThrottleOff) -> Mapping[str, int]:
-    """Return a brake in QEMU's parameters; a step as large as the level, so that it is in force at once.
+    """Return a brake in QEMU's parameters; a step as large as the level, so that one pull does.
 
     Raises:
         BadInput: it is not QEMU's.
     """
     level = order.level if isinstance(order, SetThrottle) else _AT_REST
     if order.throttle is Throttle.AUTO_CONVERGE:
-        return {"cpu-throttle-initial": level, "cpu-throttle-increment": level, "max-cpu-throttle": level}
+        trigger = order.trigger if isinstance(order, SetThrottle) else TRIGGER
+        levels = {"cpu-throttle-initial": level, "cpu-throttle-increment": level, "max-cpu-throttle": level}
+        return {**levels, "throttle-trigger-threshold": trigger}
     raise BadInput(f"throttle {order.throttle} is none of QEMU's", fix="take another policy or throttle")
 
 

@@ -70,6 +70,7 @@ FAKE_FACTS = QemuFacts(
             "max-postcopy-bandwidth",
             "multifd-channels",
             "multifd-compression",
+            "throttle-trigger-threshold",
             "tls-creds",
         }
     ),

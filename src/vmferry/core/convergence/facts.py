@@ -63,6 +63,7 @@ class Facts:
     fixed_cost_ms: Milliseconds = TYPICAL_FIXED_COST_MS  #: part of every gap, however little is left to send
     postcopy: bool = False  #: whether both sides could do it
     throttles: frozenset[Throttle] = frozenset()  #: which could be used
+    compressed: bool = False  #: the stream is: QEMU's brake compares what is dirtied with the bytes that are left of it
 
     @property
     def ram_gib(self) -> float:

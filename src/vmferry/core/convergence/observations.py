@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds, Pages
+from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds, Pages, Percent
 
 #: More than any machine has; what is above it is no reading but garbage.
 _MOST_BYTES = 1 << 60
+NO_THROTTLE = Percent(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Sample:
     sent_bytes: Bytes  #: on the wire so far
     remaining_bytes: Bytes  #: of this round; what is dirtied meanwhile is only known at its end
     bandwidth: BytesPerSecond  #: on the wire, over about the last second
+    throttle: Percent = NO_THROTTLE  #: auto-converge's, as it works now
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def is_plausible(seen: object) -> bool:
     """Tell whether this is an observation whose numbers can be true, apart from its time."""
     counts: tuple[object, ...]
     if isinstance(seen, Sample):
-        counts = (seen.round, seen.sent_bytes, seen.remaining_bytes, seen.bandwidth)
+        counts = (seen.round, seen.sent_bytes, seen.remaining_bytes, seen.bandwidth, seen.throttle)
     elif isinstance(seen, Round) and _is_time(seen.duration_ms):
         pages = (seen.sent_pages, seen.dirtied_pages, seen.remaining_pages)
         counts = (seen.round, *pages, seen.bandwidth, seen.covers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vmferry.core.convergence.observations import Observation, Round, Sample
 from vmferry.core.migration import MigrationSample, MigrationStatus
 from vmferry.core.rounds.meter import Meter, Reading, rate, read
-from vmferry.core.units import Bytes, Milliseconds, Pages
+from vmferry.core.units import Bytes, Milliseconds, Pages, Percent
 
 #: A shorter round has no bandwidth of its own: the last second's stands in.
 _SHORT_ROUND_MS = 100.0
@@ -38,8 +38,9 @@ class Observer:
         told: list[Observation] = []
         if number > self._round:
             told.append(self._ended(reading, number, sample))
+        throttle = Percent(sample.throttle_percent or 0)
         told.append(
-            Sample(at_ms, number, Bytes(reading.sent), Bytes(reading.remaining), self._meter.bandwidth()),
+            Sample(at_ms, number, Bytes(reading.sent), Bytes(reading.remaining), self._meter.bandwidth(), throttle),
         )
         return tuple(told)
 

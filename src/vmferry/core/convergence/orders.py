@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from vmferry.core.convergence.facts import LEVELS, Throttle
-from vmferry.core.units import BytesPerSecond, Milliseconds, format_ms, format_rate
+from vmferry.core.units import BytesPerSecond, Milliseconds, Percent, format_ms, format_rate
 
 #: What QEMU takes as `downtime-limit` at the most (MAX_MIGRATE_DOWNTIME); whatever is left fits.
 MAX_DOWNTIME_MS = Milliseconds(2_000_000.0)
@@ -18,6 +18,8 @@ MAX_DOWNTIME_MS = Milliseconds(2_000_000.0)
 NEARLY_ZERO_MS = Milliseconds(1.0)
 #: Faster than any link, and a number that QEMU can hold.
 MOST_BANDWIDTH = BytesPerSecond(1_000_000_000_000)
+#: QEMU's own throttle-trigger-threshold.
+TRIGGER = Percent(50)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,15 @@ class SetBandwidth:
 
 @dataclass(frozen=True, slots=True)
 class SetThrottle:
-    """Brake the guest's writing; `level` in the throttle's own unit."""
+    """Brake the guest's writing; `level` in the throttle's own unit.
+
+    Auto-converge is QEMU's to pull, at the second round that dirtied more than `trigger` percent of what it sent.
+    """
 
     throttle: Throttle
     level: int
     rule: str
+    trigger: int = TRIGGER
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +125,17 @@ def _out_of_range(order: Order) -> str | None:
         return f"bandwidth {order.bandwidth!r} B/s is not within 1 to {MOST_BANDWIDTH} B/s"
     if isinstance(order, SetThrottle | ThrottleOff) and not _is_throttle(order.throttle):
         return f"{order.throttle!r} is no throttle"
-    if isinstance(order, SetThrottle) and not _within(order.level, *LEVELS[order.throttle]):
-        least, most = LEVELS[order.throttle]
+    if isinstance(order, SetThrottle):
+        return _throttle_out_of_range(order)
+    return None
+
+
+def _throttle_out_of_range(order: SetThrottle) -> str | None:
+    least, most = LEVELS[order.throttle]
+    if not _within(order.level, least, most):
         return f"level {order.level!r} of {order.throttle} is not within {least} to {most}"
+    if not _within(order.trigger, 1, 100):
+        return f"trigger {order.trigger!r} of {order.throttle} is not within 1 to 100"
     return None
 
 
@@ -132,7 +146,8 @@ def order_text(order: Order) -> str:
     if isinstance(order, SetBandwidth):
         return "bandwidth unlimited" if order.bandwidth is None else f"bandwidth {format_rate(order.bandwidth)}"
     if isinstance(order, SetThrottle):
-        return f"{order.throttle} {order.level}"
+        when = "" if order.trigger == TRIGGER else f" when {order.trigger} % are dirtied"
+        return f"{order.throttle} {order.level}{when}"
     if isinstance(order, ThrottleOff):
         return f"{order.throttle} off"
     return _WORDS[type(order)]

@@ -2,9 +2,10 @@
 
 QEMU's part is its rule: a round is over when its rest is under the threshold (bandwidth x downtime limit), what was
 dirtied meanwhile is added, and if that is under the threshold too, the guest is stopped. Left out on purpose: page
-headers (0.2 %), empty pages, the cost of the dirty bitmap, device state. With auto-converge on and no word from the
-policy, the brake goes up as QEMU's does: 20 %, then 10 % more at every second round that dirtied over half of what it
-sent, up to 99 %. 40-writes is not played: which of the guest's programs it covers is nothing that a curve says.
+headers (0.2 %), empty pages, the cost of the dirty bitmap, device state. With auto-converge on, QEMU pulls the brake at
+every second round that dirtied over a share of what it sent: half of it, to 20 %, then 10 % more each time, up to 99 %;
+or share and level are what the policy ordered. 40-writes is not played: which of the guest's programs it covers is
+nothing that a curve says.
 
 Source: QEMU 10.0, migration_iteration_run in migration/migration.c, migration_trigger_throttle in migration/ram.c.
 """
@@ -22,6 +23,7 @@ from vmferry.core.convergence.facts import Facts, Throttle
 from vmferry.core.convergence.guarded import Guarded
 from vmferry.core.convergence.observations import Observation, Round, Sample
 from vmferry.core.convergence.orders import (
+    TRIGGER,
     Cancel,
     Order,
     Pause,
@@ -34,11 +36,11 @@ from vmferry.core.convergence.orders import (
 )
 from vmferry.core.convergence.policy import Policy
 from vmferry.core.rounds.curve import ROUND_QUANTUM_MS
-from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds, Pages
+from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds, Pages, Percent
 
 _TICK_MS = 250.0
 #: QEMU's throttle-trigger-threshold, cpu-throttle-initial and cpu-throttle-increment.
-_TRIGGER, _INITIAL, _INCREMENT = 0.5, 20, 10
+_INITIAL, _INCREMENT = 20, 10
 #: What `facts.link` is when nobody says: 1 Gbit/s.
 GIGABIT = BytesPerSecond(125_000_000)
 
@@ -107,6 +109,7 @@ class _Play:
         self.sent = 0.0
         self.limit_ms, self.cap = 300.0, None  # type: float, int | None
         self.percent, self.worst = 0, 0
+        self.ordered: SetThrottle | None = None
         self.end: tuple[Outcome, str] | None = None
 
     @property
@@ -138,9 +141,8 @@ class _Play:
             self._sync()
         else:
             bandwidth = BytesPerSecond(int(self.speed * 1000))
-            self._tell(
-                Sample(Milliseconds(self.now), self.round, Bytes(int(self.sent)), Bytes(int(self.rest)), bandwidth)
-            )
+            sent, rest = Bytes(int(self.sent)), Bytes(int(self.rest))
+            self._tell(Sample(Milliseconds(self.now), self.round, sent, rest, bandwidth, Percent(self.percent)))
 
     def _sync(self) -> None:
         window = self.now - self.began
@@ -170,10 +172,12 @@ class _Play:
         return min(self.curve.bytes_after(window_ms * (100 - self.percent) / 100), float(self.facts.ram_bytes))
 
     def _raise_brake(self, newly: float, sent: float) -> None:
-        self.bad += newly > _TRIGGER * sent
+        trigger = TRIGGER if self.ordered is None else self.ordered.trigger
+        self.bad += newly > trigger / 100 * sent
         if self.bad >= 2:
             self.bad = 0
-            self._brake(min(self.percent + _INCREMENT, throttle.MOST) if self.percent else _INITIAL)
+            by_itself = min(self.percent + _INCREMENT, throttle.MOST) if self.percent else _INITIAL
+            self._brake(by_itself if self.ordered is None else self.ordered.level)
 
     def _brake(self, percent: int) -> None:
         self.percent = percent
@@ -189,10 +193,9 @@ class _Play:
             elif isinstance(order, SetBandwidth):
                 self.cap = order.bandwidth
             elif isinstance(order, SetThrottle) and order.throttle is Throttle.AUTO_CONVERGE:
-                self.by_qemu = False
-                self._brake(order.level)
+                self.ordered = order
             elif isinstance(order, ThrottleOff) and order.throttle is Throttle.AUTO_CONVERGE:
-                self.percent = 0
+                self.ordered = SetThrottle(order.throttle, throttle.LEAST, order.rule)
             elif (outcome := _ENDS.get(type(order))) is not None:
                 self.end = (outcome, order.rule)
 

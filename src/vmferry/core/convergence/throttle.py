@@ -12,6 +12,7 @@ Source: QEMU 10.0, cpu_throttle_thread and cpu_throttle_timer_tick in migration/
 
 from __future__ import annotations
 
+from vmferry.core.convergence.facts import limit_within
 from vmferry.core.units import Milliseconds, Percent
 
 SLICE_MS = 10.0
@@ -29,6 +30,15 @@ def stall_ms(percent: int) -> Milliseconds:
     """Return how long each vCPU sleeps in one piece; 0 for none."""
     percent = min(max(percent, 0), MOST)
     return Milliseconds(SLICE_MS * percent / (100 - percent))
+
+
+def unattended(gap_ms: Milliseconds, fixed_cost_ms: Milliseconds) -> Percent:
+    """Return the strongest brake that QEMU may pull without a word of ours; 0 when even 1 % is too much.
+
+    Its stalls fit into what the downtime limit keeps back of the goal's gap, so that the limit need not shrink first.
+    """
+    limit_ms = limit_within(gap_ms, fixed_cost_ms)
+    return strongest(min(gap_ms - fixed_cost_ms - limit_ms, most_stall_ms(limit_ms)))
 
 
 def strongest(most_stall_ms: float) -> Percent:

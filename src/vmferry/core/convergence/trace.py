@@ -2,7 +2,7 @@
 
     {"vmferry_trace": 1, "policy": "qemu", "note": "...", "facts": {...}, "goal": {...}}
     {"t": "order", "at_ms": 0, "order": "SetDowntimeLimit", "value": 300, "rule": "QEMU's default"}
-    {"t": "sample", "at_ms": 100.0, "round": 1, "sent_bytes": 1, "remaining_bytes": 2, "bandwidth": 3}
+    {"t": "sample", "at_ms": 100.0, "round": 1, "sent_bytes": 1, "remaining_bytes": 2, "bandwidth": 3, ...}
     {"t": "round", "at_ms": 900.0, "round": 1, "duration_ms": 900.0, "sent_pages": 4, ...}
     {"t": "end", "at_ms": 1200.0, "how": "switched by QEMU's rule", "downtime_ms": 12.0}
 
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from vmferry.core.convergence.facts import AtDeadline, Facts, Goal, Throttle
 from vmferry.core.convergence.observations import Round, Sample, is_plausible
-from vmferry.core.convergence.orders import Order, SetBandwidth, SetDowntimeLimit, SetThrottle, ThrottleOff
+from vmferry.core.convergence.orders import Order, SetBandwidth, SetDowntimeLimit, SetThrottle, ThrottleOff, order_text
 from vmferry.core.errors import BadInput
-from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds, Pages
+from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds, Pages, Percent
 
 VERSION = 1
 MOST_LINES = 200_000
@@ -70,7 +70,7 @@ def ordered(at_ms: Milliseconds, order: Order) -> Ordered:
     elif isinstance(order, SetBandwidth):
         value = order.bandwidth
     elif isinstance(order, SetThrottle):
-        value = f"{order.throttle} {order.level}"
+        value = order_text(order)
     elif isinstance(order, ThrottleOff):
         value = str(order.throttle)
     return Ordered(at_ms, type(order).__name__, value, order.rule)
@@ -90,6 +90,7 @@ def encode(trace: Trace) -> Iterator[str]:
             "fixed_cost_ms": facts.fixed_cost_ms,
             "postcopy": facts.postcopy,
             "throttles": sorted(facts.throttles),
+            "compressed": facts.compressed,
         },
         "goal": {
             "max_gap_ms": goal.max_gap_ms,
@@ -210,6 +211,7 @@ def _facts(fields: _Fields) -> Facts:
         fixed_cost_ms=fields.number("fixed_cost_ms"),
         postcopy=fields.flag("postcopy"),
         throttles=fields.throttles(),
+        compressed="compressed" in fields.values and fields.flag("compressed"),
     )
 
 
@@ -247,6 +249,7 @@ def _sample(fields: _Fields) -> Sample:
         Bytes(fields.count("sent_bytes")),
         Bytes(fields.count("remaining_bytes")),
         BytesPerSecond(fields.count("bandwidth")),
+        Percent(fields.count("throttle") if "throttle" in fields.values else 0),
     )
 
 

@@ -9,10 +9,13 @@
    which is the least that shorter rounds dirty. If it seems not, post-copy starts at once if it is allowed, except that
    a second round which takes less than a second is looked at first. If it is proven or seen twice, a brake is put on.
 3. The brakes in order of harm, one at a time: 40-writes slows the programs that the guest's owner has put under it and
-   nothing else; where it does not do, it is released, and auto-converge slows the whole guest. One that outruns the
-   link is slowed as softly as the curve says will do, and one that does not as hard as may be: it may leave its CPU
-   idle most of the time, and then a softer brake does nothing. Neither brake holds anything for more than half of the
-   limit, and the limit shrinks by that stall: a vCPU may be asleep, or a write held, when the guest is stopped.
+   nothing else; where it does not do, it is released, and auto-converge slows the whole guest, as hard as may be: a
+   softer brake takes as much of the guest's work in the end, for longer, and nothing at all from a guest that leaves
+   its CPU idle most of the time. Neither brake holds anything for more than half of the limit, and where one works the
+   limit shrinks by that stall: a vCPU may be asleep, or a write held, when the guest is stopped.
+   QEMU pulls auto-converge only when a round ends, and only at every second bad one. So round 1 is made to count, and
+   after it the brake is armed: QEMU pulls it by itself at the end of the next round that dirtied three quarters of what
+   it sent, from which the end is four times as far as what is left (2.), a round before our verdict could.
 4. At the deadline: post-copy if allowed, else what the goal says: cancel, or the switchover whatever the gap.
 """
 
@@ -32,6 +35,7 @@ from vmferry.core.convergence.facts import (
 from vmferry.core.convergence.observations import Observation, Round, Sample
 from vmferry.core.convergence.orders import (
     NEARLY_ZERO_MS,
+    TRIGGER,
     Cancel,
     Orders,
     SetDowntimeLimit,
@@ -43,7 +47,7 @@ from vmferry.core.convergence.orders import (
 from vmferry.core.convergence.outlook import Outlook, outlook
 from vmferry.core.convergence.policy import Policy
 from vmferry.core.rounds.curve import DirtyCurve, DirtyPoint, fit, until_switchover
-from vmferry.core.units import Milliseconds, format_bytes, format_ms, format_rate
+from vmferry.core.units import Milliseconds, Percent, format_bytes, format_ms, format_rate
 
 #: From reading a round's end to QEMU's next look, the guest goes on writing for about this long.
 LATENCY_MS = 100.0
@@ -56,10 +60,10 @@ SLOW_PASSES = 4.0
 SLOW_BESIDE_POSTCOPY = 2.5
 #: Before the first verdict post-copy waits for a round that is shorter than this: round 1 tells little of a fast link.
 SHORT_ROUND_MS = 1000.0
-#: A brake shall make each round at most half of the one before: a softer one costs rounds, seen with a real QEMU.
-HALVES = 0.5
-#: After the brake, so many rounds before it is pulled harder: QEMU applies it at the second bad round.
-PATIENCE = 3
+#: Percent of what a round sent: one that dirtied as much leaves SLOW_PASSES times its rest to send, or more.
+SLOW_SHARE = Percent(75)
+#: The trigger with which a round is bad whatever it dirtied.
+ANY_SHARE = Percent(1)
 #: 40-writes is in force at once: the first round under it shows what it does, a second one shows it again.
 WRITES_PATIENCE = 2
 #: The article's slot allows this many writes.
@@ -78,8 +82,9 @@ class Vmferry(Policy):
             "post-copy is allowed, and no end within two and a half times what is left to send: post-copy",
             "that seems so after round 1 already, and the rest takes less than a second: one more look first",
             "no end within four times, proven or seen twice, no post-copy: 40-writes, where it may be used",
-            "without it, or two rounds later still no end: auto-converge instead, soft if the guest outruns the link",
-            "else, or three rounds later, the strongest whose stalls take at most half of the limit",
+            "without it, or two rounds later still no end: auto-converge, as strong as the gap has room for",
+            "that after round 1 already, if QEMU sees a round that dirtied three quarters of what it sent",
+            "no end under it: a stronger one, whose stalls take half of the limit, which shrinks first",
             "the deadline has come: post-copy if allowed, else cancel with the reason, or switch whatever the gap",
         ),
         qemu="decides within the goal: limit = 0.75 x (gap - fixed cost) - stall of the brake",
@@ -111,19 +116,23 @@ class Vmferry(Policy):
         self._stall_ms = 0.0
         self._points: list[DirtyPoint] = []
         self._doubts = 0
-        self._level = 0
-        self._braked_in = 0
+        self._level = throttle.unattended(self.goal.max_gap_ms, self.facts.fixed_cost_ms)
+        self._armed = self._braked = self._works = False  #: the brake: QEMU may pull it, it was ordered, it was seen
         self._writes_in = 0  #: the round after which 40-writes was ordered; 0: not yet
-        self._unbraked: tuple[Outlook, float] | None = None  #: what was seen before that: the guest without a brake
         self._raised = False
         self._last: Round | None = None
         gap, cost = format_ms(self.goal.max_gap_ms), format_ms(self.facts.fixed_cost_ms)
         rule = f"goal: gap {gap} less {cost} of fixed cost and a quarter"
-        return (SetDowntimeLimit(self._limit_ms(), rule), *self._idle_brake())
+        return (SetDowntimeLimit(self._limit_ms(), rule), *self._brake_at_rest())
 
     def on_sample(self, sample: Sample) -> Orders:
-        """Look at the deadline."""
-        return self._at_deadline(sample)
+        """Look at the deadline, and whether QEMU has pulled the brake."""
+        if orders := self._at_deadline(sample):
+            return orders
+        if self._works or not self._may_brake() or sample.throttle <= throttle.LEAST:
+            return ()
+        self._works, self._doubts = True, 0
+        return self._leave_room()
 
     def on_round(self, ended: Round) -> Orders:
         """Judge the round: does the rest fit, can it ever, what else is there."""
@@ -135,6 +144,7 @@ class Vmferry(Policy):
         page = self.facts.page_bytes
         self._points.append(DirtyPoint(ended.duration_ms / ended.covers, ended.dirtied_pages * page / ended.covers))
         speed = ended.sent_pages * page / ended.duration_ms if ended.round > 1 else ended.bandwidth / 1000
+        armed = self._arm()
         view = outlook(self._points, ended.dirtied_pages / ended.sent_pages, self._limit_ms(), speed)
         limit = self._limit(ended, view)
         # The straight line through the last round is the least that shorter ones dirty: what it tells needs no curve.
@@ -144,9 +154,9 @@ class Vmferry(Policy):
             no_end = no_end or view.doubtful or self._is_slow(ended, view.curve, speed, without_end=False)
         if not no_end or self._raised:
             self._doubts = 0
-            return limit
+            return (*armed, *limit)
         self._doubts += 1
-        return self._other_means(ended, view, speed) or limit
+        return (*armed, *(self._other_means(ended, view, speed) or limit))
 
     # -- the limit ------------------------------------------------------------------------------------------------
 
@@ -187,15 +197,14 @@ class Vmferry(Policy):
             return self._behind(ended, speed)
         if ended.round < FIRST_VERDICT or (not view.proven and self._doubts < 2):
             return ()
-        if self._writes_in == 0 and self._level == 0 and self._may_hold_writes():
-            return self._hold_writes(ended, view, speed)
-        if not self._may_use(Throttle.AUTO_CONVERGE, self.facts):
+        if self._writes_in == 0 and not self._braked and self._may_hold_writes():
+            return self._hold_writes(ended)
+        if not self._may_brake() or (self._writes_in and ended.round < self._writes_in + WRITES_PATIENCE):
             return ()
+        if not self._braked:
+            return self._brake(ended)
         strongest = throttle.strongest(self._most_stall_ms)
-        if self._level == 0:
-            return self._put_on(ended, view, speed, strongest)
-        is_late = ended.round >= self._braked_in + PATIENCE
-        return self._brake_by(strongest, ended) if self._level < strongest and is_late else ()
+        return self._brake_harder(ended, strongest) if self._works and self._level < strongest else ()
 
     def _behind(self, ended: Round, speed: float) -> Orders:
         rest = ended.remaining_pages * self.facts.page_bytes
@@ -203,47 +212,56 @@ class Vmferry(Policy):
             return ()
         return (StartPostcopy(f"no end soon: {_dirtied(ended)}"),)
 
-    def _hold_writes(self, ended: Round, view: Outlook, speed: float) -> Orders:
-        self._writes_in, self._unbraked = ended.round, (view, speed)
+    def _hold_writes(self, ended: Round) -> Orders:
+        self._writes_in = ended.round
         self._stall_ms = self._most_stall_ms
         held = f"a write may be held for {format_ms(self._stall_ms)} when the guest is stopped"
         limit = SetDowntimeLimit(self._limit_ms(), held)  # first: the helper may take its time
         return limit, SetThrottle(Throttle.FORTY_WRITES, WRITES, f"no end: {_dirtied(ended)}")
 
-    def _put_on(self, ended: Round, view: Outlook, speed: float, strongest: int) -> Orders:
-        """Put auto-converge on, for the first time; what it replaces goes first."""
-        if strongest < throttle.LEAST or (self._writes_in and ended.round < self._writes_in + WRITES_PATIENCE):
-            return ()
-        seen, bytes_per_ms = self._unbraked or (view, speed)
-        levels = range(10, strongest, 5) if seen.proven else ()
-        level = next((p for p in levels if self._does(p, seen, bytes_per_ms)), strongest)
-        rule = f"it does not do: {_dirtied(ended)}"
-        release: Orders = (ThrottleOff(Throttle.FORTY_WRITES, rule),) if self._writes_in else ()
-        return (*release, *self._brake_by(level, ended))
+    def _brake(self, ended: Round) -> Orders:
+        """Have QEMU brake, if it has not, when the next round ends or the one after; what it replaces goes first."""
+        rule = f"no end: {_dirtied(ended)}; stalls of {format_ms(throttle.stall_ms(self._level))}"
+        release: Orders = (ThrottleOff(Throttle.FORTY_WRITES, rule),) if self._writes_in and not self._braked else ()
+        self._braked = True
+        return (*release, SetThrottle(Throttle.AUTO_CONVERGE, self._level, rule, ANY_SHARE))
 
-    def _does(self, percent: int, view: Outlook, speed: float) -> bool:
-        """Tell whether this brake would let the rounds end, by the curve."""
-        window_ms = self._budget_ms - throttle.stall_ms(percent)
-        dirtied = view.curve.bytes_after(window_ms * (100 - percent) / 100)
-        converges = view.share * (100 - percent) / 100 <= HALVES
-        return converges and dirtied <= MARGIN * speed * window_ms
+    def _brake_harder(self, ended: Round, level: Percent) -> Orders:
+        self._level = level
+        return (*self._leave_room(), *self._brake(ended))
 
-    def _brake_by(self, percent: int, ended: Round) -> Orders:
-        self._level, self._braked_in, self._raised = percent, ended.round, False
-        self._stall_ms = throttle.stall_ms(percent)
-        rule = f"no end: {_dirtied(ended)}; stalls of {format_ms(self._stall_ms)}"
-        return (
-            SetThrottle(Throttle.AUTO_CONVERGE, percent, rule),
-            SetDowntimeLimit(
-                self._limit_ms(), f"a vCPU may be asleep for {format_ms(self._stall_ms)} when it is stopped"
-            ),
-        )
-
-    def _idle_brake(self) -> Orders:
+    def _brake_at_rest(self) -> Orders:
         """Keep QEMU's own auto-converge from braking by itself: it is switched on before the start or never."""
         if not self._may_use(Throttle.AUTO_CONVERGE, self.facts):
             return ()
-        return (SetThrottle(Throttle.AUTO_CONVERGE, throttle.LEAST, "at rest until it is needed"),)
+        trigger = ANY_SHARE if self._arms() else TRIGGER
+        return (SetThrottle(Throttle.AUTO_CONVERGE, throttle.LEAST, "at rest until it is needed", trigger),)
+
+    def _arm(self) -> Orders:
+        """After the first round let QEMU brake by itself."""
+        if self._armed or not self._arms():
+            return ()
+        self._armed = True
+        rule = f"for a round that dirties {SLOW_SHARE} % of what it sends"
+        return (SetThrottle(Throttle.AUTO_CONVERGE, self._level, rule, SLOW_SHARE),)
+
+    def _leave_room(self) -> Orders:
+        """Shrink the limit by the stall of the brake."""
+        stall_ms = throttle.stall_ms(self._level)
+        self._stall_ms, self._raised = stall_ms, False
+        return (
+            SetDowntimeLimit(self._limit_ms(), f"a vCPU may be asleep for {format_ms(stall_ms)} when it is stopped"),
+        )
+
+    def _arms(self) -> bool:
+        """Tell whether the brake may be QEMU's to pull.
+
+        Not where something else goes first, nor where QEMU's measure is none: it compares pages with bytes on the wire.
+        """
+        return self._may_brake() and not (self._may_postcopy() or self._may_hold_writes() or self.facts.compressed)
+
+    def _may_brake(self) -> bool:
+        return self._level >= throttle.LEAST and self._may_use(Throttle.AUTO_CONVERGE, self.facts)
 
     def _may_use(self, brake: Throttle, facts: Facts) -> bool:
         return brake in self.goal.throttles & facts.throttles
