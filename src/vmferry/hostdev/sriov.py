@@ -1,0 +1,96 @@
+"""How many virtual functions a physical one has.
+
+The kernel takes 0 at any time, and rips functions out of guests that have them: who has one is asked first. From one
+number to another it goes only by way of 0.
+
+Source: Linux Documentation/PCI/pci-iov-howto.rst, drivers/pci/iov.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Mapping
+
+from vmferry.core.errors import BadInput, Broken, NotFound, Refused
+from vmferry.core.pci import PciAddress
+from vmferry.core.pci_devices import PciDevice, SriovFacts
+from vmferry.hostdev.inventory import DEVICES, read_inventory
+from vmferry.hostdev.sysfs import Sysfs
+
+_WHY: Mapping[int, str] = {
+    errno.ENOENT: "its driver makes no virtual functions, or none has it",
+    errno.ENOMEM: "the firmware left no room in the address space for them (pci=realloc on the kernel's command line)",
+    errno.ENOSPC: "the firmware left no bus number for them (pci=assign-busses on the kernel's command line)",
+}
+
+
+def set_functions(sysfs: Sysfs, address: PciAddress, count: int, users: Mapping[PciAddress, str]) -> SriovFacts:
+    """Have a physical function make so many virtual ones, which no driver of the host takes by itself. Idempotent.
+
+    On failure there are as many as before; where the kernel makes not even those again, that is told.
+
+    Args:
+        sysfs: the kernel's files.
+        address: of the physical function.
+        count: 0: none.
+        users: who has a virtual function, whichever it is.
+
+    Raises:
+        NotFound: there is no such device.
+        BadInput: it makes none, or not so many.
+        Refused: one of those there are is in use, and each of them would end.
+        Broken: the kernel does not make them, in its words.
+    """
+    device = _physical(sysfs, address, count)
+    there = device.sriov
+    if there is None or there.count == count:
+        return there or SriovFacts(0, 0, autoprobe=False)
+    if held := [f"{one} by {users[one]}" for one in there.functions if one in users]:
+        raise Refused(
+            f"{address} has {there.count} virtual functions, all of which would end: {', '.join(held)}"
+            f" {'is' if len(held) == 1 else 'are'} in use",
+            fix="take them from their users first",
+        )
+    try:
+        _set(sysfs, address, there.count, count)
+    except OSError as error:
+        raise _failed(sysfs, address, there.count, count, error) from error
+    return _physical(sysfs, address, count).sriov or there
+
+
+def _physical(sysfs: Sysfs, address: PciAddress, count: int) -> PciDevice:
+    device = read_inventory(sysfs).devices.get(address)
+    if device is None:
+        raise NotFound(f"There is no PCI device {address} on this host", fix="see `vmferry pci list`")
+    if device.sriov is None:
+        of = f": it is a virtual function of {device.physical}" if device.physical is not None else ""
+        raise BadInput(f"PCI device {address} makes no virtual functions{of}", fix="see `vmferry pf list`")
+    if not 0 <= count <= device.sriov.total:
+        raise BadInput(
+            f"{address} makes 0 to {device.sriov.total} virtual functions, not {count}", fix="ask for as many"
+        )
+    return device
+
+
+def _set(sysfs: Sysfs, address: PciAddress, there: int, count: int) -> None:
+    here = f"{DEVICES}/{address}"
+    sysfs.write(f"{here}/sriov_drivers_autoprobe", "0")
+    if there and count:
+        sysfs.write(f"{here}/sriov_numvfs", "0")
+    sysfs.write(f"{here}/sriov_numvfs", str(count))
+
+
+def _failed(sysfs: Sysfs, address: PciAddress, there: int, count: int, error: OSError) -> Broken:
+    path = f"{DEVICES}/{address}/sriov_numvfs"
+    now = sysfs.number(path)
+    if now == 0 and there:
+        with contextlib.suppress(OSError):
+            sysfs.write(path, str(there))
+        now = sysfs.number(path)
+    why = _WHY.get(error.errno or 0, error.strerror or str(error))
+    return Broken(
+        f"{address} does not make {count} virtual functions: {why}; it has {now or 'none'} now,"
+        f" and had {there or 'none'}",
+        fix="see `dmesg`",
+    )

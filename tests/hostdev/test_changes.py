@@ -1,0 +1,128 @@
+"""Drivers and virtual functions: what is asked for happens, or everything is as before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.hostdev.kit import CARD, NVME, OLD, SOUND, at, host
+
+from vmferry.core.errors import BadInput, Broken, NotFound, Refused
+from vmferry.hostdev import bind, give_back, read_inventory, set_functions
+from vmferry.testing.fake_sysfs import FakeKernel
+
+VF = at("0000:01:10.0")
+
+
+def state(kernel: FakeKernel) -> dict[str, tuple[str | None, str | None, int]]:
+    """Return each device's driver, override and number of functions."""
+    found = read_inventory(kernel).devices.values()
+    return {str(one.address): (one.driver, one.override, one.sriov.count if one.sriov else 0) for one in found}
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    """VFIO has it, then the host's own driver; each twice, which changes nothing."""
+    kernel = host(tmp_path)
+    before = state(kernel)
+    for _ in range(2):
+        bind(kernel, at(NVME))
+        assert state(kernel)[NVME] == ("vfio-pci", "vfio-pci", 0)
+    for _ in range(2):
+        assert give_back(kernel, at(NVME)) == "nvme"
+        assert state(kernel) == before
+
+
+def test_a_device_of_the_host_is_left_where_it_is(tmp_path: Path) -> None:
+    """Nothing is written for what is there already."""
+    kernel = host(tmp_path)
+    assert give_back(kernel, at(NVME)) == "nvme"
+    assert kernel.writes == []
+
+
+@pytest.mark.parametrize(
+    ("case", "why", "fix"),
+    [
+        ("no iommu", "its driver is none", "it is in no IOMMU group, without which VFIO takes no device"),
+        ("not loaded", "its driver is none", "`modprobe vfio-pci`"),
+        ("refuses", "its driver is none", "see `dmesg`"),
+    ],
+)
+def test_a_driver_that_does_not_take_it_leaves_all_as_before(tmp_path: Path, case: str, why: str, fix: str) -> None:
+    """And says who has it."""
+    kernel = host(tmp_path, iommu=case != "no iommu", vfio=case != "not loaded")
+    if case == "refuses":
+        kernel.refusing.add("vfio-pci")
+    before = state(kernel)
+    with pytest.raises(Broken) as caught:
+        bind(kernel, at(NVME))
+    assert caught.value.what == f"PCI device {NVME} does not go to vfio-pci: {why}; nvme has it now"
+    assert caught.value.fix == fix
+    assert state(kernel) == before
+
+
+def test_a_driver_that_does_not_come_back_is_told(tmp_path: Path) -> None:
+    """The truth, not what was wished for."""
+    kernel = host(tmp_path)
+    kernel.refusing |= {"vfio-pci", "nvme"}
+    with pytest.raises(Broken, match="no driver has it now"):
+        bind(kernel, at(NVME))
+
+
+def test_no_such_device(tmp_path: Path) -> None:
+    """Also one that was pulled out."""
+    kernel = host(tmp_path)
+    kernel.vanish(SOUND)
+    for call in (bind, give_back):
+        with pytest.raises(NotFound, match="no PCI device 0000:00:1b.0"):
+            call(kernel, at(SOUND))
+    with pytest.raises(NotFound):
+        set_functions(kernel, at(SOUND), 1, {})
+
+
+def test_functions_are_made_changed_and_ended(tmp_path: Path) -> None:
+    """From one number to another by way of none; no driver of the host takes them."""
+    kernel = host(tmp_path)
+    for count in (2, 2, 5, 0, 0, 7):
+        made = set_functions(kernel, at(CARD), count, {})
+        assert (made.count, len(made.functions)) == (count, count)
+    assert [one.driver for one in read_inventory(kernel).devices.values() if one.physical] == [None] * 7
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_functions_in_use_are_not_ripped_out(tmp_path: Path, count: int) -> None:
+    """Whatever number they were to become, and who has them is told."""
+    kernel = host(tmp_path)
+    set_functions(kernel, at(CARD), 2, {})
+    before, kernel.writes = state(kernel), []
+    with pytest.raises(Refused) as caught:
+        set_functions(kernel, at(CARD), count, {VF: "guest web-7"})
+    assert "has 2 virtual functions, all of which would end: 0000:01:10.0 by guest web-7 is in use" in str(caught.value)
+    assert (state(kernel), kernel.writes) == (before, [])
+
+
+@pytest.mark.parametrize(("address", "count"), [(CARD, 8), (CARD, -1), (NVME, 1), (str(VF), 1), (OLD, 0)])
+def test_what_cannot_be_asked_for(tmp_path: Path, address: str, count: int) -> None:
+    """Too many, or of what makes none: nothing is written."""
+    kernel = host(tmp_path)
+    set_functions(kernel, at(CARD), 2, {})
+    kernel.writes = []
+    with pytest.raises(BadInput):
+        set_functions(kernel, at(address), count, {})
+    assert kernel.writes == []
+
+
+def test_a_kernel_that_makes_no_more_leaves_the_number_told(tmp_path: Path) -> None:
+    """Those there were are gone on the way, and it does not make them again: the error says how many there are."""
+    kernel = host(tmp_path)
+    set_functions(kernel, at(CARD), 2, {})
+    kernel.refusing.add("sriov")
+    with pytest.raises(Broken, match=r"no room in the address space .*; it has none now, and had 2"):
+        set_functions(kernel, at(CARD), 3, {})
+
+
+def test_a_card_whose_driver_is_gone(tmp_path: Path) -> None:
+    """It makes none, and why is told."""
+    kernel = host(tmp_path)
+    bind(kernel, at(CARD))
+    with pytest.raises(Broken, match="makes no virtual functions, or none has it"):
+        set_functions(kernel, at(CARD), 1, {})
