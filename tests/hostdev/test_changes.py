@@ -76,14 +76,14 @@ def test_no_such_device(tmp_path: Path) -> None:
         with pytest.raises(NotFound, match="no PCI device 0000:00:1b.0"):
             call(kernel, at(SOUND))
     with pytest.raises(NotFound):
-        set_functions(kernel, at(SOUND), 1, {})
+        set_functions(kernel, at(SOUND), 1)
 
 
 def test_functions_are_made_changed_and_ended(tmp_path: Path) -> None:
     """From one number to another by way of none; no driver of the host takes them."""
     kernel = host(tmp_path)
     for count in (2, 2, 5, 0, 0, 7):
-        made = set_functions(kernel, at(CARD), count, {})
+        made = set_functions(kernel, at(CARD), count)
         assert (made.count, len(made.functions)) == (count, count)
     assert [one.driver for one in read_inventory(kernel).devices.values() if one.physical] == [None] * 7
 
@@ -92,11 +92,11 @@ def test_functions_are_made_changed_and_ended(tmp_path: Path) -> None:
 def test_functions_in_use_are_not_ripped_out(tmp_path: Path, count: int) -> None:
     """Whatever number they were to become, and who has them is told."""
     kernel = host(tmp_path)
-    set_functions(kernel, at(CARD), 2, {})
+    set_functions(kernel, at(CARD), 2)
     before, kernel.writes = state(kernel), []
     with pytest.raises(Refused) as caught:
-        set_functions(kernel, at(CARD), count, {VF: "guest web-7"})
-    assert "has 2 virtual functions, all of which would end: 0000:01:10.0 by guest web-7 is in use" in str(caught.value)
+        set_functions(kernel, at(CARD), count, {101: "qemu-system-x86 (pid 4711)"})
+    assert "all of which would end, and 0000:01:10.0 belongs to qemu-system-x86 (pid 4711)" in str(caught.value)
     assert (state(kernel), kernel.writes) == (before, [])
 
 
@@ -104,20 +104,20 @@ def test_functions_in_use_are_not_ripped_out(tmp_path: Path, count: int) -> None
 def test_what_cannot_be_asked_for(tmp_path: Path, address: str, count: int) -> None:
     """Too many, or of what makes none: nothing is written."""
     kernel = host(tmp_path)
-    set_functions(kernel, at(CARD), 2, {})
+    set_functions(kernel, at(CARD), 2)
     kernel.writes = []
     with pytest.raises(BadInput):
-        set_functions(kernel, at(address), count, {})
+        set_functions(kernel, at(address), count)
     assert kernel.writes == []
 
 
 def test_a_kernel_that_makes_no_more_leaves_the_number_told(tmp_path: Path) -> None:
     """Those there were are gone on the way, and it does not make them again: the error says how many there are."""
     kernel = host(tmp_path)
-    set_functions(kernel, at(CARD), 2, {})
+    set_functions(kernel, at(CARD), 2)
     kernel.refusing.add("sriov")
     with pytest.raises(Broken, match=r"no room in the address space .*; it has none now, and had 2"):
-        set_functions(kernel, at(CARD), 3, {})
+        set_functions(kernel, at(CARD), 3)
 
 
 def test_a_card_whose_driver_is_gone(tmp_path: Path) -> None:
@@ -125,4 +125,4 @@ def test_a_card_whose_driver_is_gone(tmp_path: Path) -> None:
     kernel = host(tmp_path)
     bind(kernel, at(CARD))
     with pytest.raises(Broken, match="makes no virtual functions, or none has it"):
-        set_functions(kernel, at(CARD), 1, {})
+        set_functions(kernel, at(CARD), 1)

@@ -8,9 +8,9 @@ import pytest
 from tests.hostdev.kit import BRIDGE, CARD, NVME, OLD, OLD_TOO, PORT, SATA, SOUND, VGA, at, host
 
 from vmferry.core.pci_devices import HostNet, SriovFacts
-from vmferry.hostdev import Sysfs, bind, read_inventory, set_functions
+from vmferry.hostdev import Known, Sysfs, bind, read_inventory, set_functions
 
-ROOT_ON_SATA = {"8:1": "mounted at /"}
+ROOT_ON_SATA = Known({"8:1": "mounted at /"})
 
 
 def codes(root: Path, address: str, *, iommu: bool = True) -> list[str]:
@@ -22,8 +22,8 @@ def codes(root: Path, address: str, *, iommu: bool = True) -> list[str]:
 def test_a_card_is_read_with_all_that_belongs_to_it(tmp_path: Path) -> None:
     """Numbers, driver, group, what is above it, its interface, and the functions it makes."""
     kernel = host(tmp_path)
-    set_functions(kernel, at(CARD), 2, {})
-    found = read_inventory(kernel, name_of=lambda vendor, device: f"maker {vendor:x} model {device:x}")
+    set_functions(kernel, at(CARD), 2)
+    found = read_inventory(kernel, Known(name_of=lambda vendor, device: f"maker {vendor:x} model {device:x}"))
     card = found.devices[at(CARD)]
     assert (card.ids, card.kind, card.driver, card.iommu_group) == ("8086:10c9", "Ethernet controller", "igb", 11)
     assert card.name == "maker 8086 model 10c9"
@@ -118,7 +118,7 @@ def test_a_card_with_functions_is_not_given_away_and_may_be_up(tmp_path: Path) -
     """They end with it; and it has to be up for them."""
     kernel = host(tmp_path)
     kernel.add_net(CARD, "ens7", up=True)
-    set_functions(kernel, at(CARD), 1, {})
+    set_functions(kernel, at(CARD), 1)
     found = read_inventory(kernel)
     assert [one.code for one in found.why_not(found.devices[at(CARD)])] == ["pci.has-functions"]
     assert found.why_not(found.devices[at("0000:01:10.0")]) == ()

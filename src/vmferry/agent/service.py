@@ -14,6 +14,7 @@ from vmferry.agent.beats import BeatBook
 from vmferry.agent.checking import Checking
 from vmferry.agent.claims import Claims
 from vmferry.agent.console import QemuConsole
+from vmferry.agent.devices import HostDevices
 from vmferry.agent.host_facts import HostView
 from vmferry.agent.links import Links
 from vmferry.agent.log_keeper import LogKeeper
@@ -67,6 +68,7 @@ class Service:
         ways: how streams travel that the agents connect.
         probing: measures links.
         links: what is known of them.
+        devices: this host's PCI devices.
     """
 
     guests: Guests
@@ -85,6 +87,7 @@ class Service:
     ways: StreamWays
     probing: Probing
     links: Links
+    devices: HostDevices
 
     async def start(self) -> None:
         """Re-adopt guests and take up unfinished hand-overs."""
@@ -121,6 +124,14 @@ class Service:
     async def host(self) -> HostFacts:
         """Return what this host offers."""
         return await self.host_view.facts()
+
+    async def list_pci(self) -> m.PciList:
+        """Return this host's PCI devices."""
+        return await self.devices.list()
+
+    async def set_functions(self, body: m.SetFunctions) -> m.PciView:
+        """Have a card make so many virtual functions; raises as `hostdev.set_functions`."""
+        return await self.devices.set_functions(body)
 
     async def list_guests(self) -> m.GuestList:
         """Return all guests of this host."""

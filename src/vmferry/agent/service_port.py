@@ -36,6 +36,12 @@ class OperatorService(Protocol):
     async def host(self) -> HostFacts:
         """Return what this host offers."""
 
+    async def list_pci(self) -> m.PciList:
+        """Return the PCI devices of this host."""
+
+    async def set_functions(self, body: m.SetFunctions) -> m.PciView:
+        """Have a card make so many virtual functions."""
+
     async def list_guests(self) -> m.GuestList:
         """Return all guests of this host."""
 

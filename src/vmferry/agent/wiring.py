@@ -13,6 +13,7 @@ from vmferry.agent.beats import BeatBook
 from vmferry.agent.checking import Checking
 from vmferry.agent.claims import Claims
 from vmferry.agent.config import AgentConfig, SanlockConfig
+from vmferry.agent.devices import HostDevices
 from vmferry.agent.host_facts import HostView, Offer, port_is_free
 from vmferry.agent.links import Links
 from vmferry.agent.log_keeper import LogKeeper
@@ -40,6 +41,7 @@ from vmferry.core.ids import GuestName, HostName
 from vmferry.disks.files import LocalDiskFiles
 from vmferry.disks.sanlock.daemon import Daemon
 from vmferry.disks.sanlock.leases import SanlockLeases, Settings
+from vmferry.hostdev import Sysfs
 from vmferry.links.door import StreamDoor
 from vmferry.links.pipeline import CommandPipelines, Pipeline
 from vmferry.links.relay import LocalRelays
@@ -196,6 +198,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         ways,
         probing,
         links,
+        HostDevices(Sysfs()),
     )
 
 

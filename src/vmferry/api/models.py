@@ -320,6 +320,43 @@ class RecoverReply(Reply):
     findings: tuple[Finding, ...]
 
 
+# Devices
+
+
+class PciView(Reply):
+    """One PCI device of a host."""
+
+    address: dict[str, str]  #: in every form that programs write it
+    ids: str  #: vendor and device, as lspci -n writes them
+    kind: str
+    name: str  #: maker and model; empty where the host has no list of them
+    driver: str | None
+    iommu_group: int | None
+    group: tuple[str, ...]  #: what shares its IOMMU group and must go with it
+    numa_node: int | None
+    is_bridge: bool
+    nets: tuple[str, ...]  #: the host's interfaces on it
+    disks: tuple[str, ...]  #: the host's disks behind it
+    user: str | None  #: the program that has it through VFIO
+    physical: str | None  #: it is a virtual function of this one
+    functions_most: int  #: virtual functions that it can make; 0: it makes none
+    functions: tuple[str, ...]  #: those there are
+    blockers: tuple[Blocker, ...]  #: why it cannot be given to a guest as it is now
+
+
+class PciList(Reply):
+    """The PCI devices of a host, in the order of their addresses."""
+
+    devices: tuple[PciView, ...]
+
+
+class SetFunctions(Request):
+    """Have a card make so many virtual functions; those it has end."""
+
+    card: Annotated[str, Field(max_length=300)]  #: its address, in any form
+    count: Annotated[int, Field(ge=0, le=65535)]
+
+
 # Fleet
 
 

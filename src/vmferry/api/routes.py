@@ -54,6 +54,13 @@ _SLOW_S = 660.0
 
 OPERATOR_ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/host", _R, "host", "What this host offers", response=HostFacts),
+    Route("GET", "/v1/pci", _R, "list_pci", "The PCI devices of this host", response=m.PciList),
+    Route(
+        *("POST", "/v1/pci/functions", _O, "set_functions", "How many virtual functions a card has"),
+        request=m.SetFunctions,
+        response=m.PciView,
+        time_limit_s=120.0,
+    ),
     Route("GET", "/v1/guests", _R, "list_guests", "All guests of this host", response=m.GuestList),
     Route("GET", _GUEST, _R, "show_guest", "One guest", response=m.GuestView),
     Route(

@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn
 
 from vmferry import __version__
-from vmferry.cli import admin, devices, domains, guests, handovers, migration, policies, recovery, saving
+from vmferry.cli import admin, devices, domains, guests, handovers, migration, pci, policies, recovery, saving
 from vmferry.cli.options import AsJson, group
 from vmferry.cli.output import print_json, report_error
 from vmferry.core.errors import VmferryError
@@ -22,6 +22,9 @@ app.add_typer(admin.operators, name="operator")
 app.command("agent")(admin.run_agent)
 app.add_typer(guests.app, name="guest")
 app.add_typer(devices.app, name="device")
+app.add_typer(pci.pci, name="pci")
+app.add_typer(pci.physical, name="pf")
+app.add_typer(pci.virtual, name="vf")
 app.command("check")(migration.check)
 app.command("migrate")(migration.migrate)
 app.command("watch")(migration.watch)

@@ -91,6 +91,7 @@ class PciDevice:
     physical: PciAddress | None = None  #: it is a virtual function of this one
     sriov: SriovFacts | None = None  #: it is a physical function
     above: tuple[PciAddress, ...] = ()  #: the bridges between it and the root, nearest first
+    user: str | None = None  #: the program that has it, or its group, through VFIO
     name: str = ""  #: its maker and model, where the host has a list of them
 
     @property
@@ -156,6 +157,8 @@ def _why_not(host: Inventory, device: PciDevice) -> Iterator[Blocker]:
     if device.is_bridge:
         yield Blocker("pci.bridge", f"{where} is a {device.kind}, which leads to others", "give the devices behind it")
         return
+    if device.user is not None:
+        yield Blocker("pci.in-use", f"{where} belongs to {device.user}", "take it from there first")
     yield from _isolation(host, device)
     if device.boot_vga:
         yield Blocker(
@@ -208,7 +211,7 @@ def _use(host: Inventory, device: PciDevice) -> Iterator[Blocker]:
     if device.sriov is not None and device.sriov.count:
         count = device.sriov.count
         what = f"{where} has {count} virtual function{'s' if count > 1 else ''}, which end with it"
-        yield Blocker("pci.has-functions", what, f"`vmferry vf release {where}`")
+        yield Blocker("pci.has-functions", what, f"`vmferry vf release HOST {where}`")
     for disk, use in (device.disks_in_use or {}).items():
         yield Blocker("pci.disk-in-use", f"{where} has this host's disk {disk}, {use}", "give another controller")
     if device.disks and not device.disks_in_use and _is_only_controller(host, device):

@@ -1,8 +1,8 @@
 """The host's devices: what there is, which driver has it, and virtual functions. sysfs.py alone touches /sys."""
 
 from vmferry.hostdev.binding import bind, give_back
-from vmferry.hostdev.inventory import read_inventory
+from vmferry.hostdev.inventory import Known, read_inventory
 from vmferry.hostdev.sriov import set_functions
 from vmferry.hostdev.sysfs import Sysfs
 
-__all__ = ["Sysfs", "bind", "give_back", "read_inventory", "set_functions"]
+__all__ = ["Known", "Sysfs", "bind", "give_back", "read_inventory", "set_functions"]

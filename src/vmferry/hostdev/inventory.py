@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from vmferry.core.errors import BadInput
 from vmferry.core.pci import PciAddress
@@ -16,22 +17,21 @@ _CONVENTIONAL_CONFIG = 256
 #: What a device's override says when there is none.
 NO_OVERRIDE = "(null)"
 
-#: What a disk is used for by its number ("8:1"), and the name of a device by its vendor and its own number.
-DiskUses = Mapping[str, str]
-NameOf = Callable[[int, int], str]
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of devices from elsewhere than /sys."""
+
+    disk_uses: Mapping[str, str] = field(default_factory=dict)  #: what disks and their parts are for, by number ("8:1")
+    group_holders: Mapping[int, str] = field(default_factory=dict)  #: which program has an IOMMU group
+    name_of: Callable[[int, int], str] = lambda vendor, device: ""  # noqa: ARG005 #: maker and model
 
 
-def read_inventory(sysfs: Sysfs, uses: DiskUses | None = None, name_of: NameOf | None = None) -> Inventory:
-    """Return all PCI devices; one that vanishes meanwhile is left out.
-
-    Args:
-        sysfs: the kernel's files.
-        uses: what disks and their parts are used for, by their numbers.
-        name_of: maker and model.
-    """
+def read_inventory(sysfs: Sysfs, known: Known = Known()) -> Inventory:
+    """Return all PCI devices; one that vanishes meanwhile is left out."""
     disks = _disks(sysfs)
     found = (
-        _device(sysfs, address, disks.get(address, ()), uses or {}, name_of)
+        _device(sysfs, address, disks.get(address, ()), known)
         for address in map(address_of, sysfs.names(DEVICES))
         if address is not None
     )
@@ -46,17 +46,15 @@ def address_of(name: str | None) -> PciAddress | None:
         return None
 
 
-def _device(
-    sysfs: Sysfs, address: PciAddress, disks: tuple[str, ...], uses: DiskUses, name_of: NameOf | None
-) -> PciDevice | None:
+def _device(sysfs: Sysfs, address: PciAddress, disks: tuple[str, ...], known: Known) -> PciDevice | None:
     here = f"{DEVICES}/{address}"
     numbers = [sysfs.number(f"{here}/{name}") for name in ("vendor", "device", "class")]
     if any(number is None for number in numbers):
         return None
     vendor, device, class_code = (number or 0 for number in numbers)
-    group, node = sysfs.link(f"{here}/iommu_group"), sysfs.number(f"{here}/numa_node")
+    group, node = _group(sysfs, here), sysfs.number(f"{here}/numa_node")
     override = sysfs.read(f"{here}/driver_override")
-    in_use = {disk: use for disk in disks if (use := _use(sysfs, disk, uses)) is not None}
+    in_use = {disk: use for disk in disks if (use := _use(sysfs, disk, known.disk_uses)) is not None}
     return PciDevice(
         address=address,
         vendor=vendor,
@@ -64,7 +62,7 @@ def _device(
         class_code=class_code,
         driver=sysfs.link(f"{here}/driver"),
         override=None if override == NO_OVERRIDE else override,
-        iommu_group=None if group is None else int(group),
+        iommu_group=group,
         numa_node=None if node is None or node < 0 else node,
         is_express=sysfs.size(f"{here}/config") > _CONVENTIONAL_CONFIG,
         boot_vga=sysfs.number(f"{here}/boot_vga") == 1,
@@ -75,8 +73,14 @@ def _device(
         physical=address_of(sysfs.link(f"{here}/physfn")),
         sriov=_sriov(sysfs, here),
         above=_above(sysfs, here),
-        name=name_of(vendor, device) if name_of is not None else "",
+        user=None if group is None else known.group_holders.get(group),
+        name=known.name_of(vendor, device),
     )
+
+
+def _group(sysfs: Sysfs, here: str) -> int | None:
+    name = sysfs.link(f"{here}/iommu_group")
+    return int(name) if name is not None and name.isdecimal() else None
 
 
 def _net(sysfs: Sysfs, path: str, name: str) -> HostNet:
@@ -109,7 +113,7 @@ def _disks(sysfs: Sysfs) -> dict[PciAddress, tuple[str, ...]]:
     return found
 
 
-def _use(sysfs: Sysfs, disk: str, uses: DiskUses) -> str | None:
+def _use(sysfs: Sysfs, disk: str, uses: Mapping[str, str]) -> str | None:
     """Return what a disk or a part of it is used for; None: nothing."""
     for path in (f"block/{disk}", *(f"block/{disk}/{part}" for part in sysfs.names(f"block/{disk}"))):
         number = sysfs.read(f"{path}/dev")

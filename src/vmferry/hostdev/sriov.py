@@ -14,8 +14,8 @@ from collections.abc import Mapping
 
 from vmferry.core.errors import BadInput, Broken, NotFound, Refused
 from vmferry.core.pci import PciAddress
-from vmferry.core.pci_devices import PciDevice, SriovFacts
-from vmferry.hostdev.inventory import DEVICES, read_inventory
+from vmferry.core.pci_devices import Inventory, SriovFacts
+from vmferry.hostdev.inventory import DEVICES, Known, read_inventory
 from vmferry.hostdev.sysfs import Sysfs
 
 _WHY: Mapping[int, str] = {
@@ -25,7 +25,9 @@ _WHY: Mapping[int, str] = {
 }
 
 
-def set_functions(sysfs: Sysfs, address: PciAddress, count: int, users: Mapping[PciAddress, str]) -> SriovFacts:
+def set_functions(
+    sysfs: Sysfs, address: PciAddress, count: int, holders: Mapping[int, str] | None = None
+) -> SriovFacts:
     """Have a physical function make so many virtual ones, which no driver of the host takes by itself. Idempotent.
 
     On failure there are as many as before; where the kernel makes not even those again, that is told.
@@ -34,7 +36,7 @@ def set_functions(sysfs: Sysfs, address: PciAddress, count: int, users: Mapping[
         sysfs: the kernel's files.
         address: of the physical function.
         count: 0: none.
-        users: who has a virtual function, whichever it is.
+        holders: which program has an IOMMU group.
 
     Raises:
         NotFound: there is no such device.
@@ -42,25 +44,25 @@ def set_functions(sysfs: Sysfs, address: PciAddress, count: int, users: Mapping[
         Refused: one of those there are is in use, and each of them would end.
         Broken: the kernel does not make them, in its words.
     """
-    device = _physical(sysfs, address, count)
-    there = device.sriov
-    if there is None or there.count == count:
-        return there or SriovFacts(0, 0, autoprobe=False)
-    if held := [f"{one} by {users[one]}" for one in there.functions if one in users]:
+    found = read_inventory(sysfs, Known(group_holders=holders or {}))
+    there = _physical(found, address, count)
+    if there.count == count:
+        return there
+    if used := [one for function in there.functions if (one := found.devices.get(function)) and one.user]:
         raise Refused(
-            f"{address} has {there.count} virtual functions, all of which would end: {', '.join(held)}"
-            f" {'is' if len(held) == 1 else 'are'} in use",
-            fix="take them from their users first",
+            f"{address} has {there.count} virtual functions, all of which would end, and"
+            f" {', '.join(f'{one.address} belongs to {one.user}' for one in used)}",
+            fix="take it from there first",
         )
     try:
         _set(sysfs, address, there.count, count)
     except OSError as error:
         raise _failed(sysfs, address, there.count, count, error) from error
-    return _physical(sysfs, address, count).sriov or there
+    return _physical(read_inventory(sysfs), address, count)
 
 
-def _physical(sysfs: Sysfs, address: PciAddress, count: int) -> PciDevice:
-    device = read_inventory(sysfs).devices.get(address)
+def _physical(found: Inventory, address: PciAddress, count: int) -> SriovFacts:
+    device = found.devices.get(address)
     if device is None:
         raise NotFound(f"There is no PCI device {address} on this host", fix="see `vmferry pci list`")
     if device.sriov is None:
@@ -70,7 +72,7 @@ def _physical(sysfs: Sysfs, address: PciAddress, count: int) -> PciDevice:
         raise BadInput(
             f"{address} makes 0 to {device.sriov.total} virtual functions, not {count}", fix="ask for as many"
         )
-    return device
+    return device.sriov
 
 
 def _set(sysfs: Sysfs, address: PciAddress, there: int, count: int) -> None:

@@ -11,6 +11,7 @@ from vmferry.core.errors import Blocked, Blocker, NotFound, VmferryError
 from vmferry.core.guest import Acceleration, BiosBoot, Desired, GuestSpec
 from vmferry.core.host import GuestProbe, HostFacts, QemuFacts
 from vmferry.core.ids import Epoch, GuestName, GuestUuid, HandoverId, HostName
+from vmferry.core.pci import PciAddress
 from vmferry.core.progress import Finished, Guarantee, Outcome, StateEntered, Step
 from vmferry.core.units import GIB, MIB, Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import MigrationStatus, RunState
@@ -19,6 +20,26 @@ from vmferry.ports.stream import Ticket
 _GUARANTEE = Guarantee("vmferry", "LOADED", "image locks across hosts", "Goes back to the source until it is loaded.")
 _LOADED = m.PeerStatus(
     state="LOADED", run_state=RunState.PAUSED, migration_status=MigrationStatus.COMPLETED, qemu_alive=True
+)
+
+
+_CARD = m.PciView(
+    address=PciAddress.parse("01:00.0").forms,
+    ids="8086:10c9",
+    kind="Ethernet controller",
+    name="",
+    driver="igb",
+    iommu_group=11,
+    group=(),
+    numa_node=None,
+    is_bridge=False,
+    nets=("ens1",),
+    disks=(),
+    user=None,
+    physical=None,
+    functions_most=7,
+    functions=(),
+    blockers=(),
 )
 
 
@@ -120,6 +141,16 @@ class FakeService:
         """Return the facts."""
         self._called("host")
         return self.facts()
+
+    async def list_pci(self) -> m.PciList:
+        """Return one card."""
+        self._called("list_pci")
+        return m.PciList(devices=(_CARD,))
+
+    async def set_functions(self, body: m.SetFunctions) -> m.PciView:
+        """Return the card as it was asked for."""
+        self._called("set_functions", body)
+        return _CARD.model_copy(update={"functions": tuple(f"0000:01:10.{2 * n}" for n in range(body.count))})
 
     async def list_guests(self) -> m.GuestList:
         """Return the guest."""

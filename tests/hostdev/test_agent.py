@@ -1,0 +1,46 @@
+"""What the agent tells of its host's devices, and what it does to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.hostdev.kit import CARD, PORT, SATA, at, host
+
+from vmferry.agent import devices
+from vmferry.agent.devices import HostDevices
+from vmferry.api import models as m
+from vmferry.core.errors import BadInput, Refused
+
+
+async def test_every_device_is_told_with_what_is_in_its_way(tmp_path: Path) -> None:
+    """Addresses in all forms, groups, reasons."""
+    found = {one.address["lspci"]: one for one in (await HostDevices(host(tmp_path)).list()).devices}
+    card, disk = found[CARD], found[SATA]
+    assert card.address["nodedev"] == "pci_0000_01_00_0"
+    assert (card.functions_most, card.functions, card.nets, card.blockers) == (7, (), ("ens1",), ())
+    assert (disk.group, disk.disks) == (("0000:00:1f.3",), ("sda",))
+    assert [one.code for one in disk.blockers] == ["pci.group-shared"]
+    assert found[PORT].is_bridge
+
+
+async def test_functions_are_made_and_who_has_one_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that holds a function's group is in the way of every other number."""
+    here = HostDevices(host(tmp_path))
+    made = await here.set_functions(m.SetFunctions(card="pci_0000_01_00_0", count=2))
+    assert made.functions == ("0000:01:10.0", "0000:01:10.2")
+    group = next(one for one in (await here.list()).devices if one.address["lspci"] == "0000:01:10.2").iommu_group
+    monkeypatch.setattr(devices, "group_holders", lambda: {group: "qemu-system-x86 (pid 4711)"})
+    with pytest.raises(Refused, match=r"0000:01:10.2 belongs to qemu-system-x86 \(pid 4711\)"):
+        await here.set_functions(m.SetFunctions(card=CARD, count=0))
+    users = {one.address["lspci"]: one.user for one in (await here.list()).devices if one.physical == CARD}
+    assert users == {"0000:01:10.0": None, "0000:01:10.2": "qemu-system-x86 (pid 4711)"}
+
+
+@pytest.mark.parametrize("card", ["nonsense", str(at(SATA)), "0000:09:00.0", "../../etc"])
+async def test_what_is_no_card_is_refused(tmp_path: Path, card: str) -> None:
+    """Before anything is written."""
+    kernel = host(tmp_path)
+    with pytest.raises(BadInput):
+        await HostDevices(kernel).set_functions(m.SetFunctions(card=card, count=1))
+    assert kernel.writes == []
