@@ -15,6 +15,7 @@ from tests.hostdev.kit import CARD, host
 from vmferry.agent import devices
 from vmferry.agent.devices import HostDevices
 from vmferry.api import models as m
+from vmferry.testing.fake_cards import FakeCards
 
 Vmferry = Callable[..., Ran]
 
@@ -24,7 +25,7 @@ def here(fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     """An agent whose card has two virtual functions, one of them with a guest; a mounted disk, and no list of names."""
     monkeypatch.setattr(devices, "disk_uses", lambda: {"8:1": "mounted at /"})
     monkeypatch.setattr(devices, "name_of", lambda vendor, device: "Emulated card" if device == 0x10C9 else "")
-    found = HostDevices(host(tmp_path / "sys"))
+    found = HostDevices(host(tmp_path / "sys"), FakeCards({"ens1": 2}))
     asyncio.run(found.set_functions(m.SetFunctions(card=CARD, count=2)))
     monkeypatch.setattr(devices, "group_holders", lambda: {102: "qemu-system-x86 (pid 4711)"})
     answers = fleet.agents["host-a"].answers
@@ -32,6 +33,10 @@ def here(fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     answers["POST", "/v1/pci/functions"] = lambda body: (
         200,
         asyncio.run(found.set_functions(m.SetFunctions(**body))).model_dump(mode="json"),
+    )
+    answers["POST", "/v1/pci/function"] = lambda body: (
+        200,
+        asyncio.run(found.set_function(m.SetFunction(**body))).model_dump(mode="json"),
     )
     return found
 
@@ -75,6 +80,8 @@ def test_what_programs_see(vmferry: Vmferry) -> None:
         (("vf", "create", "host-a", "nowhere", "1"), 2, "PCI address 'nowhere' is none"),
         (("vf", "create", "host-a", CARD, "0"), 2, "Invalid value for 'N'"),
         (("pci", "list", "host-z"), 2, "host-z"),
+        (("vf", "set", "host-a", "01:10.0", "--mac", "no"), 2, "MAC address 'no' is none of a card"),
+        (("vf", "set", "host-a", "01:10.0", "--vlan", "4095"), 2, "Invalid value for '--vlan'"),
     ],
 )
 def test_bad_input_is_told(vmferry: Vmferry, words: tuple[str, ...], code: int, error: str) -> None:
@@ -92,3 +99,13 @@ def test_functions_are_made(vmferry: Vmferry, fleet: FakeFleet) -> None:
     assert asked == [{"card": "0000:02:00.0", "count": 1}]
     ran = vmferry("vf", "release", "host-a", "02:00.0", "--json")
     assert json.loads(ran.out)["functions"] == []
+
+
+def test_a_function_is_told_of(vmferry: Vmferry, fleet: FakeFleet) -> None:
+    """Only what is given is asked for."""
+    ran = vmferry("vf", "set", "host-a", "01:10.0", "--mac", "52:54:00:00:00:09", "--vlan", "7", "--no-spoofchk")
+    assert ran.out == "0000:01:10.0 of host-a: MAC 52:54:00:00:00:09, VLAN 7, not trusted, not checked\n"
+    asked = [body for method, _, body in fleet.agents["host-a"].requests if method == "POST"]
+    assert asked == [{"function": "0000:01:10.0", "mac": "52:54:00:00:00:09", "vlan": 7, "spoofchk": False}]
+    ran = vmferry("vf", "set", "host-a", "01:10.0", "--rate", "100", "--trust")
+    assert ran.out.endswith("VLAN 7, trusted, not checked, at most 100 Mbit/s\n")

@@ -133,6 +133,10 @@ class Service:
         """Have a card make so many virtual functions; raises as `hostdev.set_functions`."""
         return await self.devices.set_functions(body)
 
+    async def set_function(self, body: m.SetFunction) -> m.PciView:
+        """Tell a card of one of its virtual functions; raises as `hostdev.set_function`."""
+        return await self.devices.set_function(body)
+
     async def list_guests(self) -> m.GuestList:
         """Return all guests of this host."""
         rows = self.guests.rows()

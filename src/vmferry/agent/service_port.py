@@ -42,6 +42,9 @@ class OperatorService(Protocol):
     async def set_functions(self, body: m.SetFunctions) -> m.PciView:
         """Have a card make so many virtual functions."""
 
+    async def set_function(self, body: m.SetFunction) -> m.PciView:
+        """Tell a card of one of its virtual functions."""
+
     async def list_guests(self) -> m.GuestList:
         """Return all guests of this host."""
 

@@ -41,7 +41,7 @@ from vmferry.core.ids import GuestName, HostName
 from vmferry.disks.files import LocalDiskFiles
 from vmferry.disks.sanlock.daemon import Daemon
 from vmferry.disks.sanlock.leases import SanlockLeases, Settings
-from vmferry.hostdev import Sysfs
+from vmferry.hostdev import Netlink, Sysfs
 from vmferry.links.door import StreamDoor
 from vmferry.links.pipeline import CommandPipelines, Pipeline
 from vmferry.links.relay import LocalRelays
@@ -198,7 +198,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         ways,
         probing,
         links,
-        HostDevices(Sysfs()),
+        HostDevices(Sysfs(), Netlink()),
     )
 
 

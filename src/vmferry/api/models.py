@@ -15,6 +15,7 @@ from vmferry.core.bandwidth import MOST_BANDWIDTH
 from vmferry.core.capabilities import MOST_CHANNELS, Transport
 from vmferry.core.disks import ImageCopy
 from vmferry.core.errors import Blocker
+from vmferry.core.functions import FunctionSettings
 from vmferry.core.guest import Acceleration, Desired, FrozenGuest, GuestSpec
 from vmferry.core.host import HostFacts
 from vmferry.core.ids import NAME_PATTERN, Epoch, GuestName, GuestUuid, HandoverId, HostName, check_name
@@ -341,6 +342,7 @@ class PciView(Reply):
     physical: str | None  #: it is a virtual function of this one
     functions_most: int  #: virtual functions that it can make; 0: it makes none
     functions: tuple[str, ...]  #: those there are
+    settings: FunctionSettings | None  #: what its card was told of it; None: it is no virtual function, or nobody knows
     blockers: tuple[Blocker, ...]  #: why it cannot be given to a guest as it is now
 
 
@@ -355,6 +357,17 @@ class SetFunctions(Request):
 
     card: Annotated[str, Field(max_length=300)]  #: its address, in any form
     count: Annotated[int, Field(ge=0, le=65535)]
+
+
+class SetFunction(Request):
+    """Tell a card of one of its virtual functions; what is not said stays as it is."""
+
+    function: Annotated[str, Field(max_length=300)]  #: its address, in any form
+    mac: Annotated[str, Field(max_length=50)] | None = None
+    vlan: int | None = None
+    trust: bool | None = None
+    spoofchk: bool | None = None
+    max_rate_mbit: int | None = None
 
 
 # Fleet

@@ -61,6 +61,11 @@ OPERATOR_ROUTES: tuple[Route, ...] = (
         response=m.PciView,
         time_limit_s=120.0,
     ),
+    Route(
+        *("POST", "/v1/pci/function", _O, "set_function", "What a card is told of a virtual function"),
+        request=m.SetFunction,
+        response=m.PciView,
+    ),
     Route("GET", "/v1/guests", _R, "list_guests", "All guests of this host", response=m.GuestList),
     Route("GET", _GUEST, _R, "show_guest", "One guest", response=m.GuestView),
     Route(

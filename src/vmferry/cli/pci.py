@@ -11,6 +11,7 @@ from vmferry.cli.fleet import open_fleet
 from vmferry.cli.options import AsJson, HostArgument, group
 from vmferry.cli.output import print_json, print_table
 from vmferry.core.errors import BadInput, NotFound
+from vmferry.core.functions import MOST_VLAN, FunctionSettings
 from vmferry.core.pci import PciAddress
 
 pci = group("PCI devices of hosts with an agent: which there are, and what keeps one from being given to a guest.")
@@ -93,11 +94,9 @@ def show_card(host: HostArgument, card: CardArgument, *, as_json: AsJson = False
     _print_device(device)
     if functions:
         print()
-        rows = [
-            [one["address"]["lspci"], _number(one["iommu_group"]), one["driver"] or "-", one["user"] or "-"]
-            for one in functions
-        ]
-        print_table(["VF", "GROUP", "DRIVER", "USED BY"], rows)
+        print_table(
+            ["VF", "GROUP", "DRIVER", "MAC", "VLAN", "SETTINGS", "USED BY"], list(map(_function_row, functions))
+        )
 
 
 @virtual.command("create")
@@ -116,6 +115,61 @@ def create(
 def release(host: HostArgument, card: CardArgument, *, as_json: AsJson = False) -> None:
     """End all virtual functions of a card. Refused while one of them is used."""
     _set_functions(host, card, 0, as_json=as_json)
+
+
+@virtual.command("set")
+def set_one(
+    host: HostArgument,
+    function: Annotated[str, typer.Argument(metavar="VF", help="The virtual function's address, in any form.")],
+    *,
+    mac: Annotated[str | None, typer.Option(help="The only MAC that it may use; 00:00:00:00:00:00 for any.")] = None,
+    vlan: Annotated[int | None, typer.Option(min=0, max=MOST_VLAN, help="The card's own tag; 0 for none.")] = None,
+    trust: Annotated[
+        bool | None, typer.Option("--trust/--no-trust", help="It may change its MAC and listen to everything.")
+    ] = None,
+    spoofchk: Annotated[
+        bool | None, typer.Option("--spoofchk/--no-spoofchk", help="What it sends under other addresses is dropped.")
+    ] = None,
+    rate: Annotated[
+        int | None, typer.Option(min=0, metavar="MBIT", help="Mbit/s that it may send; 0 for no limit.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell a card of one of its virtual functions: all that is given, or nothing. Set a MAC before a guest has it."""
+    wanted = FunctionSettings(mac, vlan, trust, spoofchk, rate)
+    body = {"function": str(PciAddress.parse(function)), **wanted.given()}
+    device = open_fleet().ask(host, "POST", "/v1/pci/function", body, what="the card")
+    if as_json:
+        print_json({"host": host, **device})
+        return
+    where, settings = device["address"]["lspci"], device["settings"]
+    print(f"{where} of {host}: MAC {settings['mac']}, VLAN {settings['vlan'] or 'none'}, {_words(settings)}")
+
+
+def _function_row(one: Device) -> list[str]:
+    settings = one["settings"] or {}
+    return [
+        one["address"]["lspci"],
+        _number(one["iommu_group"]),
+        one["driver"] or "-",
+        settings.get("mac") or "-",
+        _number(settings.get("vlan") or None),
+        _words(settings) or "-",
+        one["user"] or "-",
+    ]
+
+
+def _words(settings: dict[str, Any]) -> str:
+    """Return flags and rate in words; what is not known is left out."""
+    flags = {True: "", False: "not "}
+    words = [
+        f"{flags[settings[name]]}{word}"
+        for name, word in (("trust", "trusted"), ("spoofchk", "checked"))
+        if settings.get(name) is not None
+    ]
+    if settings.get("max_rate_mbit"):
+        words.append(f"at most {settings['max_rate_mbit']} Mbit/s")
+    return ", ".join(words)
 
 
 def _set_functions(host: str, card: str, count: int, *, as_json: bool) -> None:

@@ -2,7 +2,20 @@
 
 from vmferry.hostdev.binding import bind, give_back
 from vmferry.hostdev.inventory import Known, read_inventory
+from vmferry.hostdev.netlink import Cards, Netlink
+from vmferry.hostdev.settings import read_settings, set_function
 from vmferry.hostdev.sriov import set_functions
 from vmferry.hostdev.sysfs import Sysfs
 
-__all__ = ["Known", "Sysfs", "bind", "give_back", "read_inventory", "set_functions"]
+__all__ = [
+    "Cards",
+    "Known",
+    "Netlink",
+    "Sysfs",
+    "bind",
+    "give_back",
+    "read_inventory",
+    "read_settings",
+    "set_function",
+    "set_functions",
+]

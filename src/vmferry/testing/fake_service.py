@@ -39,6 +39,7 @@ _CARD = m.PciView(
     physical=None,
     functions_most=7,
     functions=(),
+    settings=None,
     blockers=(),
 )
 
@@ -151,6 +152,11 @@ class FakeService:
         """Return the card as it was asked for."""
         self._called("set_functions", body)
         return _CARD.model_copy(update={"functions": tuple(f"0000:01:10.{2 * n}" for n in range(body.count))})
+
+    async def set_function(self, body: m.SetFunction) -> m.PciView:
+        """Return the card as it is."""
+        self._called("set_function", body)
+        return _CARD
 
     async def list_guests(self) -> m.GuestList:
         """Return the guest."""
