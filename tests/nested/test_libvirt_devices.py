@@ -17,8 +17,9 @@ from vmferry.lab.guest_plans import GuestPlan
 from vmferry.lab.guests import build
 from vmferry.lab.libvirt import domain_xml, libvirt_missing
 from vmferry.lab.libvirt.settings import ACCOUNTS, LIBVIRTD_CONF, QEMU_CONF
-from vmferry.lab.nested import HostPlan, NestedHost
+from vmferry.lab.nested import HostPlan
 from vmferry.lab.nested.image import host_image
+from vmferry.lab.nested.sriov import MEMORY_MIB, SriovHost
 from vmferry.lab.processes import MARK
 from vmferry.lab.registry import claim, destroy
 from vmferry.lab.scenarios import wait_until
@@ -41,27 +42,8 @@ CARD, VF = PciAddress.parse("01:00.0"), PciAddress.parse("01:10.0")
 MAC = "52:54:00:00:00:09"
 EMULATOR = "/usr/bin/qemu-system-x86_64"
 PLAN = GuestPlan("linux", memory_mib=160, working_set_mib=8, rate=1)
-#: From 2.75 GiB on the functions' memory lies above 4 GiB, where their mailbox fails under an emulated KVM.
-MEMORY_MIB = 2600
 #: Until the guest's workload runs: 60 s on an idle machine.
 GUEST_UP_S = 400.0
-
-
-class SriovHost(NestedHost):
-    """A nested host with an IOMMU and a card of two virtual functions, whose libvirtd is reached from here."""
-
-    def _argv(self) -> list[str]:
-        argv = super()._argv()
-        changed = {"-machine": "q35,kernel-irqchip=split", "-cpu": "EPYC-v1,+svm,+npt"}
-        for option, value in changed.items():
-            argv[argv.index(option) + 1] = value
-        first = argv.index("-device")  # the IOMMU comes before what is behind it
-        card = ["-device", "pcie-root-port,id=port1,slot=1,chassis=1", "-netdev", "hubport,hubid=0,id=hub"]
-        card += ["-device", "igb,bus=port1,netdev=hub,mac=52:54:00:aa:00:01,romfile="]
-        return [*argv[:first], "-device", "intel-iommu,intremap=on", *card, *argv[first:]]
-
-    def _cmdline(self) -> str:
-        return f"{super()._cmdline()} intel_iommu=on iommu=pt"
 
 
 @pytest_asyncio.fixture
@@ -96,8 +78,7 @@ def free_port() -> int:
 
 async def start_libvirt(host: SriovHost) -> None:
     """Make the virtual functions, and start the daemon."""
-    await host.shell("modprobe -a igb kvm-amd vfio-pci; echo 2 > /sys/bus/pci/devices/0000:01:00.0/sriov_numvfs", 120)
-    await host.shell("for card in /sys/bus/pci/devices/0000:01:00.0/net/*; do ip link set ${card##*/} up; done")
+    await host.shell(f"echo 2 > {CARD.sysfs}/sriov_numvfs")
     for name, line in ACCOUNTS.items():
         await host.shell(f"grep -q '^{line.partition(':')[0]}:' /etc/{name} || printf '{line}' >> /etc/{name}")
     await host.shell("mkdir -p /etc/libvirt/qemu/networks /run/libvirt /var/lib/libvirt /var/log/libvirt")

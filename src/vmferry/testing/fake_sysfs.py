@@ -22,6 +22,8 @@ from vmferry.core.pci import PciAddress
 from vmferry.hostdev.sysfs import Sysfs
 
 _DEVICES, _DRIVERS, _PROBE = "bus/pci/devices", "bus/pci/drivers", "bus/pci/drivers_probe"
+#: Where a driver's interface is while the driver is not there.
+_AWAY = ".net"
 #: Of igb: the first virtual function's routing id, and how far apart they are.
 _OFFSET, _STRIDE = 128, 2
 
@@ -187,12 +189,17 @@ class FakeKernel(Sysfs):
         here, there = (self.root / _DEVICES / address).resolve(), self.root / _DRIVERS / driver
         (here / "driver").symlink_to(there)
         (there / address).symlink_to(here)
+        if driver == self._native.get(address) and (here / _AWAY).exists():
+            (here / _AWAY).rename(here / "net")
 
     def _unbind(self, address: str) -> None:
         driver = self.link(f"{_DEVICES}/{address}/driver")
         if driver is not None:
             (self.root / _DRIVERS / driver / address).unlink()
-            (self.root / _DEVICES / address / "driver").unlink()
+            here = self.root / _DEVICES / address
+            (here / "driver").unlink()
+            if (here / "net").exists():  # a driver takes its interface with it
+                (here / "net").rename(here / _AWAY)
 
     def _let_go(self, driver: str, address: str) -> None:
         if not (self.root / driver / address).is_symlink():

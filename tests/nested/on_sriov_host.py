@@ -1,0 +1,44 @@
+"""Runs in a nested host (test_sriov.py): its kernel, its card and its network keep to the kit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from vmferry.core.pci import PciAddress
+from vmferry.hostdev import Netlink, Sysfs
+from vmferry.hostdev.uses import group_holders
+from vmferry.testing.conformance_devices import DevicesConformance, Hold
+
+
+class TestKernel(DevicesConformance):
+    """Linux."""
+
+    @pytest.fixture
+    def sysfs(self) -> Sysfs:
+        """The real one."""
+        return Sysfs()
+
+    @pytest.fixture
+    def cards(self) -> Netlink:
+        """The real ones."""
+        return Netlink()
+
+    @pytest.fixture
+    def card(self) -> PciAddress:
+        """Where every such host has its first."""
+        return PciAddress.parse("01:00.0")
+
+    @pytest.fixture
+    def hold(self) -> Hold:
+        """This process opens the group."""
+
+        @contextmanager
+        def held(group: int) -> Iterator[Mapping[int, str]]:
+            with Path(f"/dev/vfio/{group}").open("r+b", buffering=0):
+                yield group_holders()
+
+        return held
