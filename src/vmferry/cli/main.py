@@ -7,7 +7,19 @@ import sys
 from typing import NoReturn
 
 from vmferry import __version__
-from vmferry.cli import admin, devices, domains, guests, handovers, migration, pci, policies, recovery, saving
+from vmferry.cli import (
+    admin,
+    devices,
+    domains,
+    guests,
+    handovers,
+    migration,
+    pci,
+    policies,
+    preparing,
+    recovery,
+    saving,
+)
 from vmferry.cli.options import AsJson, group
 from vmferry.cli.output import print_json, report_error
 from vmferry.core.errors import VmferryError
@@ -17,6 +29,7 @@ UNREAD = 141
 
 app = group("Moves running KVM guests between hosts: you know before, it arrives, exactly one.")
 app.add_typer(admin.ca, name="ca")
+admin.hosts.command("prepare")(preparing.prepare)
 app.add_typer(admin.hosts, name="host")
 app.add_typer(admin.operators, name="operator")
 app.command("agent")(admin.run_agent)

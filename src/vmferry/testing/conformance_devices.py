@@ -1,8 +1,8 @@
 """The kit for the host's devices: the same on a kernel with a real card and on `FakeKernel` and `FakeCards`.
 
-Subclass `DevicesConformance` and give it fixtures `sysfs`, `cards`, `card` (one that makes two functions or more, has its
-own driver and no functions; it is left like that) and `hold` (a program takes an IOMMU group, and tells the holders that
-there are then).
+Subclass `DevicesConformance` and give it fixtures `sysfs`, `cards`, `card` (one that makes two functions or more, has
+its own driver and no functions; it is left like that) and `hold` (a program takes an IOMMU group, and tells the holders
+that there are then).
 """
 
 # ruff: noqa: S101 - the checks of a kit are assertions
