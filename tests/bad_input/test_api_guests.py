@@ -21,7 +21,7 @@ from vmferry.agent.service import Service
 from vmferry.agent.spec_rules import spec_complaints
 from vmferry.api import models as m
 from vmferry.core.errors import BadInput, Denied, Refused
-from vmferry.core.guest import Disk, GuestSpec, KernelBoot, Nic, UefiBoot
+from vmferry.core.guest import Disk, GuestSpec, IoPath, KernelBoot, Nic, UefiBoot
 from vmferry.core.ids import GuestName, GuestUuid, HandoverId, HostName
 from vmferry.core.units import Bytes
 from vmferry.guestfile import words
@@ -71,6 +71,8 @@ BAD: dict[str, tuple[GuestSpec, str]] = {
     "relative image": (replace(GOOD, disks=(Disk("a"),)), "disks[0].path"),
     "cached image": (replace(GOOD, disks=(Disk("/a", cache="writeback"),)), "disks[0].cache"),
     "bridge": (replace(GOOD, nics=(Nic(bridge="br0,x"),)), "nics[0].bridge"),
+    "kernel's card without a bridge": (replace(GOOD, nics=(Nic(IoPath.VHOST),)), "nics[0].io_path"),
+    "kernel's disk": (replace(GOOD, disks=(Disk("/a", io_path=IoPath.VHOST),)), "disks[0].io_path"),
     "MAC": (replace(GOOD, nics=(Nic(mac="52:54:00:12:34:56\n"),)), "nics[0].mac"),
     "port": (replace(GOOD, nics=(Nic(forward_udp=((0, 7),)),)), "nics[0].forward_udp"),
     "CPU": (replace(GOOD, cpu="host"), "cpu"),

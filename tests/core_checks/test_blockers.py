@@ -24,7 +24,17 @@ from tests.core_checks.conftest import (
 
 from vmferry.core.checks import Case, find_blockers, memory_needed
 from vmferry.core.errors import Blocker
-from vmferry.core.guest import TPM_DRIVER, Acceleration, BiosBoot, Disk, FrozenDevice, NetworkKind, Nic, UefiBoot
+from vmferry.core.guest import (
+    TPM_DRIVER,
+    Acceleration,
+    BiosBoot,
+    Disk,
+    FrozenDevice,
+    IoPath,
+    NetworkKind,
+    Nic,
+    UefiBoot,
+)
 from vmferry.core.host import FileFacts
 from vmferry.core.units import MIB, Bytes
 
@@ -80,6 +90,12 @@ def with_tpm(case: Case) -> Case:
         for host in (case.source, case.destination)
     ]
     return dataclasses.replace(case, source=hosts[0], destination=hosts[1])
+
+
+def with_vhost(case: Case) -> Case:
+    """Return the case with a card that the kernel serves, and a destination whose kernel can."""
+    nic = dataclasses.replace(case.guest.spec.nics[0], io_path=IoPath.VHOST)
+    return with_destination(with_spec(case, nics=(nic,)), why_no_vhost=None)
 
 
 def with_uefi(case: Case) -> Case:
@@ -295,6 +311,12 @@ CASES: dict[str, tuple[Callable[[Case], Case], str, list[str], list[str]]] = {
         ["br0", "br1, br2"],
         ["create bridge br0"],
     ),
+    "the kernel's cards": (
+        lambda c: with_destination(with_vhost(c), why_no_vhost="it has no /dev/vhost-net: `modprobe vhost_net`"),
+        "network.no-vhost",
+        ["network card 0", "host-b", "it has no /dev/vhost-net"],
+        ["load vhost_net on host-b", "virtio cards"],
+    ),
     "name": (lambda c: with_probe(c, names_taken=frozenset({"web-7"})), "identity.name-taken", ["web-7"], ["remove"]),
     "UUID": (lambda c: with_probe(c, uuids_taken=frozenset({c.guest.uuid})), "identity.uuid-taken", [], ["copy"]),
     "MAC": (lambda c: with_probe(c, macs_taken=frozenset({MAC.upper()})), "identity.mac-taken", [MAC], ["mac"]),
@@ -410,6 +432,12 @@ def test_every_blocker_comes_at_once(case: Case) -> None:
     spoiled = with_file_there(spoiled, DISK, writable=False)
     codes = [blocker.code for blocker in find(spoiled)]
     assert codes == ["guest.busy", "machine.missing", "disk.not-writable", "network.bridge-missing", "port.none-free"]
+
+
+def test_a_guest_whose_cards_the_kernel_serves_moves_to_a_host_that_can(case: Case) -> None:
+    """And other guests do not care."""
+    assert find(with_vhost(case)) == ()
+    assert find(with_destination(case, why_no_vhost="no")) == ()
 
 
 def test_a_move_to_the_same_host_has_one_blocker_only(case: Case) -> None:

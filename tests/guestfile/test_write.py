@@ -25,6 +25,7 @@ from vmferry.core.guest import (
 from vmferry.core.ids import GuestName, GuestUuid
 from vmferry.core.units import MIB, Bytes
 from vmferry.guestfile import dump_guest_file, load_guest_file, parse_guest_file
+from vmferry.guestfile.words import DISK_PATHS
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 #: what an absolute path may hold, also what TOML must escape
@@ -41,7 +42,7 @@ def specs(draw: st.DrawFn) -> GuestSpec:
     def disk() -> Disk:
         below = tuple(Backing(next(paths), draw(formats)) for _ in range(draw(st.integers(0, 2))))
         image_format = DiskFormat.QCOW2 if below else draw(formats)
-        io_path, cache = draw(st.sampled_from(IoPath)), draw(st.sampled_from(["none", "directsync"]))
+        io_path, cache = draw(st.sampled_from(DISK_PATHS)), draw(st.sampled_from(["none", "directsync"]))
         return Disk(next(paths), image_format, io_path, draw(st.booleans()), cache, below)
 
     def nic(number: int) -> Nic:
@@ -49,6 +50,7 @@ def specs(draw: st.DrawFn) -> GuestSpec:
         if draw(st.booleans()):
             return Nic(io_path, NetworkKind.BRIDGE, draw(st.sampled_from(["br0", "br-lan.7"])), mac)
         ports = draw(st.lists(st.integers(1, 9999), max_size=2, unique=True))
+        io_path = IoPath.VIRTIO if io_path is IoPath.VHOST else io_path
         return Nic(io_path, mac=mac, forward_udp=tuple((port + number * 20000, port) for port in ports))
 
     kernel = KernelBoot(next(paths), None, draw(_TEXT))

@@ -69,7 +69,7 @@ def test_a_running_domain_becomes_a_guest() -> None:
             Disk("/dev/vg/web-7-data", DiskFormat.RAW, IoPath.EMULATED, cache="directsync"),
         ),
         nics=(
-            Nic(network=NetworkKind.BRIDGE, bridge="virbr0", mac="52:54:00:ab:cd:ef"),
+            Nic(IoPath.VHOST, NetworkKind.BRIDGE, "virbr0", "52:54:00:ab:cd:ef"),
             Nic(IoPath.EMULATED, NetworkKind.BRIDGE, "br0", "52:54:00:00:00:02"),
         ),
         tpm="2.0",

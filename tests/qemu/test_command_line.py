@@ -52,6 +52,11 @@ LINUX = replace(
     control=True,
 )
 
+#: The second of two cards on bridges is served by the kernel.
+VHOST = replace(
+    LINUX, nics=(LINUX.nics[0], Nic(IoPath.VHOST, NetworkKind.BRIDGE, bridge="br1")), beat=False, control=False
+)
+
 UEFI = replace(
     BIOS,
     boot=UefiBoot("/firmware/code.fd", "/shared/vars.fd"),
@@ -89,6 +94,7 @@ CASES = {
     "bios": (BIOS, Descriptors(), False),
     "linux": (LINUX, Descriptors((7, 8, 6), (9, None), kernel=10, initrd=11, emergency=12), False),
     "linux-incoming": (LINUX, Descriptors((7, 8, 6), (9, None), kernel=10, initrd=11, emergency=12), True),
+    "vhost": (VHOST, Descriptors((7, 8, 6), (9, 13), kernel=10, initrd=11, vhosts={1: 14}), False),
     "throttle": (THROTTLED, Descriptors((7, 8, 6), (9, None), kernel=10, initrd=11, emergency=12), False),
     "throttle-alone": (THROTTLE_ALONE, Descriptors(), False),
     "uefi-kvm": (UEFI, Descriptors((7,), uefi_code=8, uefi_nvram=9), False),

@@ -21,7 +21,7 @@ from vmferry.core.checks import (
 )
 from vmferry.core.disks import Image, written_images
 from vmferry.core.errors import BadInput, Blocker, Refused, VmferryError
-from vmferry.core.guest import FrozenGuest, GuestSpec, NetworkKind
+from vmferry.core.guest import FrozenGuest, GuestSpec, IoPath, NetworkKind
 from vmferry.core.host import GuestProbe, GuestRuntime, HostFacts, QemuFacts
 from vmferry.core.ids import GuestName, GuestUuid, HostName
 from vmferry.core.progress import Guarantee
@@ -32,6 +32,7 @@ from vmferry.pki.stream_rules import Use
 from vmferry.ports.hypervisor import Certificates, GuestProcess, Hypervisor
 from vmferry.ports.peer import Peer
 from vmferry.qemu import tpm
+from vmferry.qemu.vhost_net import why_no_vhost
 
 
 def certificates_of(source: HostFacts, destination: HostFacts) -> Certificates | None:
@@ -274,6 +275,8 @@ class Checking:
 
     def _network(self, spec: GuestSpec) -> list[str]:
         told = self._bridges(spec)
+        if any(nic.io_path is IoPath.VHOST for nic in spec.nics) and (why := why_no_vhost()) is not None:
+            told.append(why)
         taken = {mac: row.guest.spec.name for row in self.guests.journal.guests() for mac in row.guest.macs}
         return told + [f"MAC {nic.mac} is guest {taken[nic.mac]}'s" for nic in spec.nics if nic.mac in taken]
 

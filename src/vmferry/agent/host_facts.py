@@ -22,6 +22,7 @@ from vmferry.ports.store import GuestRow, Journal
 from vmferry.qemu import tpm
 from vmferry.qemu.rdma import why_no_rdma
 from vmferry.qemu.userfault import why_no_userfault
+from vmferry.qemu.vhost_net import why_no_vhost
 
 _SYS_NET = Path("/sys/class/net")
 
@@ -77,6 +78,7 @@ class HostView:
             bridges=frozenset(self.bridges()),
             migration_ports_free=self._ports_free(),
             why_no_postcopy=why_no_userfault(offer.qemu_uid, qemu.version),
+            why_no_vhost=why_no_vhost(),
             why_no_rdma=await asyncio.to_thread(why_no_rdma, offer.address, offer.qemu_uid),
             pipelines=offer.pipelines,
             makes_images=image_tool() is not None,

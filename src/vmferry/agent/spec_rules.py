@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vmferry.core.disks import wrong_chains
-from vmferry.core.guest import GuestSpec, KernelBoot, UefiBoot
+from vmferry.core.guest import GuestSpec, IoPath, KernelBoot, NetworkKind, Nic, UefiBoot
 from vmferry.guestfile import words
 
 _MOST_VCPUS = 255
@@ -36,10 +36,12 @@ def _rows(spec: GuestSpec) -> Iterator[_Row]:
     yield from _boot(spec)
     for index, disk in enumerate(spec.disks):
         yield f"disks[{index}].path", words.absolute_path, disk.path
+        yield f"disks[{index}].io_path", words.disk_path, disk.io_path
         yield f"disks[{index}].cache", words.cache, disk.cache
         for number, below in enumerate(disk.backing):
             yield f"disks[{index}].backing[{number}].path", words.absolute_path, below.path
     for index, nic in enumerate(spec.nics):
+        yield f"nics[{index}].io_path", _served_on_a_bridge, nic
         yield from _given(f"nics[{index}].bridge", words.bridge, nic.bridge)
         yield from _given(f"nics[{index}].mac", words.mac, nic.mac)
         ports = [port for pair in nic.forward_udp for port in pair]
@@ -70,6 +72,11 @@ def _from_1_to(last: int) -> Callable[[int], None]:
             raise ValueError(f"1 to {last}")
 
     return rule
+
+
+def _served_on_a_bridge(nic: Nic) -> None:
+    if nic.io_path is IoPath.VHOST and nic.network is not NetworkKind.BRIDGE:
+        raise ValueError('vhost only beside network = "bridge"')
 
 
 def _without_nul(value: str) -> None:

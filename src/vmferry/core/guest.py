@@ -37,6 +37,7 @@ class IoPath(enum.StrEnum):
 
     EMULATED = "emulated"  #: QEMU emulates real hardware (e1000)
     VIRTIO = "virtio"  #: front-end in the guest, back-end in QEMU
+    VHOST = "vhost"  #: network cards: the same front-end, back-end in the host's kernel (vhost-net)
 
 
 class NetworkKind(enum.StrEnum):

@@ -57,6 +57,8 @@ class HostFacts:
     why_no_postcopy: str | None = "its agent does not say whether QEMU may use userfaultfd: update it"
     #: why no stream can leave or arrive by RDMA, with the fix; None: it can. An older agent does not say
     why_no_rdma: str | None = "its agent does not say whether it has an RDMA device: update it"
+    #: why no card can have the kernel's back-end, with the fix; None: it can. An older agent does not say
+    why_no_vhost: str | None = "its agent does not know cards that the kernel serves: update it"
     #: commands through which a stream may go, by name, and whether they encrypt
     pipelines: Mapping[str, bool] = field(default_factory=dict)
     makes_images: bool = True  #: qemu-img is there; an older agent does not say, and refuses the arrival if it is not

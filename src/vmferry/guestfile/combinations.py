@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from vmferry.core.guest import IoPath
 from vmferry.guestfile.positions import Path
 
 #: (path of the key, what was seen, what is allowed)
@@ -66,6 +67,8 @@ def _nic(path: Path, nic: dict[str, Any]) -> Iterator[Finding]:
     network = nic.get("network", "user")
     if network == "bridge" and "bridge" not in nic:
         yield (*path, "bridge"), "missing", 'the name of a bridge: network = "bridge" needs it'
+    if nic.get("path") == IoPath.VHOST and network != "bridge":
+        yield (*path, "path"), f'path = "vhost" with network = "{network}"', 'vhost only beside network = "bridge"'
     if network == "user" and "bridge" in nic:
         yield (*path, "bridge"), 'bridge with network = "user"', 'bridge only beside network = "bridge"'
     if network == "bridge" and nic.get("forward_udp"):

@@ -53,7 +53,8 @@ Cache = Annotated[str, AfterValidator(words.cache), _schema(enum=list(DIRECT_CAC
 Bridge = Annotated[str, AfterValidator(words.bridge), _schema(pattern="^[A-Za-z0-9._-]{1,15}$")]
 Mac = Annotated[str, AfterValidator(words.mac), _schema(pattern="^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")]
 Echo = Annotated[str, AfterValidator(words.echo), _schema(pattern=r"^\d+(\.\d+){3}:\d+$")]
-Path = Annotated[IoPath, BeforeValidator(words.io_path), _schema(enum=[path.value for path in IoPath])]
+NicPath = Annotated[IoPath, BeforeValidator(words.nic_path), _schema(enum=[path.value for path in IoPath])]
+DiskPath = Annotated[IoPath, BeforeValidator(words.disk_path), _schema(enum=[path.value for path in words.DISK_PATHS])]
 AccelerationWord = Annotated[Acceleration, _word(Acceleration)]
 FormatWord = Annotated[DiskFormat, _word(DiskFormat)]
 NetworkWord = Annotated[NetworkKind, _word(NetworkKind)]
@@ -96,7 +97,7 @@ class DiskTable(BaseModel):
 
     image: FilePath = Field(description="the image file")
     format: FormatWord = Field(DiskFormat.QCOW2, description="`raw` or `qcow2`; it is never guessed")
-    io_path: Path = Field(IoPath.VIRTIO, description="how the guest reaches it: `virtio` or `emulated`")
+    io_path: DiskPath = Field(IoPath.VIRTIO, description="how the guest reaches it: `virtio` or `emulated`")
     read_only: bool = Field(
         default=False,
         description="whether the guest may only read it; with `emulated`, it is the medium of a CD-ROM drive",
@@ -114,7 +115,11 @@ class NicTable(BaseModel):
 
     model_config = _STRICT
 
-    path: Path = Field(IoPath.VIRTIO, description="how the guest reaches it: `virtio` or `emulated` (e1000)")
+    path: NicPath = Field(
+        IoPath.VIRTIO,
+        description="how the guest reaches it: `virtio`, `vhost` (virtio served by the host's kernel, with"
+        ' `network = "bridge"`) or `emulated` (e1000)',
+    )
     network: NetworkWord = Field(
         NetworkKind.USER,
         description="`bridge` (a tap on `bridge`), or `user` (QEMU's own stack: connections end when the guest moves)",

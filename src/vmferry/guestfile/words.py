@@ -29,7 +29,9 @@ _MACHINE = re.compile(r"^pc-q35-\d+\.\d+(\.\d+)?$")
 _MACHINE_ALLOWED = "a versioned machine type such as pc-q35-7.2 or pc-q35-10.0"
 
 #: Known words of the vocabulary whose paths are not built yet.
-LATER_PATHS = ("vhost", "vhost_user", "passthrough", "sriov_vf")
+LATER_PATHS = ("vhost_user", "passthrough", "sriov_vf")
+#: How a guest reaches a disk; the kernel's vhost serves network cards.
+DISK_PATHS = (IoPath.EMULATED, IoPath.VIRTIO)
 
 CACHES_REFUSED = {
     "writeback": "written pages may stay in this host's page cache, where the other host does not see them",
@@ -107,14 +109,23 @@ def absolute_path(value: str) -> str:
     return value
 
 
-def io_path(value: object) -> IoPath:
-    """Return how the guest reaches a device."""
+def nic_path(value: object) -> IoPath:
+    """Return how the guest reaches a network card."""
+    return _path(value, tuple(IoPath))
+
+
+def disk_path(value: object) -> IoPath:
+    """Return how the guest reaches a disk."""
+    return _path(value, DISK_PATHS)
+
+
+def _path(value: object, allowed: tuple[IoPath, ...]) -> IoPath:
+    words = ", ".join(allowed)
     if value in LATER_PATHS:
-        raise ValueError(f"emulated, virtio; {value} is not yet in this version")
-    try:
-        return IoPath(str(value))
-    except ValueError:
-        raise ValueError(f"emulated, virtio (not yet in this version: {', '.join(LATER_PATHS)})") from None
+        raise ValueError(f"{words}; {value} is not yet in this version")
+    if value not in allowed:
+        raise ValueError(f"{words} (not yet in this version: {', '.join(LATER_PATHS)})")
+    return IoPath(str(value))
 
 
 def cache(value: str) -> str:

@@ -16,6 +16,7 @@ from vmferry.libvirt.tree import Element
 
 CARRIED: Final = (
     ("devices/interface/model", "`path`: `virtio`, and `emulated` for `e1000`"),
+    ("devices/interface/driver/@name", "`path`: `vhost` where it says so"),
     (
         "devices/interface/source/@bridge",
         '`network = "bridge"`, `bridge`; also of a running `<interface type=network>`',
@@ -51,7 +52,7 @@ def write_nics(spec: GuestSpec, devices: ET.Element) -> None:
 
     Forwarded ports need libvirt's passt back-end (libvirt 9.0): its other one for `user` forwards nothing.
     """
-    models = {path: model for model, path in _MODELS.items()}
+    models = {path: model for model, path in _MODELS.items()} | {IoPath.VHOST: "virtio"}
     for nic in spec.nics:
         element = add(devices, "interface", type=nic.network.value)
         if nic.mac is not None:
@@ -59,6 +60,8 @@ def write_nics(spec: GuestSpec, devices: ET.Element) -> None:
         if nic.network is NetworkKind.BRIDGE:
             add(element, "source", bridge=nic.bridge)
         add(element, "model", type=models[nic.io_path])
+        if nic.io_path is IoPath.VHOST:
+            add(element, "driver", name="vhost")
         if nic.forward_udp:
             add(element, "backend", type="passt")
         for host, guest in nic.forward_udp:
@@ -83,7 +86,9 @@ def _read_nic(element: Element, found: Findings) -> Nic | None:
         _tell_network(source, bridge, found)
     elif bridge is None or not _BRIDGE.fullmatch(bridge):
         found.refuse(source or element, f"bridge={short(bridge)}", "no name of a bridge", "name the host's bridge")
-    return Nic(io_path, NetworkKind.BRIDGE, bridge, mac)
+    driver = element.one("driver")
+    by_kernel = io_path is IoPath.VIRTIO and driver is not None and driver.get("name") == "vhost"
+    return Nic(IoPath.VHOST if by_kernel else io_path, NetworkKind.BRIDGE, bridge, mac)
 
 
 def _tell_network(source: Element, bridge: str | None, found: Findings) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vmferry.core.disks import NVRAM_NODE, disk_node
 from vmferry.core.guest import (
@@ -61,6 +61,7 @@ class Descriptors:
     emergency: int | None = None  #: the emergency line's end that QEMU serves
     backing: tuple[tuple[int, ...], ...] = ()  #: of the images below each disk; empty: below none
     tpm: int | None = None  #: the connection to the TPM's emulator
+    vhosts: Mapping[int, int] = field(default_factory=dict)  #: by the number of the NIC that the kernel serves
 
 
 def command_line(
@@ -77,7 +78,7 @@ def command_line(
         *_boot(guest, descriptors),
         *_monitors(guest, resources, descriptors.emergency),
         *_disks(guest.spec.disks, descriptors),
-        *_nics(guest.spec.nics, descriptors.taps, incoming=incoming),
+        *_nics(guest.spec.nics, descriptors, incoming=incoming),
         *_tpm(descriptors.tpm),
     ]
     for device in guest.devices:
@@ -245,11 +246,13 @@ def _image(opened: _Open, image_format: DiskFormat, cache_mode: str, backing: st
     return [*argv, "-blockdev", _json(file), "-blockdev", _json(image)]
 
 
-def _nics(nics: tuple[Nic, ...], taps: tuple[int | None, ...], *, incoming: bool) -> list[str]:
+def _nics(nics: tuple[Nic, ...], descriptors: Descriptors, *, incoming: bool) -> list[str]:
     argv: list[str] = []
-    for index, (nic, tap) in enumerate(zip(nics, taps, strict=True)):
+    for index, (nic, tap) in enumerate(zip(nics, descriptors.taps, strict=True)):
         if nic.network is Network.BRIDGE:
-            argv += ["-netdev", f"tap,id=net{index},fd={tap}"]
+            vhost = descriptors.vhosts.get(index)
+            served = "" if vhost is None else f",vhost=on,vhostfd={vhost}"
+            argv += ["-netdev", f"tap,id=net{index},fd={tap}{served}"]
         else:
             forwards = "".join(f",hostfwd=udp:127.0.0.1:{host}-:{guest}" for host, guest in nic.forward_udp)
             # An arrival gets its forwards when it runs (forwards.py): the ports may still be the source's.

@@ -20,6 +20,7 @@ from vmferry.core.guest import (
     DiskFormat,
     FrozenGuest,
     GuestSpec,
+    IoPath,
     KernelBoot,
     NetworkKind,
     UefiBoot,
@@ -29,6 +30,7 @@ from vmferry.qemu import nvram_lock, qcow2
 from vmferry.qemu.command_line import Descriptors
 from vmferry.qemu.image_dirs import ImageDirs
 from vmferry.qemu.tap import open_tap
+from vmferry.qemu.vhost_net import open_vhost
 
 _BLOCK = 1 << 20
 #: No limit but that it is a file or a block device.
@@ -68,6 +70,7 @@ def opened_for(
             keep(open_tap(nic.bridge)) if nic.network is NetworkKind.BRIDGE and nic.bridge else None
             for nic in spec.nics
         )
+        vhosts = {index: keep(open_vhost()) for index, nic in enumerate(spec.nics) if nic.io_path is IoPath.VHOST}
         boot = spec.boot
         kernel = initrd = code = nvram = None
         if isinstance(boot, KernelBoot):
@@ -77,7 +80,7 @@ def opened_for(
             code = keep(images.open(boot.code, os.O_RDONLY, "firmware"))
             nvram = keep(images.open(boot.nvram, os.O_RDWR, "firmware variables"))
             nvram_lock.lock(nvram, guest.uuid, boot.nvram)
-        yield Descriptors(disks, taps, kernel, initrd, code, nvram, backing=below), tuple(fds)
+        yield Descriptors(disks, taps, kernel, initrd, code, nvram, backing=below, vhosts=vhosts), tuple(fds)
 
 
 def open_disk(disk: Disk, images: ImageDirs = ANYWHERE) -> int:

@@ -227,7 +227,7 @@ def _disk_devices(spec: GuestSpec, bus: str, *, q35: bool) -> list[FrozenDevice]
 
 
 def _nic_devices(spec: GuestSpec, bus: str, macs: tuple[str, ...]) -> list[FrozenDevice]:
-    drivers = {IoPath.VIRTIO: "virtio-net-pci", IoPath.EMULATED: "e1000"}
+    drivers = {IoPath.VIRTIO: "virtio-net-pci", IoPath.VHOST: "virtio-net-pci", IoPath.EMULATED: "e1000"}
     return [
         FrozenDevice(
             f"nic{index}",

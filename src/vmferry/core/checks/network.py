@@ -10,12 +10,20 @@ from collections.abc import Iterator
 
 from vmferry.core.checks.case import Case, name_list
 from vmferry.core.errors import Blocker
-from vmferry.core.guest import NetworkKind
+from vmferry.core.guest import IoPath, NetworkKind
 
 
 def check_network(case: Case) -> Iterator[Blocker]:
-    """Every bridge that the guest is plugged into exists at the destination under the same name."""
-    there = case.destination
+    """Every bridge that the guest is plugged into exists at the destination under the same name, and what serves it."""
+    there, name = case.destination, case.guest.spec.name
+    served = [index for index, nic in enumerate(case.guest.spec.nics) if nic.io_path is IoPath.VHOST]
+    if served and there.why_no_vhost is not None:
+        yield Blocker(
+            "network.no-vhost",
+            f"network card {served[0]} of guest {name} is served by the kernel (vhost); that of {there.name} cannot:"
+            f" {there.why_no_vhost}",
+            f"load vhost_net on {there.name}, or give the guest virtio cards and start it anew",
+        )
     for index, nic in enumerate(case.guest.spec.nics):
         if nic.network is not NetworkKind.BRIDGE or nic.bridge in there.bridges:
             continue
