@@ -33,8 +33,9 @@ def write_all(
 ) -> None:
     """Write JSON, page and plots."""
     rows = rows_of(record.moves)
-    ours = {mover.name: mover.postcopy for mover in movers if mover.ours and mover.name.startswith("vmferry")}
-    decided = contests(cells, record.moves, ours, [mover.name for mover in movers if mover.postcopy])
+    ours = [mover.name for mover in movers if mover.ours and mover.name.startswith("vmferry")]
+    postcopy, helped = ([one.name for one in movers if getattr(one, by)] for by in ("postcopy", "helped"))
+    decided = contests(cells, record.moves, ours, postcopy, helped)
     result = {
         "key": record.key,
         "conditions": {**found, "measured_s": round(record.measured_s, 1), "seed": asked.seed, "limit_s": asked.limit},
@@ -136,7 +137,7 @@ def _contest_text(decided: Sequence[Contest]) -> str:
         f"pairs <= x {FACTOR:g}",
         "first byte, ms",
         "met",
-        "best that risks no more",
+        "best that is allowed no more",
         "ratio",
         "met",
     )
@@ -158,8 +159,9 @@ def _contest_text(decided: Sequence[Contest]) -> str:
     few = "" if all(contest.enough for contest in decided) else f"Fewer than {MIN_ROUNDS} runs: a hint, not a result. "
     met, like = sum(contest.met for contest in decided), sum(contest.like_met for contest in decided)
     said = (
-        f"{few}{met} of {len(decided)} met among all movers; {like} among those that risk no more: post-copy is faster,"
-        " and whose user does not allow it cannot be."
+        f"{few}{met} of {len(decided)} met among all movers; {like} among those that are allowed no more:"
+        " post-copy is faster, and so is a guest whose own helper holds its writes (40-writes); who does not allow the"
+        " one, or has not put the other there, cannot be."
     )
     return f"{said}\n\n{table(header, rows)}"
 

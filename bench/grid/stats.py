@@ -91,7 +91,7 @@ class Contest:
     met: bool
     reason: str | None  #: why it is a miss
     enough: bool  #: whether there were enough rounds to say it
-    like: str | None  #: the best of the others that risk no more: of those without post-copy, for one without it
+    like: str | None  #: the best of the others that are allowed no more: without post-copy and help, for one without
     like_ratio: Interval | None
     like_met: bool
     first_byte_ms: (
@@ -104,22 +104,28 @@ class Contest:
 
 
 def contests(
-    cells: Sequence[Cell], moves: Sequence[Figures], ours: dict[str, bool], risky: Collection[str] = ()
+    cells: Sequence[Cell],
+    moves: Sequence[Figures],
+    ours: Collection[str],
+    postcopy: Collection[str] = (),
+    helped: Collection[str] = (),
 ) -> list[Contest]:
     """Return a contest for each of ours in each cell that it can meet.
 
     Args:
         cells: of the run.
         moves: all of them.
-        ours: the project's own movers that take part, and whether they may use post-copy.
-        risky: every mover that may use post-copy.
+        ours: the project's own movers that take part.
+        postcopy: every mover that may use post-copy.
+        helped: every mover that a helper in the guest helps.
     """
     found = []
     for cell in cells:
         here = [move for move in moves if move.cell == cell.id]
-        for name, postcopy in ours.items():
-            if any(move.mover == name for move in here) and can_be_met(cell, postcopy=postcopy):
-                found.append(_contest(cell.id, name, here, () if postcopy else risky))
+        for name in ours:
+            if any(move.mover == name for move in here) and can_be_met(cell, postcopy=name in postcopy):
+                more = {*(() if name in postcopy else postcopy), *(() if name in helped else helped)}
+                found.append(_contest(cell.id, name, here, more))
     return found
 
 
@@ -129,12 +135,13 @@ def can_be_met(cell: Cell, *, postcopy: bool) -> bool:
     return bool(said.by_precopy) or (postcopy and said.by_postcopy)
 
 
-def _contest(cell: str, ours: str, here: Sequence[Figures], risky: Collection[str]) -> Contest:
+def _contest(cell: str, ours: str, here: Sequence[Figures], more: Collection[str]) -> Contest:
+    """Return one contest; `more` are the movers that are allowed what ours is not."""
     rows = {row.mover: row for row in rows_of(here)}
     mine = rows[ours]
     rivals = {row.mover: row.median("total_ms") or 0.0 for row in rows.values() if row.mover != ours and _meets(row)}
     rival = min(rivals, key=lambda name: rivals[name], default=None)
-    like = min(rivals.keys() - set(risky), key=lambda name: rivals[name], default=None)
+    like = min(rivals.keys() - set(more), key=lambda name: rivals[name], default=None)
     ratios = _ratios(here, ours, rival) if rival else []
     ratio, like_ratio = interval(ratios), interval(_ratios(here, ours, like) if like else [])
     reason = _why_not(mine, ratio, rival)

@@ -47,11 +47,13 @@ class Mover(ABC):
     Attributes:
         name: in tables and files.
         postcopy: whether it may start the guest before all of its memory is there.
+        helped: whether a helper in the guest slows what it writes: its owner has to have put it there.
         ours: whether it is this project's.
     """
 
     name: str
     postcopy: bool = False
+    helped: bool = False
     ours: bool = False
 
     def __init__(self, lab: Lab) -> None:

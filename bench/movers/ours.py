@@ -97,6 +97,8 @@ class OurMover(Mover):
 class ThrottledMover(OurMover):
     """The agents with the article's 40 writes, and the guest with the helper that holds them."""
 
+    helped = True
+
     async def _plan(self, cell: Cell) -> GuestPlan:
         plan = await guest_plan(cell)
         return dataclasses.replace(plan, throttle=plan.kind == "linux")

@@ -127,7 +127,7 @@ def test_ours_is_compared_in_pairs_with_the_best_that_met_the_goal() -> None:
             move("slow", number, total_ms=1500.0),
         )
     ]
-    (contest,) = stats.contests([cell], moves, {"vmferry": False})
+    (contest,) = stats.contests([cell], moves, ["vmferry"])
     assert (contest.rival, contest.met, contest.pairs, contest.enough) == ("best", True, 5, True)
     assert contest.ratio.median == pytest.approx(1.04)
 
@@ -136,10 +136,19 @@ def test_who_may_not_use_postcopy_is_compared_with_its_like_too() -> None:
     """The best of all is shown, and beside it the best that takes no more risk."""
     (cell,) = cells.chosen(["1G/idle"], short=False)
     moves = [move("vmferry"), move("vmferry post-copy", total_ms=500.0), move("qemu", total_ms=990.0)]
-    ours = {"vmferry": False, "vmferry post-copy": True}
+    ours = ["vmferry", "vmferry post-copy"]
     plain, behind = stats.contests([cell], moves, ours, ["vmferry post-copy"])
     assert (plain.rival, plain.met, plain.like, plain.like_met) == ("vmferry post-copy", False, "qemu", True)
     assert (behind.rival, behind.like) == ("qemu", "qemu")
+
+
+def test_who_has_no_help_in_the_guest_is_compared_with_its_like_too() -> None:
+    """A guest that holds its own writes moves sooner; the mover that it helps has nobody above it."""
+    (cell,) = cells.chosen(["1G/idle"], short=False)
+    moves = [move("vmferry"), move("vmferry 40-writes", total_ms=500.0), move("qemu", total_ms=990.0)]
+    plain, with_help = stats.contests([cell], moves, ["vmferry", "vmferry 40-writes"], [], ["vmferry 40-writes"])
+    assert (plain.rival, plain.met, plain.like, plain.like_met) == ("vmferry 40-writes", False, "qemu", True)
+    assert (with_help.rival, with_help.like) == ("qemu", "qemu")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +164,7 @@ def test_who_may_not_use_postcopy_is_compared_with_its_like_too() -> None:
 def test_a_miss_has_its_reason(change: dict[str, Any], reason: str) -> None:
     """Every way in which ours can miss the goal is told apart."""
     (cell,) = cells.chosen(["1G/idle"], short=False)
-    (contest,) = stats.contests([cell], [move("vmferry", **change), move("best")], {"vmferry": False})
+    (contest,) = stats.contests([cell], [move("vmferry", **change), move("best")], ["vmferry"])
     assert not contest.met
     assert reason in contest.reason
 
@@ -164,7 +173,7 @@ def test_without_postcopy_ours_need_not_do_what_cannot_be_done() -> None:
     """A cell that the test excludes is contested only by the one that may use post-copy."""
     (cell,) = cells.chosen(["1G/writes 3x"], short=False)
     moves = [move(name, cell=cell.id) for name in ("vmferry", "vmferry post-copy")]
-    found = stats.contests([cell], moves, {"vmferry": False, "vmferry post-copy": True})
+    found = stats.contests([cell], moves, ["vmferry", "vmferry post-copy"], ["vmferry post-copy"])
     assert [contest.ours for contest in found] == ["vmferry post-copy"]
 
 
