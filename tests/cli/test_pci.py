@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import FakeFleet, Ran
 from tests.cli.test_domains import check_golden
-from tests.hostdev.kit import CARD, host
+from tests.hostdev.kit import CARD, cards, host
 
 from vmferry.agent import devices
 from vmferry.agent.devices import HostDevices
 from vmferry.api import models as m
-from vmferry.testing.fake_cards import FakeCards
 
 Vmferry = Callable[..., Ran]
 
@@ -25,9 +24,10 @@ def here(fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     """An agent whose card has two virtual functions, one of them with a guest; a mounted disk, and no list of names."""
     monkeypatch.setattr(devices, "disk_uses", lambda: {"8:1": "mounted at /"})
     monkeypatch.setattr(devices, "name_of", lambda vendor, device: "Emulated card" if device == 0x10C9 else "")
-    found = HostDevices(host(tmp_path / "sys"), FakeCards({"ens1": 2}))
+    kernel = host(tmp_path / "sys")
+    found = HostDevices(kernel, cards(kernel))
     asyncio.run(found.set_functions(m.SetFunctions(card=CARD, count=2)))
-    monkeypatch.setattr(devices, "group_holders", lambda: {102: "qemu-system-x86 (pid 4711)"})
+    monkeypatch.setattr(devices, "holders", lambda: {"102": "qemu-system-x86 (pid 4711)"})
     answers = fleet.agents["host-a"].answers
     answers["GET", "/v1/pci"] = lambda _: (200, asyncio.run(found.list()).model_dump(mode="json"))
     answers["POST", "/v1/pci/functions"] = lambda body: (

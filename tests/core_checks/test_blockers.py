@@ -315,7 +315,7 @@ CASES: dict[str, tuple[Callable[[Case], Case], str, list[str], list[str]]] = {
         lambda c: with_destination(with_vhost(c), why_no_vhost="it has no /dev/vhost-net: `modprobe vhost_net`"),
         "network.no-vhost",
         ["network card 0", "host-b", "it has no /dev/vhost-net"],
-        ["load vhost_net on host-b", "virtio cards"],
+        ["the kernel of host-b", "virtio cards"],
     ),
     "name": (lambda c: with_probe(c, names_taken=frozenset({"web-7"})), "identity.name-taken", ["web-7"], ["remove"]),
     "UUID": (lambda c: with_probe(c, uuids_taken=frozenset({c.guest.uuid})), "identity.uuid-taken", [], ["copy"]),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vmferry.core.pci import PciAddress
+from vmferry.testing.fake_cards import FakeCards
 from vmferry.testing.fake_sysfs import FakeDevice, FakeKernel
 
 CARD, SECOND = "0000:01:00.0", "0000:02:00.0"
@@ -46,3 +47,8 @@ def host(root: Path, *, iommu: bool = True, vfio: bool = True) -> FakeKernel:
     kernel.add_disk(SATA, "sda", {"sda": "8:0", "sda1": "8:1"}, {})
     kernel.add_disk(NVME, "nvme0n1", {"nvme0n1": "259:0", "nvme0n1p1": "259:1"}, {"nvme0n1p1": "dm-0"})
     return kernel
+
+
+def cards(kernel: FakeKernel) -> FakeCards:
+    """Return its network side."""
+    return FakeCards(kernel, {"ens1": CARD, "ens2": SECOND})

@@ -5,21 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.hostdev.kit import CARD, PORT, SATA, at, host
+from tests.hostdev.kit import CARD, PORT, SATA, at, cards, host
 
 from vmferry.agent import devices
 from vmferry.agent.devices import HostDevices
 from vmferry.api import models as m
 from vmferry.core.errors import BadInput, Refused
-from vmferry.core.functions import FunctionSettings
-from vmferry.testing.fake_cards import FakeCards
+from vmferry.core.functions import NO_MAC, FunctionSettings
+from vmferry.testing.fake_sysfs import FakeKernel
 
-CARDS = FakeCards({})
+
+def devices_of(kernel: FakeKernel) -> HostDevices:
+    """Return the agent's part for this kernel."""
+    return HostDevices(kernel, cards(kernel))
 
 
 async def test_every_device_is_told_with_what_is_in_its_way(tmp_path: Path) -> None:
     """Addresses in all forms, groups, reasons."""
-    found = {one.address["lspci"]: one for one in (await HostDevices(host(tmp_path), CARDS).list()).devices}
+    found = {one.address["lspci"]: one for one in (await devices_of(host(tmp_path)).list()).devices}
     card, disk = found[CARD], found[SATA]
     assert card.address["nodedev"] == "pci_0000_01_00_0"
     assert (card.functions_most, card.functions, card.nets, card.blockers) == (7, (), ("ens1",), ())
@@ -30,11 +33,11 @@ async def test_every_device_is_told_with_what_is_in_its_way(tmp_path: Path) -> N
 
 async def test_functions_are_made_and_who_has_one_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that holds a function's group is in the way of every other number."""
-    here = HostDevices(host(tmp_path), CARDS)
+    here = devices_of(host(tmp_path))
     made = await here.set_functions(m.SetFunctions(card="pci_0000_01_00_0", count=2))
     assert made.functions == ("0000:01:10.0", "0000:01:10.2")
     group = next(one for one in (await here.list()).devices if one.address["lspci"] == "0000:01:10.2").iommu_group
-    monkeypatch.setattr(devices, "group_holders", lambda: {group: "qemu-system-x86 (pid 4711)"})
+    monkeypatch.setattr(devices, "holders", lambda: {str(group): "qemu-system-x86 (pid 4711)"})
     with pytest.raises(Refused, match=r"0000:01:10.2 belongs to qemu-system-x86 \(pid 4711\)"):
         await here.set_functions(m.SetFunctions(card=CARD, count=0))
     users = {one.address["lspci"]: one.user for one in (await here.list()).devices if one.physical == CARD}
@@ -46,15 +49,15 @@ async def test_what_is_no_card_is_refused(tmp_path: Path, card: str) -> None:
     """Before anything is written."""
     kernel = host(tmp_path)
     with pytest.raises(BadInput):
-        await HostDevices(kernel, CARDS).set_functions(m.SetFunctions(card=card, count=1))
+        await devices_of(kernel).set_functions(m.SetFunctions(card=card, count=1))
     assert kernel.writes == []
 
 
 async def test_a_function_is_told_of_and_shown(tmp_path: Path) -> None:
-    """What its card was told is among what is told of it; of a card that says nothing, nothing."""
-    here = HostDevices(host(tmp_path), FakeCards({"ens1": 1}))
+    """What its card was told is among what is told of it."""
+    here = devices_of(host(tmp_path))
     await here.set_functions(m.SetFunctions(card=CARD, count=2))
     told = await here.set_function(m.SetFunction(function="01:10.0", mac="52:54:00:00:00:09", vlan=7))
     assert told.settings == FunctionSettings("52:54:00:00:00:09", 7, trust=False, spoofchk=True, max_rate_mbit=0)
     settings = [one.settings for one in (await here.list()).devices if one.physical == CARD]
-    assert settings == [told.settings, None]
+    assert settings == [told.settings, FunctionSettings(NO_MAC, 0, trust=False, spoofchk=True, max_rate_mbit=0)]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.hostdev import kit
 from tests.hostdev.kit import CARD, at, host
 
 from vmferry.core.pci import PciAddress
@@ -24,9 +25,9 @@ class TestFakes(DevicesConformance):
         return host(tmp_path)
 
     @pytest.fixture
-    def cards(self) -> FakeCards:
+    def cards(self, sysfs: FakeKernel) -> FakeCards:
         """Its cards."""
-        return FakeCards({"ens1": 7})
+        return kit.cards(sysfs)
 
     @pytest.fixture
     def card(self) -> PciAddress:
@@ -38,7 +39,7 @@ class TestFakes(DevicesConformance):
         """A program that is told of only."""
 
         @contextmanager
-        def held(group: int) -> Iterator[Mapping[int, str]]:
-            yield {group: "qemu-system-x86 (pid 4711)"}
+        def held(group: int) -> Iterator[Mapping[str, str]]:
+            yield {str(group): "qemu-system-x86 (pid 4711)"}
 
         return held

@@ -10,7 +10,7 @@ import pytest
 
 from vmferry.core.pci import PciAddress
 from vmferry.hostdev import Netlink, Sysfs
-from vmferry.hostdev.uses import group_holders
+from vmferry.hostdev.uses import holders
 from vmferry.testing.conformance_devices import DevicesConformance, Hold
 
 
@@ -37,8 +37,8 @@ class TestKernel(DevicesConformance):
         """This process opens the group."""
 
         @contextmanager
-        def held(group: int) -> Iterator[Mapping[int, str]]:
+        def held(group: int) -> Iterator[Mapping[str, str]]:
             with Path(f"/dev/vfio/{group}").open("r+b", buffering=0):
-                yield group_holders()
+                yield holders()
 
         return held

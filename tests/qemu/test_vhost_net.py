@@ -19,6 +19,12 @@ def test_a_host_without_it_says_how_to_get_it(tmp_path: Path) -> None:
     assert str(why_no_vhost(tmp_path / "nothing")).endswith("No such file or directory: `modprobe vhost_net`")
 
 
+def test_an_agent_that_may_not_open_it_is_told_so(tmp_path: Path) -> None:
+    """Loading the module again would not help."""
+    (tmp_path / "folder").mkdir()
+    assert "let the agent open it" in str(why_no_vhost(tmp_path / "folder"))
+
+
 def test_a_host_with_it(tmp_path: Path) -> None:
     """A descriptor for reading and writing that no other program inherits; asking leaves none open."""
     (tmp_path / "vhost-net").touch()

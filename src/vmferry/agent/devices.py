@@ -12,7 +12,7 @@ from vmferry.core.pci import PciAddress
 from vmferry.core.pci_devices import Inventory, PciDevice
 from vmferry.hostdev import Cards, Known, Sysfs, read_inventory, read_settings, set_function, set_functions
 from vmferry.hostdev.names import name_of
-from vmferry.hostdev.uses import disk_uses, group_holders
+from vmferry.hostdev.uses import disk_uses, holders
 
 
 class HostDevices:
@@ -35,7 +35,9 @@ class HostDevices:
     async def set_functions(self, body: m.SetFunctions) -> m.PciView:
         """Have a card make so many virtual functions; raises as `hostdev.set_functions`."""
         address = PciAddress.parse(body.card)
-        return await self._change(address, lambda: set_functions(self._sysfs, address, body.count, group_holders()))
+        return await self._change(
+            address, lambda: set_functions(self._sysfs, self._cards, address, body.count, holders())
+        )
 
     async def set_function(self, body: m.SetFunction) -> m.PciView:
         """Tell a card of one of its virtual functions; raises as `hostdev.set_function`."""
@@ -53,7 +55,7 @@ class HostDevices:
         return found
 
     def _look(self) -> Inventory:
-        return read_inventory(self._sysfs, Known(disk_uses(), group_holders(), name_of))
+        return read_inventory(self._sysfs, Known(disk_uses(), holders(), name_of))
 
     def _list(self) -> m.PciList:
         found = self._look()

@@ -36,6 +36,11 @@ class FunctionSettings:
             if value is not None and not 0 <= value <= most:
                 raise BadInput(f"{name} {value} is none", fix=f"it is 0 to {most}, 0 for none")
 
+    def without(self, other: FunctionSettings) -> FunctionSettings:
+        """Return what is said here and is not the same there."""
+        there = other.given()
+        return FunctionSettings(**{name: value for name, value in self.given().items() if there.get(name) != value})  # type: ignore[arg-type]
+
     def given(self) -> dict[str, str | int]:
         """Return what is said, in the order in which it is set."""
         return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 #: Tables of the firmware, and what the kernel has to be told. AMD's is on unless it is told otherwise.
 OPTIONS = {"DMAR": ("intel_iommu=on", "iommu=pt"), "IVRS": ("iommu=pt",)}
 _NAMES = {"DMAR": "VT-d", "IVRS": "AMD-Vi"}
-_OFF = frozenset({"intel_iommu=off", "amd_iommu=off", "iommu=off", "iommu=noaperture"})
+_OFF = frozenset({"intel_iommu=off", "amd_iommu=off", "iommu=off"})
 
 
 class IommuState(enum.StrEnum):

@@ -13,6 +13,8 @@ from vmferry.core.pci import PciAddress
 
 #: The driver by which a device is kept for guests.
 VFIO = "vfio-pci"
+#: Of bridges of PCI Express; it leaves DMA to others.
+_PORT_DRIVER = "pcieport"
 _STORAGE, _NETWORK, _DISPLAY, _BRIDGE = 0x01, 0x02, 0x03, 0x06
 #: By base class, and by base class and subclass.
 _CLASS_WORDS: Mapping[int, str] = {
@@ -106,6 +108,16 @@ class PciDevice:
         return self.class_code >> 16 == _BRIDGE
 
     @property
+    def only_leads(self) -> bool:
+        """Tell whether it may stay with the host while others of its group are a guest's."""
+        return self.is_bridge and self.driver in {None, _PORT_DRIVER}
+
+    @property
+    def is_kept(self) -> bool:
+        """Tell whether no driver of the host has it: none, VFIO, or a VFIO driver for such devices alone."""
+        return self.driver is None or self.driver.replace("_", "-").endswith(VFIO)
+
+    @property
     def is_network(self) -> bool:
         """Tell whether it is a network card."""
         return self.class_code >> 16 == _NETWORK
@@ -141,11 +153,14 @@ class Inventory:
         return {number: tuple(found[number]) for number in sorted(found)}
 
     def companions(self, device: PciDevice) -> tuple[PciDevice, ...]:
-        """Return what shares its group and must go with it: bridges may stay with the host."""
+        """Return what shares its group and must go with it.
+
+        Bridges may stay with the host, unless a driver has one that does DMA by itself (Linux, `driver_managed_dma`).
+        """
         if device.iommu_group is None:
             return ()
         others = self.groups()[device.iommu_group]
-        return tuple(one for one in others if one.address != device.address and not one.is_bridge)
+        return tuple(one for one in others if one.address != device.address and not one.only_leads)
 
     def why_not(self, device: PciDevice) -> tuple[Blocker, ...]:
         """Return every reason why a device cannot be given to a guest as it is now, each with its fix."""
@@ -184,9 +199,7 @@ def _isolation(host: Inventory, device: PciDevice) -> Iterator[Blocker]:
             fix = "switch it on in the firmware (VT-d, AMD-Vi) and in the kernel (intel_iommu=on)"
             yield Blocker("pci.no-iommu", f"{where}: no IOMMU is in use on this host", fix)
         return
-    held = ", ".join(
-        f"{one.address} ({one.driver})" for one in host.companions(device) if one.driver not in {None, VFIO}
-    )
+    held = ", ".join(f"{one.address} ({one.driver})" for one in host.companions(device) if not one.is_kept)
     if not held:
         return
     shared = f"{where} is in IOMMU group {device.iommu_group} with {held}, which the host uses"

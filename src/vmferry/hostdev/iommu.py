@@ -10,10 +10,12 @@ from pathlib import Path
 
 from vmferry.core.errors import Broken, Refused
 from vmferry.core.iommu import OPTIONS, IommuFacts
+from vmferry.hostdev.inventory import NO_IOMMU_GROUP
 from vmferry.hostdev.sysfs import Sysfs
 
 #: Ours alone: taking the file away takes it back.
 GRUB_FILE = "etc/default/grub.d/vmferry-iommu.cfg"
+_GROUPS = "kernel/iommu_groups"
 _GRUB_FOLDER = "etc/default/grub.d"
 _LINE = 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT {}"\n'
 _WRITTEN = re.compile(r'^GRUB_CMDLINE_LINUX_DEFAULT="\$GRUB_CMDLINE_LINUX_DEFAULT ([^"]*)"$', re.MULTILINE)
@@ -27,7 +29,7 @@ def iommu_facts(sysfs: Sysfs, root: Path = Path("/")) -> IommuFacts:
     return IommuFacts(
         tables=tables,
         words=tuple(_text(root / "proc/cmdline").split()),
-        groups=len(sysfs.names("kernel/iommu_groups")),
+        groups=sum(sysfs.read(f"{_GROUPS}/{one}/name") != NO_IOMMU_GROUP for one in sysfs.names(_GROUPS)),
         next_words=() if written is None else tuple(written[1].split()),
     )
 

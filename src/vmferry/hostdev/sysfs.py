@@ -68,6 +68,10 @@ class Sysfs:
         except OSError:
             return 0
 
+    def exists(self, path: str) -> bool:
+        """Tell whether there is such an attribute or directory."""
+        return (self.root / path).exists()
+
     def write(self, path: str, text: str) -> None:
         """Write an attribute in one piece, as the kernel wants it.
 

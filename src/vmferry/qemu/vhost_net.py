@@ -5,13 +5,15 @@ Source: Linux drivers/vhost/net.c: whoever has a descriptor of /dev/vhost-net ha
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 from vmferry.core.errors import Broken
 
 DEVICE = Path("/dev/vhost-net")
-_FIX = "`modprobe vhost_net`"
+_FIX = {errno.ENOENT: "`modprobe vhost_net`", errno.ENODEV: "`modprobe vhost_net`"}
+_MAY_NOT = "let the agent open it: it runs as root, with CAP_DAC_OVERRIDE and the device allowed"
 
 
 def open_vhost(device: Path = DEVICE) -> int:
@@ -24,7 +26,8 @@ def open_vhost(device: Path = DEVICE) -> int:
         return os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise Broken(
-            f"The kernel's back-end of a network card, {device}, cannot be opened: {error.strerror}", fix=_FIX
+            f"The kernel's back-end of a network card, {device}, cannot be opened: {error.strerror}",
+            fix=_FIX.get(error.errno or 0, _MAY_NOT),
         ) from error
 
 

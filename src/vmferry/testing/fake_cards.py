@@ -9,32 +9,44 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmferry.core.functions import NO_MAC, FunctionSettings
+from vmferry.testing.fake_sysfs import FakeKernel
 
 _FRESH = FunctionSettings(NO_MAC, 0, trust=False, spoofchk=True, max_rate_mbit=0)
 
 
 class FakeCards:
-    """Cards with so many functions each, by the names of their interfaces.
+    """The network side of a kernel; its cards forget what they were told when their functions are made anew.
 
     Args:
-        cards: how many functions each has.
+        kernel: whose cards they are.
+        cards: where each is, by the name of its interface.
     """
 
-    def __init__(self, cards: Mapping[str, int]) -> None:
-        self.told = {(card, number): _FRESH for card, count in cards.items() for number in range(count)}
+    def __init__(self, kernel: FakeKernel, cards: Mapping[str, str]) -> None:
+        self._kernel = kernel
+        self._cards = dict(cards)
+        self._told: dict[tuple[str, int, int], FunctionSettings] = {}
         self.refusing: dict[str, int] = {}  #: settings that a driver does not take, with the kernel's number
         self.writes: list[tuple[str, int, str, str | int]] = []
 
     def read(self, card: str, number: int) -> FunctionSettings | None:
         """Return what a card was told of a function."""
-        return self.told.get((card, number))
+        key = self._key(card, number)
+        return None if key is None else self._told.get(key, _FRESH)
 
     def write(self, card: str, number: int, name: str, value: str | int) -> None:
         """Take a setting as the kernel does."""
         self.writes.append((card, number, name, value))
-        if (card, number) not in self.told:
+        key = self._key(card, number)
+        if key is None:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if name in self.refusing:
             raise OSError(self.refusing[name], os.strerror(self.refusing[name]))
         changed: dict[str, Any] = {name: bool(value) if name in {"trust", "spoofchk"} else value}
-        self.told[card, number] = dataclasses.replace(self.told[card, number], **changed)
+        self._told[key] = dataclasses.replace(self._told.get(key, _FRESH), **changed)
+
+    def _key(self, card: str, number: int) -> tuple[str, int, int] | None:
+        where = self._cards.get(card)
+        if where is None or number >= (self._kernel.number(f"bus/pci/devices/{where}/sriov_numvfs") or 0):
+            return None
+        return card, number, self._kernel.made.get(where, 0)

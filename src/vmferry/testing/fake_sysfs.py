@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +77,10 @@ class FakeKernel(Sysfs):
         self._groups = 100
         self.refusing: set[str] = set()  #: drivers whose probe fails
         self.writes: list[tuple[str, str]] = []
+        self.made: dict[
+            str, int
+        ] = {}  #: how often a card's functions were made anew: it has forgotten what it was told
+        self.most: int | None = None  #: functions that a driver makes, whatever it is asked for
         for path in (_DEVICES, _DRIVERS, "block"):
             (root / path).mkdir(parents=True)
         (root / _PROBE).touch()
@@ -125,6 +129,20 @@ class FakeKernel(Sysfs):
             if part in holders:
                 (folder / "holders" / holders[part]).mkdir()
         (self.root / "block" / name).symlink_to(disk)
+
+    def add_shared_disk(self, addresses: Sequence[str], name: str, number: str) -> None:
+        """Give several NVMe controllers one disk: it is below none of them, and each has a hidden way to it."""
+        subsystem = self.root / "devices/virtual/nvme-subsystem/nvme-subsys0"
+        (subsystem / name).mkdir(parents=True)
+        (subsystem / name / "dev").write_text(f"{number}\n", "ascii")
+        (self.root / "block" / name).symlink_to(subsystem / name)
+        for index, address in enumerate(addresses):
+            way = (self.root / _DEVICES / address).resolve() / f"nvme/nvme{index}"
+            hidden = way / f"nvme0c{index}n1"
+            hidden.mkdir(parents=True)
+            (hidden / "hidden").write_text("1\n", "ascii")
+            (subsystem / way.name).symlink_to(way)
+            (self.root / "block" / hidden.name).symlink_to(hidden)
 
     def vanish(self, address: str) -> None:
         """Pull a device out: surprise removal."""
@@ -222,6 +240,8 @@ class FakeKernel(Sysfs):
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), here)
         if count and "sriov" in self.refusing:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), here)
+        count = count if self.most is None else min(count, self.most)
+        self.made[address] = self.made.get(address, 0) + 1
         for number in range(there):
             self._end_function(address, number)
         for number in range(count):

@@ -22,7 +22,7 @@ def check_network(case: Case) -> Iterator[Blocker]:
             "network.no-vhost",
             f"network card {served[0]} of guest {name} is served by the kernel (vhost); that of {there.name} cannot:"
             f" {there.why_no_vhost}",
-            f"load vhost_net on {there.name}, or give the guest virtio cards and start it anew",
+            f"have the kernel of {there.name} serve it, or give the guest virtio cards and start it anew",
         )
     for index, nic in enumerate(case.guest.spec.nics):
         if nic.network is not NetworkKind.BRIDGE or nic.bridge in there.bridges:

@@ -16,6 +16,7 @@ from vmferry.core.convergence.facts import Throttle
 from vmferry.core.convergence.guarded import Guarded
 from vmferry.core.convergence.observations import Observation, Round, Sample
 from vmferry.core.convergence.orders import (
+    TRIGGER,
     Order,
     Orders,
     Pause,
@@ -82,6 +83,7 @@ class _Run:
         self.recorded_limit_ms = _DEFAULT_LIMIT_MS
         self.fired: list[Fired] = []
         self.uncertain: tuple[int, str] | None = None
+        self.armed: SetThrottle | None = None  #: a brake that QEMU pulls when a round is bad
         self.fastest = max((i.bandwidth for i in trace.items if isinstance(i, Sample | Round)), default=0)
 
     def play(self) -> Replay:
@@ -110,6 +112,8 @@ class _Run:
         """Tell whether QEMU switches: it looks at the round's end itself, and again when a limit was raised upon it."""
         if self._qemu_switches(seen, index):
             return True
+        if self.armed is not None and isinstance(seen, Round) and _is_bad(seen, self.armed):
+            self._set_uncertain(index + 2, "QEMU would have pulled the brake that was armed")
         orders, limit_ms = self.guarded.on(seen), self.limit_ms
         self._take(orders, index, seen)
         return self.limit_ms > limit_ms and not is_decided(orders) and self._qemu_switches(seen, index)
@@ -148,6 +152,9 @@ class _Run:
 
     def _doubt(self, order: Order, line: int) -> None:
         """Mark what follows as uncertain if the order would have changed the course."""
+        if isinstance(order, SetThrottle) and order.trigger > TRIGGER:
+            self.armed = order
+            return
         why = self._changes_course(order)
         if why is not None:
             self._set_uncertain(line, why)
@@ -191,3 +198,7 @@ class _Run:
     def _result(self, *, decided: bool, end: str) -> Replay:
         line, why = self.uncertain or (None, None)
         return Replay(self.guarded.name, self.trace.policy, tuple(self.fired), decided, end, line, why)
+
+
+def _is_bad(ended: Round, brake: SetThrottle) -> bool:
+    return ended.dirtied_pages * 100 > brake.trigger * ended.sent_pages

@@ -2,10 +2,10 @@
 
 QEMU's part is its rule: a round is over when its rest is under the threshold (bandwidth x downtime limit), what was
 dirtied meanwhile is added, and if that is under the threshold too, the guest is stopped. Left out on purpose: page
-headers (0.2 %), empty pages, the cost of the dirty bitmap, device state. With auto-converge on, QEMU pulls the brake at
-every second round that dirtied over a share of what it sent: half of it, to 20 %, then 10 % more each time, up to 99 %;
-or share and level are what the policy ordered. 40-writes is not played: which of the guest's programs it covers is
-nothing that a curve says.
+headers (0.2 %), empty pages, the cost of the dirty bitmap, device state. With auto-converge on, QEMU pulls the brake
+at every second round (those of a second together) that dirtied over a share of what it sent: half of it, to 20 %, then
+10 % more each time, up to 99 %; or share and level are what the policy ordered. 40-writes is not played: which of the
+guest's programs it covers is nothing that a curve says.
 
 Source: QEMU 10.0, migration_iteration_run in migration/migration.c, migration_trigger_throttle in migration/ram.c.
 """
@@ -41,6 +41,8 @@ from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds, Pages, 
 _TICK_MS = 250.0
 #: QEMU's throttle-trigger-threshold, cpu-throttle-initial and cpu-throttle-increment.
 _INITIAL, _INCREMENT = 20, 10
+#: Rounds are counted together until so much has passed.
+_COUNTS_AFTER_MS = 1000.0
 #: What `facts.link` is when nobody says: 1 Gbit/s.
 GIGABIT = BytesPerSecond(125_000_000)
 
@@ -110,6 +112,7 @@ class _Play:
         self.limit_ms, self.cap = 300.0, None  # type: float, int | None
         self.percent, self.worst = 0, 0
         self.ordered: SetThrottle | None = None
+        self.newly = self.went = self.counted = 0.0  #: since QEMU counted last
         self.end: tuple[Outcome, str] | None = None
 
     @property
@@ -172,8 +175,13 @@ class _Play:
         return min(self.curve.bytes_after(window_ms * (100 - self.percent) / 100), float(self.facts.ram_bytes))
 
     def _raise_brake(self, newly: float, sent: float) -> None:
+        self.newly += newly
+        self.went += sent
+        if self.now - self.counted <= _COUNTS_AFTER_MS:
+            return
         trigger = TRIGGER if self.ordered is None else self.ordered.trigger
-        self.bad += newly > trigger / 100 * sent
+        self.bad += self.newly > trigger / 100 * self.went
+        self.newly, self.went, self.counted = 0.0, 0.0, self.now
         if self.bad >= 2:
             self.bad = 0
             by_itself = min(self.percent + _INCREMENT, throttle.MOST) if self.percent else _INITIAL

@@ -12,7 +12,7 @@ Source: QEMU 10.0, cpu_throttle_thread and cpu_throttle_timer_tick in migration/
 
 from __future__ import annotations
 
-from vmferry.core.convergence.facts import limit_within
+from vmferry.core.convergence.facts import limit_within, raised_limit_within
 from vmferry.core.units import Milliseconds, Percent
 
 SLICE_MS = 10.0
@@ -35,10 +35,11 @@ def stall_ms(percent: int) -> Milliseconds:
 def unattended(gap_ms: Milliseconds, fixed_cost_ms: Milliseconds) -> Percent:
     """Return the strongest brake that QEMU may pull without a word of ours; 0 when even 1 % is too much.
 
-    Its stalls fit into what the downtime limit keeps back of the goal's gap, so that the limit need not shrink first.
+    Its stalls fit into what the downtime limit, also a raised one, keeps back of the goal's gap: the limit need not
+    shrink first.
     """
-    limit_ms = limit_within(gap_ms, fixed_cost_ms)
-    return strongest(min(gap_ms - fixed_cost_ms - limit_ms, most_stall_ms(limit_ms)))
+    kept_back_ms = gap_ms - fixed_cost_ms - raised_limit_within(gap_ms, fixed_cost_ms)
+    return strongest(min(kept_back_ms, most_stall_ms(limit_within(gap_ms, fixed_cost_ms))))
 
 
 def strongest(most_stall_ms: float) -> Percent:

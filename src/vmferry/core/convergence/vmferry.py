@@ -156,7 +156,7 @@ class Vmferry(Policy):
             self._doubts = 0
             return (*armed, *limit)
         self._doubts += 1
-        return (*armed, *(self._other_means(ended, view, speed) or limit))
+        return (*armed, *limit, *self._other_means(ended, view, speed))  # a means' own limit is the last word
 
     # -- the limit ------------------------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class Vmferry(Policy):
             return self._hold_writes(ended)
         if not self._may_brake() or (self._writes_in and ended.round < self._writes_in + WRITES_PATIENCE):
             return ()
-        if not self._braked:
+        if not self._braked and not self._works:
             return self._brake(ended)
         strongest = throttle.strongest(self._most_stall_ms)
         return self._brake_harder(ended, strongest) if self._works and self._level < strongest else ()

@@ -23,7 +23,9 @@ RULES: dict[str, Rule] = {
     "devices/interface/link": asked("interface"),
     "devices/interface/mtu": asked("interface"),
     "devices/interface/driver[name=qemu]/@name": silent("as guests have it"),
-    "devices/interface/driver/@name": left_out("its back-end is QEMU itself, not the kernel's vhost: slower, the same"),
+    "devices/interface/driver/@name": left_out(
+        "only of a virtio card on a bridge is it carried over: its back-end is QEMU itself"
+    ),
     "devices/interface/driver/@txmode": left_out("how QEMU sends: its default"),
     "devices/interface/driver/@ioeventfd": left_out("how QEMU sends: its default"),
     "devices/interface/driver/@event_idx": asked("interface"),
