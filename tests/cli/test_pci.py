@@ -25,6 +25,7 @@ def here(fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     monkeypatch.setattr(devices, "disk_uses", lambda: {"8:1": "mounted at /"})
     monkeypatch.setattr(devices, "name_of", lambda vendor, device: "Emulated card" if device == 0x10C9 else "")
     kernel = host(tmp_path / "sys")
+    kernel.set_up(CARD, "ens1", up=True)
     found = HostDevices(kernel, cards(kernel))
     asyncio.run(found.set_functions(m.SetFunctions(card=CARD, count=2)))
     monkeypatch.setattr(devices, "holders", lambda: {"102": "qemu-system-x86 (pid 4711)"})

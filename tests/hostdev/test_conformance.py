@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +33,11 @@ class TestFakes(DevicesConformance):
     def card(self) -> PciAddress:
         """One of them."""
         return at(CARD)
+
+    @pytest.fixture
+    def bring_up(self, sysfs: FakeKernel) -> Callable[[str], None]:
+        """As `ip link set` does."""
+        return lambda name: sysfs.set_up(CARD, name, up=True)
 
     @pytest.fixture
     def hold(self) -> Hold:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -98,8 +99,7 @@ def test_a_card_without_an_interface(tmp_path: Path) -> None:
     """Its functions cannot be told anything."""
     kernel = host(tmp_path)
     set_functions(kernel, cards(kernel), at(CARD), 2)
-    (tmp_path / "bus/pci/devices" / CARD / "net/ens1/flags").unlink()
-    (tmp_path / "bus/pci/devices" / CARD / "net/ens1").rmdir()
+    shutil.rmtree(tmp_path / "bus/pci/devices" / CARD / "net/ens1")
     with pytest.raises(Refused, match=r"Card 0000:01:00.0 of virtual function 0000:01:10.2 has no network interface"):
         read_settings(cards(kernel), read_inventory(kernel), VF)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +33,20 @@ class TestKernel(DevicesConformance):
     def card(self) -> PciAddress:
         """Where every such host has its first."""
         return PciAddress.parse("01:00.0")
+
+    @pytest.fixture
+    def bring_up(self) -> Callable[[str], None]:
+        """And wait until it has a link."""
+
+        def up(name: str) -> None:
+            subprocess.run(["ip", "link", "set", name, "up"], check=True)
+            carrier = Path(f"/sys/class/net/{name}/carrier")
+            ends = time.monotonic() + 60
+            while carrier.read_text() != "1\n":
+                assert time.monotonic() < ends, f"{name} has no link"
+                time.sleep(0.2)
+
+        return up
 
     @pytest.fixture
     def hold(self) -> Hold:

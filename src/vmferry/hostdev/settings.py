@@ -91,4 +91,7 @@ def _failed(address: PciAddress, card: str, name: str, value: str | int, error: 
     what = f"{name.replace('_', ' ')} {value} of virtual function {address}"
     if error.errno == errno.EOPNOTSUPP:
         return Refused(f"Interface {card} cannot set {what}: its driver knows no such setting", fix="leave it out")
-    return Broken(f"Interface {card} did not set {what}: {error.strerror or error}", fix="see `dmesg`")
+    fix = "see `dmesg`"
+    if name == "max_rate_mbit" and error.errno == errno.EINVAL:
+        fix = f"bring {card} up, with a link, and ask for no more than its speed; {fix}"
+    return Broken(f"Interface {card} did not set {what}: {error.strerror or error}", fix=fix)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import time
 from collections.abc import Iterator, Mapping
 
 from vmferry.core.errors import BadInput, Broken, NotFound, Refused, VmferryError
@@ -28,6 +29,9 @@ _WHY: Mapping[int, str] = {
     " or among the bus numbers (pci=assign-busses)",
 }
 _DMESG = "see `dmesg`"
+#: A driver that begins anew has its link after some 3 s (igb).
+_LINK_WITHIN_S = 15.0
+_LOOK_EVERY_S = 0.1
 
 
 def set_functions(
@@ -62,16 +66,16 @@ def set_functions(
             f"{address} has {there.count} virtual functions, all of which would end, and {', '.join(used)}",
             fix="take it from there first",
         )
-    told = _told(cards, found, there)
+    told, had_link = _told(cards, found, there), _has_link(sysfs, address)
     try:
         _set(sysfs, address, there.count, count)
     except OSError as error:
-        _make_again(sysfs, cards, address, there, told)
+        _make_again(sysfs, cards, address, there, told, had_link=had_link)
         raise _failed(sysfs, address, there.count, count, _WHY.get(error.errno or 0, error.strerror)) from error
     if _count(sysfs, address) != count:
-        _make_again(sysfs, cards, address, there, told)
+        _make_again(sysfs, cards, address, there, told, had_link=had_link)
         raise _failed(sysfs, address, there.count, count, "the kernel took the number, and made others")
-    _tell(sysfs, cards, address, told[:count])
+    _tell(sysfs, cards, address, told[:count], had_link=had_link)
     return _physical(read_inventory(sysfs), address, count)
 
 
@@ -116,8 +120,12 @@ def _told(cards: Cards, found: Inventory, card: SriovFacts) -> list[FunctionSett
     return settings
 
 
-def _tell(sysfs: Sysfs, cards: Cards, address: PciAddress, told: list[FunctionSettings | None]) -> None:
+def _tell(
+    sysfs: Sysfs, cards: Cards, address: PciAddress, told: list[FunctionSettings | None], *, had_link: bool
+) -> None:
     """Tell the card again what it was told of its functions, as far as it has forgotten it."""
+    if had_link and any(settings is not None and settings.max_rate_mbit for settings in told):
+        _wait_link(sysfs, address)
     found = read_inventory(sysfs)
     for function, settings in zip(_physical(found, address, 0).functions, told, strict=False):
         if settings is not None and settings.given():
@@ -138,8 +146,26 @@ def _count(sysfs: Sysfs, address: PciAddress) -> int:
     return sysfs.number(f"{DEVICES}/{address}/sriov_numvfs") or 0
 
 
+def _has_link(sysfs: Sysfs, address: PciAddress) -> bool:
+    nets = f"{DEVICES}/{address}/net"
+    return any(sysfs.number(f"{nets}/{name}/carrier") == 1 for name in sysfs.names(nets))
+
+
+def _wait_link(sysfs: Sysfs, address: PciAddress) -> None:
+    """Wait until a card has its link again: drivers begin anew with another number, and without one know no rates."""
+    ends = time.monotonic() + _LINK_WITHIN_S
+    while not _has_link(sysfs, address) and time.monotonic() < ends:
+        time.sleep(_LOOK_EVERY_S)
+
+
 def _make_again(
-    sysfs: Sysfs, cards: Cards, address: PciAddress, there: SriovFacts, told: list[FunctionSettings | None]
+    sysfs: Sysfs,
+    cards: Cards,
+    address: PciAddress,
+    there: SriovFacts,
+    told: list[FunctionSettings | None],
+    *,
+    had_link: bool,
 ) -> None:
     """Make as many as there were, as far as the kernel does; how many there are is told by the error."""
     here = f"{DEVICES}/{address}"
@@ -150,7 +176,7 @@ def _make_again(
             sysfs.write(f"{here}/sriov_numvfs", "0")
         if now != there.count and there.count:
             sysfs.write(f"{here}/sriov_numvfs", str(there.count))
-        _tell(sysfs, cards, address, told)
+        _tell(sysfs, cards, address, told, had_link=had_link)
 
 
 def _failed(sysfs: Sysfs, address: PciAddress, there: int, count: int, why: str | None) -> Broken:

@@ -1,8 +1,8 @@
 """The kit for the host's devices: the same on a kernel with a real card and on `FakeKernel` and `FakeCards`.
 
 Subclass `DevicesConformance` and give it fixtures `sysfs`, `cards`, `card` (one that makes two functions or more, has
-its own driver and no functions; it is left like that) and `hold` (a program takes an IOMMU group, and tells the holders
-that there are then).
+its own driver and no functions; it is left like that), `bring_up` (its interface) and `hold` (a program takes an IOMMU
+group, and tells the holders that there are then).
 """
 
 # ruff: noqa: S101 - the checks of a kit are assertions
@@ -117,9 +117,22 @@ class DevicesConformance:
                 give_back(sysfs, function, holders)
         assert set_functions(sysfs, cards, card, 1).count == 1
 
-    def test_what_a_card_is_told_of_a_function(self, sysfs: Sysfs, cards: Cards, card: PciAddress) -> None:
+    def test_a_card_that_is_down_limits_no_rate(self, sysfs: Sysfs, cards: Cards, card: PciAddress) -> None:
+        """What was set already is as before, and what to do is told. A card is down when its driver gets it."""
+        bind(sysfs, card)
+        give_back(sysfs, card)
+        function = set_functions(sysfs, cards, card, 1).functions[0]
+        before = read_settings(cards, read_inventory(sysfs), function)
+        with pytest.raises(Broken, match=r"did not set max rate mbit 50 .*; bring .* up"):
+            set_function(cards, read_inventory(sysfs), function, FunctionSettings(vlan=9, max_rate_mbit=50))
+        assert read_settings(cards, read_inventory(sysfs), function) == before
+
+    def test_what_a_card_is_told_of_a_function(
+        self, sysfs: Sysfs, cards: Cards, card: PciAddress, bring_up: Callable[[str], None]
+    ) -> None:
         """Each setting, and none of another function's; it is told again when their number changes."""
         first, second = set_functions(sysfs, cards, card, 2).functions
+        bring_up(self.look(sysfs, card).nets[0].name)
         found = read_inventory(sysfs)
         before = read_settings(cards, found, first)
         wanted = FunctionSettings(MAC, 100, trust=True, spoofchk=False, max_rate_mbit=50)

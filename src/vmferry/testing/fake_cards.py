@@ -42,8 +42,13 @@ class FakeCards:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if name in self.refusing:
             raise OSError(self.refusing[name], os.strerror(self.refusing[name]))
+        if name == "max_rate_mbit" and not self._is_up(card):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         changed: dict[str, Any] = {name: bool(value) if name in {"trust", "spoofchk"} else value}
         self._told[key] = dataclasses.replace(self._told.get(key, _FRESH), **changed)
+
+    def _is_up(self, card: str) -> bool:
+        return bool((self._kernel.number(f"bus/pci/devices/{self._cards[card]}/net/{card}/flags") or 0) & 1)
 
     def _key(self, card: str, number: int) -> tuple[str, int, int] | None:
         where = self._cards.get(card)

@@ -108,9 +108,15 @@ class FakeKernel(Sysfs):
         """Give a device a network interface."""
         card = self.root / _DEVICES / address / "net" / name
         card.mkdir(parents=True)
-        (card / "flags").write_text("0x1003\n" if up else "0x1002\n", "ascii")
+        self.set_up(address, name, up=up)
         if master is not None:
             (card / "master").symlink_to(self.root / "devices/virtual/net" / master)
+
+    def set_up(self, address: str, name: str, *, up: bool) -> None:
+        """Bring a network interface up, or down."""
+        net = self.root / _DEVICES / address / "net" / name
+        (net / "flags").write_text("0x1003\n" if up else "0x1002\n", "ascii")
+        (net / "carrier").write_text("1\n" if up else "0\n", "ascii")
 
     def add_disk(self, address: str, name: str, numbers: Mapping[str, str], holders: Mapping[str, str]) -> None:
         """Give a device a disk.
@@ -209,6 +215,8 @@ class FakeKernel(Sysfs):
         (there / address).symlink_to(here)
         if driver == self._native.get(address) and (here / _AWAY).exists():
             (here / _AWAY).rename(here / "net")
+            for name in self.names(f"{_DEVICES}/{address}/net"):
+                self.set_up(address, name, up=False)
 
     def _unbind(self, address: str) -> None:
         driver = self.link(f"{_DEVICES}/{address}/driver")
