@@ -34,7 +34,7 @@ _ASK = """
 import asyncio, sys
 from pathlib import Path
 from vmferry.lab.channel import ask
-socket = next(Path(sys.argv[1]).rglob(sys.argv[2] + "/console.sock"))
+socket = next(Path(sys.argv[1]).rglob(sys.argv[2] + "/" + sys.argv[6]))
 print(asyncio.run(ask(socket, sys.argv[3], sys.argv[4], float(sys.argv[5]))))
 """
 #: The same until there is an answer: a guest that boots empties its console's queue, and what was asked before is lost.
@@ -43,7 +43,7 @@ import asyncio, sys, time
 from pathlib import Path
 from vmferry.core.errors import TimedOut
 from vmferry.lab.channel import ask
-socket = next(Path(sys.argv[1]).rglob(sys.argv[2] + "/console.sock"))
+socket = next(Path(sys.argv[1]).rglob(sys.argv[2] + "/" + sys.argv[6]))
 ends = time.monotonic() + float(sys.argv[5])
 while True:
     try:
@@ -74,6 +74,7 @@ class NestedFleet:
         self._image_dirs = tuple(image_dirs)
         self._first = next(iter(self.hosts))
         self._qemus = dict(qemus or {})
+        self._micro: set[str] = set()  #: guests that are asked over their consoles
 
     async def __aenter__(self) -> Self:
         """Start the agents and make them a fleet; on failure nothing is left."""
@@ -119,12 +120,14 @@ class NestedFleet:
         return ran.stdout
 
     async def run_guest(self, plan: GuestPlan, host: str) -> None:
-        """Run a micro guest on a host and wait until its workload works.
+        """Run a built-in guest on a host and wait until its workload works.
 
         Raises:
             Broken: the command refused.
             TimedOut: the workload does not work in time.
         """
+        if plan.kind == "micro":
+            self._micro.add(plan.name)
         image = await asyncio.to_thread(build, plan.kind, cache_dir())
         file = FOLDER / f"{plan.name}.toml"
         await self.hosts[self._first].must("tee", str(file), text=plan.toml(image))
@@ -132,11 +135,12 @@ class NestedFleet:
         await self._ask(_ASK_AGAIN, plan.name, host, _READY_TIMEOUT_S)
 
     async def oracle(self, guest: str, host: str, timeout_s: float = 60.0) -> str:
-        """Return what a micro guest on a host says about its memory: "oracle clean ..." or "oracle DIRTY ..."."""
+        """Return what a guest on a host says about its memory: "oracle clean ..." or "oracle DIRTY ..."."""
         return await self._ask(_ASK, guest, host, timeout_s)
 
     async def _ask(self, code: str, guest: str, host: str, timeout_s: float) -> str:
-        arguments = (str(FOLDER / "run"), guest, "o", "oracle", str(timeout_s))
+        question, socket = ("o", "console.sock") if guest in self._micro else ("oracle\n", "control.sock")
+        arguments = (str(FOLDER / "run"), guest, question, "oracle", str(timeout_s), socket)
         return (await self.hosts[host].python(code, *arguments, timeout_s=timeout_s + 60)).strip()
 
     async def log(self, host: str) -> str:
