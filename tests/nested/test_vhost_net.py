@@ -76,7 +76,7 @@ async def wait_reached(host: NestedHost) -> None:
     """Wait until the guest answers a host that it is not on."""
 
     async def answers() -> bool:
-        return (await host.run("ping", "-c", "1", "-W", "2", GUEST_ADDRESS)).exit_code == 0
+        return (await host.run("busybox", "ping", "-c", "1", "-W", "2", GUEST_ADDRESS)).exit_code == 0
 
     await wait_until(answers, f"the guest answers {host.plan.name}", timeout_s=60)
 
