@@ -12,12 +12,13 @@ from vmferry.agent.devices import HostDevices
 from vmferry.api import models as m
 from vmferry.core.errors import BadInput, Refused
 from vmferry.core.functions import NO_MAC, FunctionSettings
+from vmferry.hostdev import DeviceLender
 from vmferry.testing.fake_sysfs import FakeKernel
 
 
 def devices_of(kernel: FakeKernel) -> HostDevices:
     """Return the agent's part for this kernel."""
-    return HostDevices(kernel, cards(kernel))
+    return HostDevices(kernel, cards(kernel), DeviceLender(kernel), list)
 
 
 async def test_every_device_is_told_with_what_is_in_its_way(tmp_path: Path) -> None:

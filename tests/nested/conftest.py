@@ -15,3 +15,10 @@ async def lab() -> AsyncIterator[NestedLab]:
     """Two nested hosts."""
     async with NestedLab(packages=(*nfs.PACKAGES, *rdma.PACKAGES, *sanlock.PACKAGES)) as made:
         yield made
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
+async def sriov_lab() -> AsyncIterator[NestedLab]:
+    """Two nested hosts with an IOMMU, KVM, two joined cards each that make virtual functions, and devices to spare."""
+    async with NestedLab(cards=2, spares=("nvme", "e1000e")) as made:
+        yield made

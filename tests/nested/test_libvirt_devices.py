@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET  # reads our own domain
 
 import pytest
 import pytest_asyncio
+from tests.libvirt_loop import running_event_loop
 
 from vmferry.core.errors import Broken, TimedOut
 from vmferry.core.pci import PciAddress
@@ -27,6 +28,8 @@ from vmferry.lab.toolchain import cache_dir, find_qemus
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.devices import HostDevices, Pairing, plug, unplug
 from vmferry.libvirt.devices.facts import VFIO
+
+__all__ = ["running_event_loop"]
 
 pytestmark = [
     pytest.mark.real,

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from tests.qemus import find_or_skip
 
+from vmferry.core.guest import Acceleration
 from vmferry.lab.guest_plans import GUEST_ADDRESS, NicPlan, linux_guest
 from vmferry.lab.nested import NestedFleet, NestedHost, NestedLab
 from vmferry.lab.scenarios import wait_until
@@ -53,9 +54,9 @@ print(*sorted(found))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def fleet(lab: NestedLab) -> AsyncIterator[NestedFleet]:
+async def fleet(sriov_lab: NestedLab) -> AsyncIterator[NestedFleet]:
     """Agents on two hosts with bridges of one network, and a guest on the first."""
-    hosts = list(lab.hosts.values())
+    hosts = list(sriov_lab.hosts.values())
     for number, host in enumerate(hosts):
         if not host.is_up:
             await host.start()
@@ -63,7 +64,8 @@ async def fleet(lab: NestedLab) -> AsyncIterator[NestedFleet]:
         await host.shell(_NETWORK.format(**ips))
     newest = find_or_skip((10, 0))
     try:
-        async with NestedFleet(lab.hosts, dict.fromkeys(lab.hosts, newest)) as made:
+        qemus = dict.fromkeys(sriov_lab.hosts, newest)
+        async with NestedFleet(sriov_lab.hosts, qemus, acceleration=Acceleration.KVM) as made:
             await made.run_guest(PLAN, "host-a")
             yield made
     finally:

@@ -19,6 +19,7 @@ from vmferry.core.checks import (
     images_to_copy,
     images_with_leases,
 )
+from vmferry.core.device_claims import addresses_of
 from vmferry.core.disks import Image, written_images
 from vmferry.core.errors import BadInput, Blocker, Refused, VmferryError
 from vmferry.core.guest import FrozenGuest, GuestSpec, IoPath, NetworkKind
@@ -141,7 +142,8 @@ class Checking:
         lost_tpm = process is not None and process.has_lost_tpm
         busy = None if busy == own_operation else busy
         unleased = await self.guests.leases.unleased(name)
-        return GuestRuntime(run_state, busy, reasons, files, not_mirrored, lost_tpm, unleased)
+        attached = addresses_of(name, self.guests.journal.device_claims())
+        return GuestRuntime(run_state, busy, reasons, files, not_mirrored, lost_tpm, attached, unleased)
 
     async def probe(self, guest: FrozenGuest) -> GuestProbe:
         """Return what a guest would find here; nothing is reserved.

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from vmferry.api import models as m
+from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import Broken, VmferryError
 from vmferry.core.functions import FunctionSettings
 from vmferry.core.pci import PciAddress
 from vmferry.core.pci_devices import Inventory, PciDevice
-from vmferry.hostdev import Cards, Known, Sysfs, read_inventory, read_settings, set_function, set_functions
+from vmferry.hostdev import (
+    Cards,
+    DeviceLender,
+    Known,
+    Sysfs,
+    read_inventory,
+    read_settings,
+    set_function,
+    set_functions,
+)
 from vmferry.hostdev.names import name_of
 from vmferry.hostdev.uses import disk_uses, holders
 
@@ -21,44 +31,56 @@ class HostDevices:
     Args:
         sysfs: the kernel's files.
         cards: the kernel's network side.
+        lender: gives devices to guests; what it does and what is done here go one after the other.
+        claims: which devices are kept for guests.
     """
 
-    def __init__(self, sysfs: Sysfs, cards: Cards) -> None:
+    def __init__(
+        self, sysfs: Sysfs, cards: Cards, lender: DeviceLender, claims: Callable[[], Sequence[DeviceClaim]]
+    ) -> None:
         self._sysfs = sysfs
         self._cards = cards
-        self._changing = asyncio.Lock()
+        self._lender = lender
+        self._claims = claims
 
     async def list(self) -> m.PciList:
         """Return all PCI devices."""
-        return await asyncio.to_thread(self._list)
+        return await asyncio.to_thread(self._list, self._users())
 
     async def set_functions(self, body: m.SetFunctions) -> m.PciView:
         """Have a card make so many virtual functions; raises as `hostdev.set_functions`."""
         address = PciAddress.parse(body.card)
         return await self._change(
-            address, lambda: set_functions(self._sysfs, self._cards, address, body.count, holders())
+            address, lambda users: set_functions(self._sysfs, self._cards, address, body.count, {**holders(), **users})
         )
 
     async def set_function(self, body: m.SetFunction) -> m.PciView:
         """Tell a card of one of its virtual functions; raises as `hostdev.set_function`."""
         address = PciAddress.parse(body.function)
         wanted = FunctionSettings(body.mac, body.vlan, body.trust, body.spoofchk, body.max_rate_mbit)
-        return await self._change(address, lambda: set_function(self._cards, self._look(), address, wanted))
+        return await self._change(address, lambda users: set_function(self._cards, self._look(users), address, wanted))
 
-    async def _change(self, address: PciAddress, change: Callable[[], object]) -> m.PciView:
-        """Make one change at a time, and return the device as it is then."""
-        async with self._changing:
-            await asyncio.to_thread(change)
+    async def _change(self, address: PciAddress, change: Callable[[Mapping[str, str]], object]) -> m.PciView:
+        """Make one change at a time, and return the device as it is then.
+
+        A guest that is given a device has it noted before; it waits here, and then finds the device as it is.
+        """
+        async with self._lender.changing:
+            await asyncio.to_thread(change, self._users())
         found = next((one for one in (await self.list()).devices if one.address["lspci"] == str(address)), None)
         if found is None:
             raise Broken(f"PCI device {address} is gone", fix="see `dmesg`")
         return found
 
-    def _look(self) -> Inventory:
-        return read_inventory(self._sysfs, Known(disk_uses(), holders(), name_of))
+    def _users(self) -> dict[str, str]:
+        """Return for which guest each IOMMU group is kept, also where nobody has it open yet."""
+        return {str(claim.iommu_group): f"guest {claim.guest}" for claim in self._claims()}
 
-    def _list(self) -> m.PciList:
-        found = self._look()
+    def _look(self, users: Mapping[str, str]) -> Inventory:
+        return read_inventory(self._sysfs, Known(disk_uses(), {**holders(), **users}, name_of))
+
+    def _list(self, users: Mapping[str, str]) -> m.PciList:
+        found = self._look(users)
         return m.PciList(devices=tuple(self._view(found, one) for one in found.devices.values()))
 
     def _settings(self, found: Inventory, device: PciDevice) -> FunctionSettings | None:

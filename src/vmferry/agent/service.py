@@ -26,6 +26,7 @@ from vmferry.agent.stalls import Stalls
 from vmferry.agent.traces import TraceStore
 from vmferry.agent.views import guest_view, handover_view, past_events, saved_view
 from vmferry.api import models as m
+from vmferry.conductor.guest_devices import GuestDevices
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.handovers import Handovers, Postcopy
 from vmferry.conductor.plan import Asked, Choice, all_blockers, left_out_text
@@ -36,6 +37,7 @@ from vmferry.core.errors import BadInput, Blocked, Denied, NotFound, VmferryErro
 from vmferry.core.handover.states import Side
 from vmferry.core.host import GuestProbe, HostFacts
 from vmferry.core.ids import GuestName, HandoverId, HostName
+from vmferry.core.pci import PciAddress
 from vmferry.core.progress import ProgressEvent
 from vmferry.ports.peer import ReserveRequest
 from vmferry.ports.store import HandoverRow
@@ -69,6 +71,7 @@ class Service:
         probing: measures links.
         links: what is known of them.
         devices: this host's PCI devices.
+        guest_devices: those that its guests have.
     """
 
     guests: Guests
@@ -88,12 +91,14 @@ class Service:
     probing: Probing
     links: Links
     devices: HostDevices
+    guest_devices: GuestDevices
 
     async def start(self) -> None:
         """Re-adopt guests and take up unfinished hand-overs."""
         self.log_keeper.start()
         self.ways.door.start()
         await self.recovery.start()
+        self.guest_devices.recover()
         try:
             facts = await self.host_view.facts()
             if facts.disk_leases is not None and (problem := facts.disk_leases.problem) is not None:
@@ -116,6 +121,7 @@ class Service:
         await self.handovers.close()
         await self.saving.close()
         await self.measuring.close()
+        await self.guest_devices.close()
         await self.guests.close()
         await self.beat_book.close_all()
 
@@ -172,6 +178,16 @@ class Service:
     async def resume_guest(self, name: GuestName, body: m.Nothing) -> m.GuestView:
         """Let a guest's vCPUs run."""
         await self.guests.resume(name)
+        return await self._view(name)
+
+    async def attach_devices(self, name: GuestName, body: m.AttachDevices) -> m.GuestView:
+        """Give a running guest devices of this host; raises as `GuestDevices.attach`."""
+        await self.guest_devices.attach(name, [PciAddress.parse(text) for text in body.devices])
+        return await self._view(name)
+
+    async def detach_device(self, name: GuestName, body: m.DetachDevice) -> m.GuestView:
+        """Take a device from a running guest; raises as `GuestDevices.detach`."""
+        await self.guest_devices.detach(name, PciAddress.parse(body.device), body.time_limit_s)
         return await self._view(name)
 
     async def remove_guest(self, name: GuestName) -> None:

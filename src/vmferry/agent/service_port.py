@@ -66,6 +66,12 @@ class OperatorService(Protocol):
     async def resume_guest(self, name: GuestName, body: m.Nothing) -> m.GuestView:
         """Let a guest's vCPUs run."""
 
+    async def attach_devices(self, name: GuestName, body: m.AttachDevices) -> m.GuestView:
+        """Give a running guest devices of this host, all or none."""
+
+    async def detach_device(self, name: GuestName, body: m.DetachDevice) -> m.GuestView:
+        """Take a device from a running guest, and give it back to this host."""
+
     async def remove_guest(self, name: GuestName) -> None:
         """Forget a guest that is stopped."""
 

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from vmferry.api import models as m
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.source import Source
+from vmferry.core.device_claims import addresses_of
 from vmferry.core.errors import VmferryError
 from vmferry.core.handover.replay import from_json
 from vmferry.core.handover.states import FACTS, AnyState, DestinationState, Owner, Side, SourceState
@@ -51,6 +52,7 @@ async def guest_view(guests: Guests, name: GuestName, acceleration_tag: str) -> 
         note=row.note,
         spec=row.guest.spec,
         macs=row.guest.macs,
+        devices=addresses_of(name, guests.journal.device_claims()),
     )
 
 

@@ -28,6 +28,7 @@ from vmferry.agent.traces import TraceStore
 from vmferry.agent.write_throttle import GuestThrottle
 from vmferry.api.models import PROTOCOL
 from vmferry.conductor.around import Checked, Surroundings
+from vmferry.conductor.guest_devices import GuestDevices
 from vmferry.conductor.guests import Guests, HostSettings
 from vmferry.conductor.handovers import Handovers
 from vmferry.conductor.hold import holder
@@ -41,7 +42,7 @@ from vmferry.core.ids import GuestName, HostName
 from vmferry.disks.files import LocalDiskFiles
 from vmferry.disks.sanlock.daemon import Daemon
 from vmferry.disks.sanlock.leases import SanlockLeases, Settings
-from vmferry.hostdev import Netlink, Sysfs
+from vmferry.hostdev import DeviceLender, Netlink, Sysfs
 from vmferry.links.door import StreamDoor
 from vmferry.links.pipeline import CommandPipelines, Pipeline
 from vmferry.links.relay import LocalRelays
@@ -180,6 +181,8 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     saving = GuestSaving(guests, GuestStateFiles(images.why_not), SavingCalls(_qemu(host_view), checking.check_saved))
     recovery = Recovery(guests, handovers, saving)
     claims = Claims(fleet.name, journal, fleet.client)
+    sysfs = Sysfs()
+    lender = DeviceLender(sysfs)
     log_keeper = LogKeeper(config.run_dir / "guests")
     return Service(
         guests,
@@ -198,7 +201,8 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         ways,
         probing,
         links,
-        HostDevices(Sysfs(), Netlink()),
+        HostDevices(sysfs, Netlink(), lender, journal.device_claims),
+        GuestDevices(guests, lender),
     )
 
 

@@ -159,12 +159,26 @@ class GuestView(Reply):
     note: str | None
     spec: GuestSpec
     macs: tuple[str, ...]  #: of its network cards, in the order of the specification; also those that were made
+    devices: tuple[str, ...] = ()  #: addresses of the host's devices that it has
 
 
 class GuestList(Reply):
     """All guests of a host."""
 
     guests: tuple[GuestView, ...]
+
+
+class AttachDevices(Request):
+    """Give a running guest devices of its host, all or none."""
+
+    devices: Annotated[tuple[Annotated[str, Field(max_length=300)], ...], Field(min_length=1, max_length=8)]
+
+
+class DetachDevice(Request):
+    """Take a device from a running guest."""
+
+    device: Annotated[str, Field(max_length=300)]  #: its address, in any form
+    time_limit_s: Annotated[float, Field(ge=0, le=600)] = 30.0  #: which the guest may take
 
 
 # Migration

@@ -99,6 +99,18 @@ OPERATOR_ROUTES: tuple[Route, ...] = (
         status=201,
         time_limit_s=_SLOW_S,
     ),
+    Route(
+        *("POST", f"{_GUEST}/attach", _O, "attach_devices", "Give a running guest devices of its host"),
+        request=m.AttachDevices,
+        response=m.GuestView,
+        time_limit_s=_SLOW_S,
+    ),
+    Route(
+        *("POST", f"{_GUEST}/detach", _O, "detach_device", "Take a device from a running guest"),
+        request=m.DetachDevice,
+        response=m.GuestView,
+        time_limit_s=_SLOW_S,
+    ),
     Route("DELETE", _GUEST, _O, "remove_guest", "Forget a guest that is stopped; its disks stay", status=204),
     Route(
         *("GET", f"{_GUEST}/console", _O, "open_console", "The guest's serial console, bytes both ways"),

@@ -13,12 +13,13 @@ from vmferry.cli.fleet import Answers, Fleet, open_fleet
 from vmferry.cli.options import AsJson, GuestArgument, group
 from vmferry.cli.output import print_json, print_table, say
 from vmferry.core.errors import BadInput, VmferryError
+from vmferry.core.pci import PciAddress
 
 app = group("Run, look at and end guests.")
 
 #: Starting QEMU or waiting for a guest to power off takes a while.
 SLOW_S = 660.0
-#: The longest that an agent waits for a guest to power off.
+#: The longest that an agent waits for a guest to power off, or to let a device go.
 MOST_POWER_OFF_MS = 600_000.0
 
 
@@ -180,6 +181,41 @@ def remove(guest: GuestArgument, *, as_json: AsJson = False) -> None:
     host = fleet.find_guest(guest)
     fleet.ask(host, "DELETE", f"/v1/guests/{guest}")
     _show_done({"name": guest, "host": host}, f"guest {guest} removed from {host}", as_json=as_json)
+
+
+@app.command("attach")
+def attach(
+    guest: GuestArgument,
+    devices: Annotated[
+        list[str], typer.Argument(metavar="DEVICE...", help="Its address; several of one IOMMU group go together.")
+    ],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Give a running guest PCI devices of its host (`vmferry pci list HOST`), until it is stopped or they are detached.
+
+    The host's driver lets them go. The guest cannot move while it has one.
+    """
+    which = [str(PciAddress.parse(device)) for device in devices]
+    what = f"{', '.join(which)} is given to the guest"
+    _order(guest, "attach", {"devices": which}, f"has {', '.join(which)}", as_json=as_json, what=what)
+
+
+@app.command("detach")
+def detach(
+    guest: GuestArgument,
+    device: Annotated[str, typer.Argument(metavar="DEVICE", help="Its address on the host.")],
+    *,
+    within: Annotated[str, typer.Option(help="How long the guest may take to let go.")] = "30s",
+    as_json: AsJson = False,
+) -> None:
+    """Take a device from a running guest, and give it back to the host's own driver."""
+    from vmferry.cli.quantities import parse_duration
+
+    which = str(PciAddress.parse(device))
+    seconds = parse_duration(within, "--within", most_ms=MOST_POWER_OFF_MS) / 1000
+    body = {"device": which, "time_limit_s": seconds}
+    _order(guest, "detach", body, f"has let {which} go", as_json=as_json, what=f"the guest lets go, within {within}")
 
 
 @app.command("console")

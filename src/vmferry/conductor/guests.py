@@ -15,6 +15,7 @@ from typing import Protocol
 
 import structlog
 
+from vmferry.conductor.busy import STOPPING, way_out
 from vmferry.conductor.guest_leases import GuestLeases
 from vmferry.conductor.tpm_states import TpmStates
 from vmferry.core.errors import BadInput, GuestBusy, NotFound, Refused, TimedOut, VmferryError
@@ -45,26 +46,15 @@ _NOTES = {
 _RESUMABLE = frozenset({RunState.PAUSED, RunState.PRELAUNCH, RunState.POSTMIGRATE, RunState.IO_ERROR})
 #: Run states of a guest that has ended while its process stays.
 _ENDED = frozenset({RunState.SHUTDOWN, RunState.PANICKED})
-#: The operation that waits for a guest to power off; an order to end it at once may come in between.
-_STOPPING = "guest stop"
 _STOPPED_SOON_S = 0.02
+#: After which devices of the host may be free.
+_GONE = frozenset({GuestEventKind.EXITED, GuestEventKind.UNPLUGGED})
 #: The note of an arrival until it runs here.
 ARRIVING = "arriving"
 #: Pause before a process that lives but does not answer is asked again.
 _ADOPT_AGAIN_S = 0.5
 #: How long a starting agent waits for the processes that it takes over; the others follow in the background.
 _ADOPT_FIRST_S = 1.0
-
-
-def _way_out(name: GuestName, busy_with: str) -> str:
-    """Return what to do about an operation that holds a guest."""
-    if busy_with == _STOPPING:
-        return f"wait for it, or end the guest at once: `vmferry guest stop {name} --force`"
-    if busy_with.startswith("hand-over"):
-        return f"wait for it (`vmferry watch {name}`), or cancel it: `vmferry cancel {name}`"
-    if busy_with.startswith("save"):
-        return f"wait for it, or cancel it: `vmferry cancel {name}`"
-    return "wait for it"
 
 
 class BeatBook(Protocol):
@@ -129,6 +119,8 @@ class Guests:
         self._busy: dict[GuestName, str] = {}
         #: why nobody may stop a guest's vCPUs now; None: anybody may
         self.why_held: Callable[[GuestName], str | None] = lambda _: None
+        #: told when a guest's process has ended, or a device of its is gone
+        self.on_gone: Callable[[GuestName], None] = lambda _: None
 
     # -- what there is -------------------------------------------------------------------------------------------
 
@@ -191,7 +183,7 @@ class Guests:
             raise GuestBusy(
                 f"Guest {name} is busy with {self._busy[name]}",
                 owner=self.settings.name,
-                fix=_way_out(name, self._busy[name]),
+                fix=way_out(name, self._busy[name]),
                 retry=True,
             )
         self._busy[name] = what
@@ -291,11 +283,11 @@ class Guests:
         """
         row = self.row(name)
         process = self.process(name)
-        if process is not None and power_down_s is None and self._busy.get(name) == _STOPPING:
+        if process is not None and power_down_s is None and self._busy.get(name) == STOPPING:
             await process.quit()  # whoever waits for it to power off sees that it has ended, and does the rest
-            while self._busy.get(name) == _STOPPING:  # noqa: ASYNC110 - rare, and over within milliseconds
+            while self._busy.get(name) == STOPPING:  # noqa: ASYNC110 - rare, and over within milliseconds
                 await asyncio.sleep(_STOPPED_SOON_S)
-        async with self.operation(name, _STOPPING):
+        async with self.operation(name, STOPPING):
             if process is not None and power_down_s is not None:
                 await self._power_down(name, process, power_down_s)
             self.put(row, desired=Desired.STOPPED, token=dataclasses.replace(row.token, running=False))
@@ -328,9 +320,9 @@ class Guests:
             GuestBusy: in the middle of a post-copy, where QEMU may hang with the vCPUs that it stops.
         """
         row = self.row(name)
-        process = self._alive(name)
+        process = self.alive(name)
         if why := self.why_held(name):
-            raise GuestBusy(why, owner=self.settings.name, fix=_way_out(name, "hand-over"), retry=True)
+            raise GuestBusy(why, owner=self.settings.name, fix=way_out(name, "hand-over"), retry=True)
         self.put(row, desired=Desired.PAUSED, token=dataclasses.replace(row.token, running=False))
         await process.stop()
 
@@ -338,7 +330,7 @@ class Guests:
         """Let the vCPUs go on."""
         self.row(name)
         async with self.operation(name, "guest resume"):  # a hand-over decides who may run
-            process = self._alive(name)
+            process = self.alive(name)
             await self.leases.take_again(name)
             row = self.row(name)
             self.put(row, desired=Desired.RUNNING, token=dataclasses.replace(row.token, running=True))
@@ -494,6 +486,8 @@ class Guests:
 
     async def _note(self, name: GuestName, event: GuestEvent) -> None:
         """Write into the row why a guest of ours stopped; the end of a process that an operation holds is its own."""
+        if event.kind in _GONE:
+            self.on_gone(name)
         note = _NOTES.get(event.kind)
         if note is None:
             return
@@ -520,8 +514,15 @@ class Guests:
         process = self._processes.pop(name, None)
         if process is not None:
             await process.close()
+            self.on_gone(name)
 
-    def _alive(self, name: GuestName) -> GuestProcess:
+    def alive(self, name: GuestName) -> GuestProcess:
+        """Return the live process of a guest.
+
+        Raises:
+            BadInput: it has none.
+            GuestBusy: it has one that does not answer.
+        """
         self._check_certain(name)
         process = self.process(name)
         if process is None:

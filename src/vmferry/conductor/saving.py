@@ -27,7 +27,8 @@ from vmferry.conductor.guests import Guests
 from vmferry.conductor.plan import UNLIMITED
 from vmferry.conductor.source_qemu import undo_migration
 from vmferry.core.capabilities import Level, Transport, Wanted, Wish, choose
-from vmferry.core.errors import BadInput, Broken, GuestBusy, NotFound, Refused, TimedOut, VmferryError
+from vmferry.core.device_claims import addresses_of, attached_blocker
+from vmferry.core.errors import BadInput, Blocked, Broken, GuestBusy, NotFound, Refused, TimedOut, VmferryError
 from vmferry.core.guest import Desired
 from vmferry.core.host import QemuFacts
 from vmferry.core.ids import Epoch, GuestName
@@ -101,6 +102,7 @@ class GuestSaving:
         Raises:
             NotFound: no such guest here.
             BadInput: it neither runs nor is paused, or the file cannot have that name.
+            Blocked: it has a device of its host.
             GuestBusy: something else holds it.
             Refused: there is no room.
             Broken: QEMU could not write it, or wrote nothing for a minute.
@@ -197,6 +199,10 @@ class GuestSaving:
                 owner=self._guests.settings.name,
                 fix=fixes.get(state, "stop it: it has ended"),
             )
+        if attached := addresses_of(name, self._journal.device_claims()):
+            here = self._guests.settings.name
+            blocker = attached_blocker(name, here, attached)
+            raise Blocked(f"Guest {name} cannot be saved", owner=here, blockers=(blocker,))
         return process
 
     async def _setup(self) -> MigrationSetup:

@@ -110,4 +110,5 @@ class GuestRuntime:
     #: (path, why) of images that no mirror carries over; asked only where images may be copied
     not_mirrored: tuple[tuple[str, str], ...] = ()
     has_lost_tpm: bool = False  #: what emulates its TPM has ended
+    attached: tuple[str, ...] = ()  #: addresses of its host's devices that it has
     unleased: tuple[str, ...] = ()  #: images that should have a lease here, and whose lease its process does not have

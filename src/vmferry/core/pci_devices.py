@@ -118,6 +118,11 @@ class PciDevice:
         return self.driver is None or self.driver.replace("_", "-").endswith(VFIO)
 
     @property
+    def is_with_vfio(self) -> bool:
+        """Tell whether a VFIO driver has it."""
+        return self.driver is not None and self.is_kept
+
+    @property
     def is_network(self) -> bool:
         """Tell whether it is a network card."""
         return self.class_code >> 16 == _NETWORK
@@ -162,19 +167,24 @@ class Inventory:
         others = self.groups()[device.iommu_group]
         return tuple(one for one in others if one.address != device.address and not one.only_leads)
 
-    def why_not(self, device: PciDevice) -> tuple[Blocker, ...]:
-        """Return every reason why a device cannot be given to a guest as it is now, each with its fix."""
-        return tuple(_why_not(self, device))
+    def why_not(self, device: PciDevice, together: frozenset[PciAddress] = frozenset()) -> tuple[Blocker, ...]:
+        """Return every reason why a device cannot be given to a guest as it is now, each with its fix.
+
+        Args:
+            device: one of these.
+            together: what the same guest gets with it: others of its group may be among them.
+        """
+        return tuple(_why_not(self, device, together))
 
 
-def _why_not(host: Inventory, device: PciDevice) -> Iterator[Blocker]:
+def _why_not(host: Inventory, device: PciDevice, together: frozenset[PciAddress]) -> Iterator[Blocker]:
     where = device.address
     if device.is_bridge:
         yield Blocker("pci.bridge", f"{where} is a {device.kind}, which leads to others", "give the devices behind it")
         return
     if device.user is not None:
         yield Blocker("pci.in-use", f"{where} belongs to {device.user}", "take it from there first")
-    yield from _isolation(host, device)
+    yield from _isolation(host, device, together)
     if device.boot_vga:
         yield Blocker(
             "pci.boot-vga",
@@ -190,7 +200,7 @@ def _why_not(host: Inventory, device: PciDevice) -> Iterator[Blocker]:
         )
 
 
-def _isolation(host: Inventory, device: PciDevice) -> Iterator[Blocker]:
+def _isolation(host: Inventory, device: PciDevice, together: frozenset[PciAddress]) -> Iterator[Blocker]:
     where = device.address
     if device.iommu_group is None:
         if host.has_iommu:
@@ -199,17 +209,16 @@ def _isolation(host: Inventory, device: PciDevice) -> Iterator[Blocker]:
             fix = "switch it on in the firmware (VT-d, AMD-Vi) and in the kernel (intel_iommu=on)"
             yield Blocker("pci.no-iommu", f"{where}: no IOMMU is in use on this host", fix)
         return
-    held = ", ".join(f"{one.address} ({one.driver})" for one in host.companions(device) if not one.is_kept)
+    others = [one for one in host.companions(device) if one.address not in together]
+    held = ", ".join(f"{one.address} ({one.driver})" for one in others if not one.is_kept)
     if not held:
         return
     shared = f"{where} is in IOMMU group {device.iommu_group} with {held}, which the host uses"
     if not device.is_express and device.above:
         behind = f": conventional PCI behind bridge {device.above[0]}, under whose name the DMA of all of them goes"
-        yield Blocker("pci.conventional", shared + behind, "detach them too, or use a PCI Express device")
+        yield Blocker("pci.conventional", shared + behind, "give the guest all of them, or use a PCI Express device")
         return
-    yield Blocker(
-        "pci.group-shared", shared, "detach them too: all of a group go to one guest; or put the card in another slot"
-    )
+    yield Blocker("pci.group-shared", shared, "give the guest all of them at once, or put the card in another slot")
 
 
 def _use(host: Inventory, device: PciDevice) -> Iterator[Blocker]:

@@ -2,6 +2,7 @@
 
 from vmferry.hostdev.binding import bind, give_back
 from vmferry.hostdev.inventory import Known, read_inventory
+from vmferry.hostdev.lending import DeviceLender
 from vmferry.hostdev.netlink import Cards, Netlink
 from vmferry.hostdev.settings import read_settings, set_function
 from vmferry.hostdev.sriov import set_functions
@@ -9,6 +10,7 @@ from vmferry.hostdev.sysfs import Sysfs
 
 __all__ = [
     "Cards",
+    "DeviceLender",
     "Known",
     "Netlink",
     "Sysfs",

@@ -17,6 +17,7 @@ from vmferry.core.host import QemuFacts
 from vmferry.core.migration import MigrationSample, MigrationStatus, RunState
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.disks import DiskMirrors
+from vmferry.ports.host_devices import DevicePlugs
 from vmferry.ports.state_file import StateFile
 from vmferry.ports.stream import StreamConnection
 
@@ -58,6 +59,8 @@ class GuestEventKind(enum.StrEnum):
     IO_ERROR = "io-error"
     TPM_ENDED = "tpm-ended"  #: the process that emulates its TPM is gone, QEMU is not: each TPM command fails
     MIRROR_FAILED = "mirror-failed"  #: the copy of an image ended before it was to
+    UNPLUGGED = "unplugged"  #: the guest, or the host's kernel, has let a device go; `detail` is its id
+    UNPLUG_REFUSED = "unplug-refused"  #: the guest keeps a device that it was to let go; `detail` is its id
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,10 @@ class GuestProcess(Protocol):
     @property
     def mirrors(self) -> DiskMirrors:
         """Mirrors of its images."""
+
+    @property
+    def plugs(self) -> DevicePlugs:
+        """The host's devices that it has."""
 
     @property
     def has_lost_tpm(self) -> bool:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.guest import Desired, FrozenGuest
 from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
+from vmferry.core.pci import PciAddress
 from vmferry.core.units import Bytes
 from vmferry.ports.hypervisor import ProcessRecord
 
@@ -154,6 +156,15 @@ class Journal(Protocol):
 
     def savings(self) -> Sequence[Saving]:
         """Return what has begun and not ended."""
+
+    def claim_devices(self, claims: Sequence[DeviceClaim]) -> None:
+        """Note which devices are kept for a guest, all or none; raises Refused as `check_claims`."""
+
+    def release_device(self, address: PciAddress) -> None:
+        """Note that a device was given back; unknown ones are no error."""
+
+    def device_claims(self) -> Sequence[DeviceClaim]:
+        """Return which devices are kept for guests, by their addresses."""
 
     def reserve(self, reservation: Reservation, memory_free_bytes: Bytes) -> None:
         """Hold memory, port and name, all or nothing; raises Refused when any is gone.

@@ -1,6 +1,7 @@
 """QMP events turned into ours, and handed to everyone who listens.
 
-Source: qapi/run-state.json (SHUTDOWN, RESET, STOP, RESUME, GUEST_PANICKED), qapi/migration.json, qapi/block-core.json.
+Source: qapi/run-state.json (SHUTDOWN, RESET, STOP, RESUME, GUEST_PANICKED), qapi/migration.json, qapi/block-core.json,
+qapi/qdev.json.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _KEPT = frozenset(
         GuestEventKind.PANICKED,
         GuestEventKind.RESET,
         GuestEventKind.MIRROR_FAILED,
+        GuestEventKind.UNPLUGGED,
+        GuestEventKind.UNPLUG_REFUSED,
     }
 )
 
@@ -105,6 +108,15 @@ def _migration_pass(data: Mapping[str, Any], at_ns: int) -> GuestEvent | None:
     return GuestEvent(GuestEventKind.ROUND_ENDED, at_ns, round=int(data.get("pass", 0)))
 
 
+def _unplugged(data: Mapping[str, Any], at_ns: int) -> GuestEvent | None:
+    # What has no id is a part of something else.
+    return GuestEvent(GuestEventKind.UNPLUGGED, at_ns, detail=str(data["device"])) if "device" in data else None
+
+
+def _unplug_refused(data: Mapping[str, Any], at_ns: int) -> GuestEvent:
+    return GuestEvent(GuestEventKind.UNPLUG_REFUSED, at_ns, detail=str(data.get("device", "")))
+
+
 def run_state(word: str) -> RunState:
     """Return QEMU's run state as ours; an unknown one is OTHER."""
     try:
@@ -131,6 +143,8 @@ _TRANSLATIONS: dict[str, Callable[[Mapping[str, Any], int], GuestEvent | None]] 
     "GUEST_PANICKED": _panicked,
     "BLOCK_IO_ERROR": _io_error,
     "BLOCK_JOB_COMPLETED": _job_completed,
+    "DEVICE_DELETED": _unplugged,
+    "DEVICE_UNPLUG_GUEST_ERROR": _unplug_refused,
     "MIGRATION": _migration,
     "MIGRATION_PASS": _migration_pass,
 }

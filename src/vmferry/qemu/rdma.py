@@ -1,6 +1,7 @@
 """Memory that goes straight to the other host's: what a host needs for it, and how much QEMU may lock meanwhile.
 
-An RDMA device reads and writes the guest's memory itself, so that must stay in its place: QEMU locks it.
+An RDMA device reads and writes the guest's memory itself, so that must stay in its place: QEMU locks it. So does the
+kernel for a device of the host that the guest has.
 
 Source: QEMU docs/rdma.txt, migration/rdma.c; Documentation/ABI/stable/sysfs-class-infiniband; capabilities(7),
 prlimit(2): a process with CAP_SYS_RESOURCE may raise any limit; tried with soft-RoCE on 7.2 and 10.0.
@@ -62,6 +63,8 @@ def why_no_rdma(address: str, uid: int | None, root: Path = Path("/")) -> str | 
 class LockedMemory:
     """How much memory one QEMU may lock: as much as it inherited, but while it sends or receives by RDMA.
 
+    Once its guest has had a device of the host, it stays at what that takes: memory is mapped for it at any time.
+
     Args:
         spec: of its guest.
         process: held by the caller.
@@ -71,6 +74,7 @@ class LockedMemory:
         self._spec = spec
         self._process = process
         self._inherited: tuple[int, int] | None = None  #: while it is another one
+        self._has_devices = False
 
     def allow(self, by: Transport) -> None:
         """Let it lock all of its guest's memory, and what else it registers, if the stream goes by RDMA.
@@ -78,15 +82,26 @@ class LockedMemory:
         Raises:
             Broken: this process may not raise the limit, or QEMU is gone.
         """
-        if by is not Transport.RDMA:
-            return
+        if by is Transport.RDMA:
+            self._allow("or move the guest with --link tcp")
+
+    def allow_devices(self) -> None:
+        """Let it lock all of its guest's memory for devices of the host, until it ends.
+
+        Raises:
+            Broken: this process may not raise the limit, or QEMU is gone.
+        """
+        self._allow("which `systemctl edit vmferry-agent` adds")
+        self._has_devices = True
+
+    def _allow(self, otherwise: str) -> None:
         try:
             self._raise_to(self._spec.memory_bytes + _BESIDE_MEMORY)
         except OSError as error:
             raise Broken(
                 f"QEMU of guest {self._spec.name} cannot be let lock {format_bytes(self._spec.memory_bytes)}:"
                 f" {error.strerror}",
-                fix="run the agent as root, or with LimitMEMLOCK=infinity, or move the guest with --link tcp",
+                fix=f"run the agent as root, or with LimitMEMLOCK=infinity, {otherwise}",
             ) from error
 
     def _raise_to(self, most: int) -> None:
@@ -103,6 +118,8 @@ class LockedMemory:
 
         An agent that comes later does not know what that was: the limit then stays until the process ends.
         """
+        if self._has_devices:
+            return
         before, self._inherited = self._inherited, None
         if before is not None:
             try:

@@ -9,9 +9,11 @@ from typing import TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import Broken
 from vmferry.core.guest import Desired, FrozenGuest
 from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
+from vmferry.core.pci import PciAddress
 from vmferry.core.units import Bytes
 from vmferry.ports.hypervisor import ProcessRecord
 from vmferry.ports.store import EventRow, GuestRow, HandoverRow, Reservation, Saving, SavingKind, Token
@@ -94,6 +96,12 @@ def load_saving(row: sqlite3.Row) -> Saving:
     """Return the saving of one row of `savings`."""
     kind, committed = SavingKind(row["kind"]), bool(row["committed"])
     return Saving(row["id"], GuestName(row["guest"]), kind, row["path"], committed, row["digest"])
+
+
+def load_claim(row: sqlite3.Row) -> DeviceClaim:
+    """Return the claim of one row of `devices`."""
+    address, guest = PciAddress.parse(row["address"]), GuestName(row["guest"])
+    return DeviceClaim(address, guest, row["iommu_group"], row["port"], bool(row["was_kept"]))
 
 
 def _load(adapter: TypeAdapter[tuple[T]], text: str, what: str) -> T:

@@ -66,8 +66,19 @@ CREATE TABLE savings (
 ) STRICT;
 """
 
+_VERSION_3 = """
+CREATE TABLE devices (
+    address     TEXT PRIMARY KEY,           -- as lspci -D writes it
+    guest       TEXT NOT NULL,
+    iommu_group INTEGER NOT NULL,
+    port        TEXT NOT NULL,              -- the guest's root port
+    was_kept    INTEGER NOT NULL CHECK (was_kept IN (0, 1)),
+    UNIQUE (guest, port)
+) STRICT;
+"""
+
 #: Entry n brings version n to n + 1.
-MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2)
+MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
 SCHEMA_VERSION = len(MIGRATIONS)
 
 

@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from vmferry.core.device_claims import DeviceClaim, check_claims
 from vmferry.core.errors import BadInput, Broken, GuestBusy, NotFound, Refused
 from vmferry.core.ids import GuestName, HandoverId
+from vmferry.core.pci import PciAddress
 from vmferry.core.units import Bytes, format_bytes
 from vmferry.ports.store import EventRow, GuestRow, HandoverRow, JournalStep, Reservation, Saving, Token
 from vmferry.store import codec, schema
@@ -227,6 +229,26 @@ class SqliteJournal:
         """Return what has begun and not ended."""
         rows = self._read("SELECT * FROM savings ORDER BY guest")
         return [codec.load_saving(row) for row in rows]
+
+    def claim_devices(self, claims: Sequence[DeviceClaim]) -> None:
+        """Note which devices are kept for a guest, all or none.
+
+        Raises:
+            Refused: one, its group or its port is kept already; says for whom.
+        """
+        rows = [(str(c.address), c.guest, c.iommu_group, c.port, c.was_kept) for c in claims]
+        with self._transaction(f"keeping devices for {claims[0].guest if claims else 'nobody'}"):
+            check_claims(claims, self.device_claims())
+            self._db.executemany("INSERT INTO devices VALUES (?, ?, ?, ?, ?)", rows)
+
+    def release_device(self, address: PciAddress) -> None:
+        """Note that a device was given back; unknown ones are no error."""
+        with self._transaction(f"giving {address} back"):
+            self._db.execute("DELETE FROM devices WHERE address = ?", (str(address),))
+
+    def device_claims(self) -> Sequence[DeviceClaim]:
+        """Return which devices are kept for guests."""
+        return [codec.load_claim(row) for row in self._read("SELECT * FROM devices ORDER BY address")]
 
     def reserve(self, reservation: Reservation, memory_free_bytes: Bytes) -> None:
         """Hold memory, port and name, all or nothing; the same reservation again changes nothing.

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import BadInput, GuestBusy, NotFound, Refused
 from vmferry.core.guest import (
     Acceleration,
@@ -23,6 +24,7 @@ from vmferry.core.guest import (
     UefiBoot,
 )
 from vmferry.core.ids import Epoch, GuestName, GuestUuid, HandoverId, HostName
+from vmferry.core.pci import PciAddress
 from vmferry.core.units import MIB, Bytes
 from vmferry.ports.hypervisor import ProcessRecord
 from vmferry.ports.store import GuestRow, HandoverRow, Journal, Reservation, Saving, SavingKind, Token
@@ -68,6 +70,11 @@ def make_handover_row(handover: str = "h1", guest: str = WEB, side: str = "sourc
         finished=False,
         created_at=1000.5,
     )
+
+
+def make_claim(address: str, guest: str, group: int, port: str) -> DeviceClaim:
+    """Return a device that is kept for a guest."""
+    return DeviceClaim(PciAddress.parse(address), GuestName(guest), group, port)
 
 
 def make_reservation(handover: str, guest: str, *, mib: int = 100, port: int = 49152) -> Reservation:
@@ -238,6 +245,25 @@ class JournalConformance:
         assert journal.guest(name) == replace(row, token=token)
         (saving,) = journal.savings()
         assert (saving.committed, saving.digest) == (True, "ab")
+
+    def test_a_device_and_its_group_are_one_guests(self, journal: Journal) -> None:
+        """Devices are kept all or none: a device, a group and a guest's port have one owner each."""
+        web = [make_claim("01:10.0", "web-7", 20, "rp0"), make_claim("02:00.0", "web-7", 21, "rp1")]
+        journal.claim_devices(web)
+        assert list(journal.device_claims()) == web
+        for wrong in (
+            make_claim("01:10.0", "db-1", 20, "rp0"),
+            make_claim("01:10.0", "web-7", 20, "rp3"),
+            make_claim("02:00.1", "db-1", 21, "rp0"),
+            make_claim("03:00.0", "web-7", 22, "rp0"),
+        ):
+            with pytest.raises(Refused):
+                journal.claim_devices([make_claim("04:00.0", "db-1", 23, "rp2"), wrong])
+        assert list(journal.device_claims()) == web
+        journal.claim_devices([make_claim("02:00.1", "web-7", 21, "rp2")])
+        journal.release_device(web[0].address)
+        journal.release_device(web[0].address)
+        assert [str(claim.address) for claim in journal.device_claims()] == ["0000:02:00.0", "0000:02:00.1"]
 
     def test_last_memory_goes_to_one(self, journal: Journal) -> None:
         """Of two reservations that race for the last memory the second is refused and holds nothing."""

@@ -40,6 +40,7 @@ from vmferry.qemu.freeze import Drawn, check_machine, freeze
 from vmferry.qemu.guest_process import STARTABLE
 from vmferry.qemu.migration import check_parameters, check_setup
 from vmferry.testing.fake_mirrors import FakeMirrors
+from vmferry.testing.fake_plugs import FakePlugs
 from vmferry.testing.fake_qemu import ENDED, FILE, FakeLink, FakeQemu, FakeStream, Fault, FaultAction
 
 __all__ = ["Call", "FakeGuestProcess", "FakeHypervisor", "FakeLink", "FakeQemu", "Fault", "FaultAction"]
@@ -217,6 +218,7 @@ class FakeGuestProcess:
         self._closed = False
         self.qemu = qemu
         self.mirrors = FakeMirrors(qemu, self._link, self._call)
+        self.plugs = FakePlugs(qemu, self._call)
 
     @property
     def record(self) -> ProcessRecord:

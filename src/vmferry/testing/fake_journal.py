@@ -7,8 +7,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from vmferry.core.device_claims import DeviceClaim, check_claims
 from vmferry.core.errors import BadInput, GuestBusy, NotFound, VmferryError
 from vmferry.core.ids import GuestName, HandoverId
+from vmferry.core.pci import PciAddress
 from vmferry.core.units import Bytes
 from vmferry.ports.store import EventRow, GuestRow, HandoverRow, JournalStep, Reservation, Saving, Token
 from vmferry.store.sqlite import check_reservation
@@ -33,6 +35,7 @@ class FakeJournal:
     _events: list[EventRow] = field(default_factory=list)
     _reservations: dict[HandoverId, Reservation] = field(default_factory=dict)
     _savings: dict[str, Saving] = field(default_factory=dict)
+    _devices: dict[PciAddress, DeviceClaim] = field(default_factory=dict)
 
     def close(self) -> None:
         """Do nothing."""
@@ -140,6 +143,21 @@ class FakeJournal:
     def savings(self) -> Sequence[Saving]:
         """Return what has begun and not ended."""
         return sorted(self._savings.values(), key=lambda saving: saving.guest)
+
+    def claim_devices(self, claims: Sequence[DeviceClaim]) -> None:
+        """Note which devices are kept for a guest, all or none."""
+        self._write("claim_devices")
+        check_claims(claims, self.device_claims())
+        self._devices |= {claim.address: claim for claim in claims}
+
+    def release_device(self, address: PciAddress) -> None:
+        """Note that a device was given back."""
+        self._write("release_device")
+        self._devices.pop(address, None)
+
+    def device_claims(self) -> Sequence[DeviceClaim]:
+        """Return which devices are kept for guests."""
+        return [self._devices[address] for address in sorted(self._devices)]
 
     def reserve(self, reservation: Reservation, memory_free_bytes: Bytes) -> None:
         """Hold memory, port and name, all or nothing."""

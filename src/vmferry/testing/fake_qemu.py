@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import Broken
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.migration import POSTCOPY
@@ -99,6 +100,10 @@ class FakeQemu:
     mirror_bandwidth: BytesPerSecond | None = None
     has_lost_tpm: bool = False  #: what emulates its TPM has ended
     empty: set[str] = field(default_factory=set)  #: images that it does not have, or not all of
+    lent: set[DeviceClaim] = field(default_factory=set)  #: devices of its host that its user may open
+    plugged: dict[str, DeviceClaim] = field(default_factory=dict)  #: those that it has, by their ids
+    obeys_unplug: bool = True
+    refuses_unplug: bool = False  #: the guest says no, and tells so
 
     def emit(self, kind: GuestEventKind, *, round_: int | None = None, detail: str | None = None) -> None:
         """Tell every reader."""

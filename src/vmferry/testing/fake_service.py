@@ -193,6 +193,16 @@ class FakeService:
         self._called("resume_guest", name, body)
         return self.view(name)
 
+    async def attach_devices(self, name: GuestName, body: m.AttachDevices) -> m.GuestView:
+        """Return the guest."""
+        self._called("attach_devices", name, body)
+        return self.view(name)
+
+    async def detach_device(self, name: GuestName, body: m.DetachDevice) -> m.GuestView:
+        """Return the guest."""
+        self._called("detach_device", name, body)
+        return self.view(name)
+
     async def remove_guest(self, name: GuestName) -> None:
         """Do nothing."""
         self._called("remove_guest", name)

@@ -1,10 +1,11 @@
-"""The guest's devices: drivers that the destination has, and that have a state which QEMU can move."""
+"""The guest's devices: drivers that the destination has, a state that QEMU can move; and none of its host."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from vmferry.core.checks.case import Case
+from vmferry.core.device_claims import attached_blocker
 from vmferry.core.errors import Blocker
 
 #: driver -> why its state cannot be moved today.
@@ -20,6 +21,8 @@ NOT_MIGRATABLE = {
 
 def check_devices(case: Case) -> Iterator[Blocker]:
     """Every device can be built at the destination and has a state that can be moved."""
+    if case.runtime.attached:
+        yield attached_blocker(case.guest.spec.name, case.source.name, case.runtime.attached)
     for device in case.guest.devices:
         if device.driver not in case.destination.qemu.devices:
             version = ".".join(str(part) for part in case.destination.qemu.version)

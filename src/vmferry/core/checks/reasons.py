@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from vmferry.core.checks.case import Case
 from vmferry.core.errors import Blocker
 
+_VFIO = "vfio"
 #: Pieces of QEMU's texts in lower case -> what to do. The first that is found counts.
 #: Source: migrate_add_blocker calls of QEMU 7.2 and 10.0.
 ADVICE = (
-    ("vfio", "detach the physical device or VF from the guest before the migration, or use a virtio device"),
+    (_VFIO, "detach the physical device or VF from the guest before the migration, or use a virtio device"),
     ("vhost-user", "use a vhost-user back-end that logs dirty memory (VHOST_F_LOG_ALL, LOG_SHMFD)"),
     ("log_shmfd", "use a vhost-user back-end that logs dirty memory (VHOST_F_LOG_ALL, LOG_SHMFD)"),
     ("vhost", "use a vhost back-end with VHOST_F_LOG_ALL, or the virtio I/O path"),
@@ -41,6 +42,8 @@ FALLBACK = "remove what QEMU names from the guest and try again; the text is QEM
 def check_blocked_reasons(case: Case) -> Iterator[Blocker]:
     """QEMU at the source has no reason of its own against a migration."""
     for reason in case.runtime.blocked_reasons:
+        if case.runtime.attached and _VFIO in reason.lower():  # a device that the guest has of its host: told as such
+            continue
         yield Blocker(
             "qemu.blocked",
             f"QEMU on {case.source.name} does not let guest {case.guest.spec.name} migrate: {reason!r}",

@@ -17,6 +17,7 @@ from typing import Self
 import tomli_w
 
 from vmferry.core.errors import Broken, TimedOut
+from vmferry.core.guest import Acceleration
 from vmferry.lab.commands import Ran
 from vmferry.lab.enrolment import find_command, operator_environment
 from vmferry.lab.guest_plans import GuestPlan
@@ -28,7 +29,7 @@ FOLDER = Path("/run/vmferry-lab")
 LOG = FOLDER / "agent.log"
 #: The nested hosts have one slow CPU each: a command takes seconds to start.
 _COMMAND_TIMEOUT_S = 180.0
-_READY_TIMEOUT_S = 120.0
+_READY_TIMEOUT_S = 300.0
 _VMFERRY = (sys.executable, "-m", "vmferry")
 _ASK = """
 import asyncio, sys
@@ -62,6 +63,7 @@ class NestedFleet:
         hosts: by name; they are somebody else's, and stay up.
         qemus: of each host; the newest on this machine by default.
         image_dirs: where guests' disks may be, beside the fleet's folder, whose file system knows no O_DIRECT.
+        acceleration: of their guests: hosts that run on an emulated KVM are too slow to find that out.
     """
 
     def __init__(
@@ -69,9 +71,11 @@ class NestedFleet:
         hosts: Mapping[str, NestedHost],
         qemus: Mapping[str, QemuBinary] | None = None,
         image_dirs: Sequence[Path] = (),
+        acceleration: Acceleration = Acceleration.AUTO,
     ) -> None:
         self.hosts = dict(hosts)
         self._image_dirs = tuple(image_dirs)
+        self._acceleration = acceleration
         self._first = next(iter(self.hosts))
         self._qemus = dict(qemus or {})
         self._micro: set[str] = set()  #: guests that are asked over their consoles
@@ -138,6 +142,11 @@ class NestedFleet:
         """Return what a guest on a host says about its memory: "oracle clean ..." or "oracle DIRTY ..."."""
         return await self._ask(_ASK, guest, host, timeout_s)
 
+    async def ask_shell(self, guest: str, host: str, command: str, answer: str, timeout_s: float = 60.0) -> str:
+        """Return the first line that begins with `answer`, of what a command in a linux guest's shell prints."""
+        arguments = (str(FOLDER / "run"), guest, f"{command}\n", answer, str(timeout_s), "console.sock")
+        return (await self.hosts[host].python(_ASK, *arguments, timeout_s=timeout_s + 60)).strip()
+
     async def _ask(self, code: str, guest: str, host: str, timeout_s: float) -> str:
         question, socket = ("o", "console.sock") if guest in self._micro else ("oracle\n", "control.sock")
         arguments = (str(FOLDER / "run"), guest, question, "oracle", str(timeout_s), socket)
@@ -172,5 +181,10 @@ class NestedFleet:
             "run_dir": str(FOLDER / "run"),
             "image_dirs": [*map(str, self._image_dirs), str(FOLDER), str(cache_dir())],
             "memory_reserve": "64MiB",
-            "qemu": {"argv": list(qemu.argv), "env": qemu.env, "uids": "700000-700499"},
+            "qemu": {
+                "argv": list(qemu.argv),
+                "env": qemu.env,
+                "uids": "700000-700499",
+                "acceleration": str(self._acceleration),
+            },
         }

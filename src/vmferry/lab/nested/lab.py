@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from vmferry.core.errors import Broken
+from vmferry.lab.nested import sriov
 from vmferry.lab.nested.host import HostPlan, NestedHost
 from vmferry.lab.nested.image import host_image
 from vmferry.lab.nested.packages import packages_layer
@@ -20,6 +21,7 @@ from vmferry.lab.processes import MARK
 from vmferry.lab.registry import Claim, claim, destroy
 from vmferry.lab.toolchain import QemuBinary, cache_dir, find_qemus
 
+_MEMORY_MIB = 1024
 HOSTS = ("host-a", "host-b")
 #: Only on the wire between the two: no packet of it reaches this machine's network.
 _ADDRESSES = ("10.79.0.1/24", "10.79.0.2/24")
@@ -33,12 +35,25 @@ class NestedLab:
         packages: Debian packages that the hosts have beside what is installed here.
         memory_mib: of each host.
         qemu: the emulator; the newest on this machine by default.
+        cards: how many cards that make virtual functions each host has, joined to the other's; 0: it has no IOMMU
+            either, and no KVM.
+        spares: devices that the hosts do not need (`sriov.SPARES`), where there are cards.
     """
 
-    def __init__(self, *, packages: Sequence[str] = (), memory_mib: int = 1024, qemu: QemuBinary | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        packages: Sequence[str] = (),
+        memory_mib: int | None = None,
+        qemu: QemuBinary | None = None,
+        cards: int = 0,
+        spares: Sequence[str] = (),
+    ) -> None:
         self._packages = tuple(packages)
-        self._memory_mib = memory_mib
+        self._memory_mib = memory_mib or (sriov.MEMORY_MIB if cards else _MEMORY_MIB)
         self._qemu = qemu
+        self._cards = cards
+        self._spares = tuple(spares)
         self._claim: Claim | None = None
         self.hosts: dict[str, NestedHost] = {}
 
@@ -84,8 +99,14 @@ class NestedLab:
         directory.mkdir(mode=0o700)
         plan = HostPlan(name, _MACS[number], _ADDRESSES[number], self._memory_mib, layers)
         env = {**os.environ, MARK: lab.id}
-        wire = _wire(lab.directory / f"wire{number}", lab.directory / f"wire{1 - number}")
-        self.hosts[name] = NestedHost(plan, host_image(cache_dir()), self._emulator(), directory, env, wire)
+
+        def joined(what: str) -> str:
+            return _wire(lab.directory / f"{what}{number}", lab.directory / f"{what}{1 - number}")
+
+        wire = ["-netdev", f"{joined('wire')},id=wire"]
+        made = (plan, host_image(cache_dir()), self._emulator(), directory, env, wire)
+        cards = [joined(f"card{one}-") for one in range(self._cards)]
+        self.hosts[name] = sriov.SriovHost(*made, cards, self._spares) if cards else NestedHost(*made)
 
     def _emulator(self) -> QemuBinary:
         found = [self._qemu] if self._qemu else find_qemus()
@@ -94,10 +115,9 @@ class NestedLab:
         return found[0]
 
 
-def _wire(here: Path, there: Path) -> list[str]:
+def _wire(here: Path, there: Path) -> str:
     """Return a back-end that is one end of a cable: frames are datagrams, and what nobody takes is lost.
 
     Source: QEMU 7.2, -netdev dgram.
     """
-    ends = f"local.type=unix,local.path={here},remote.type=unix,remote.path={there}"
-    return ["-netdev", f"dgram,id=wire,{ends}"]
+    return f"dgram,local.type=unix,local.path={here},remote.type=unix,remote.path={there}"

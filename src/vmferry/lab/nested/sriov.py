@@ -1,11 +1,12 @@
 """Nested hosts with an IOMMU and network cards that make virtual functions: real SR-IOV, VFIO and KVM, emulated.
 
-The cards are igb (QEMU from 8.0 on). Their ports are joined to nothing unless a wire is given for each.
+The cards are igb (QEMU from 8.0 on). Their ports are joined to nothing unless a wire is given for each. Beside them a
+host can have devices that it does not need itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vmferry.core.pci import PciAddress
@@ -15,7 +16,17 @@ from vmferry.lab.toolchain import QemuBinary
 
 #: From 2.75 GiB on the functions' memory lies above 4 GiB, where their mailbox fails under an emulated KVM.
 MEMORY_MIB = 2600
-MODULES = ("igb", "kvm-amd", "vfio-pci", "vhost_net")
+MODULES = ("igb", "kvm-amd", "vfio-pci", "vhost_net", "nvme", "e1000e")
+#: What a host does not need itself: QEMU's arguments, the device last.
+SPARES: Mapping[str, Sequence[str]] = {
+    "nvme": (
+        "-blockdev",
+        "null-co,node-name=spare,size=67108864,read-zeroes=on",
+        "-device",
+        "nvme,serial=spare,drive=spare",
+    ),
+    "e1000e": ("-device", "e1000e,mac=52:54:00:ab:00:01,romfile="),
+}
 
 
 class SriovHost(NestedHost):
@@ -29,6 +40,7 @@ class SriovHost(NestedHost):
         env: likewise.
         wire: of its network card, likewise.
         cards: QEMU's network back-end of each card, without its id: `hubport,hubid=0`.
+        spares: which of `SPARES` it has.
     """
 
     def __init__(
@@ -40,14 +52,22 @@ class SriovHost(NestedHost):
         env: Mapping[str, str],
         wire: Sequence[str],
         cards: Sequence[str] = ("hubport,hubid=0",),
+        spares: Sequence[str] = (),
     ) -> None:
         super().__init__(plan, image, qemu, directory, env, wire)
         self._cards = tuple(cards)
+        self._spares = tuple(spares)
 
     @property
     def cards(self) -> tuple[PciAddress, ...]:
         """Where the cards are."""
         return tuple(PciAddress(0, 1 + number, 0, 0) for number in range(len(self._cards)))
+
+    @property
+    def spares(self) -> Mapping[str, PciAddress]:
+        """Where the devices are that it does not need, by their names."""
+        first = 1 + len(self._cards)
+        return {name: PciAddress(0, first + number, 0, 0) for number, name in enumerate(self._spares)}
 
     async def start(self) -> None:
         """Power on, load the drivers, and bring the cards up: without that their functions have no mailbox."""
@@ -61,13 +81,19 @@ class SriovHost(NestedHost):
         for option, value in changed.items():
             argv[argv.index(option) + 1] = value
         first = argv.index("-device")  # the IOMMU comes before what is behind it
-        cards: list[str] = []
-        for number, wire in enumerate(self._cards, 1):
-            mac = f"52:54:00:aa:{number:02x}:{self.plan.mac[-2:]}"
-            cards += ["-device", f"pcie-root-port,id=port{number},slot={number},chassis={number}"]
-            cards += ["-netdev", f"{wire},id=card{number}"]
-            cards += ["-device", f"igb,bus=port{number},netdev=card{number},mac={mac},romfile="]
-        return [*argv[:first], "-device", "intel-iommu,intremap=on", *cards, *argv[first:]]
+        behind: list[str] = []
+        for number, arguments in enumerate([*map(self._card, range(len(self._cards))), *self._spare_arguments()], 1):
+            behind += ["-device", f"pcie-root-port,id=port{number},slot={number},chassis={number}"]
+            behind += [*arguments[:-1], f"{arguments[-1]},bus=port{number}"]
+        return [*argv[:first], "-device", "intel-iommu,intremap=on", *behind, *argv[first:]]
+
+    def _card(self, number: int) -> Sequence[str]:
+        mac = f"52:54:00:aa:{number + 1:02x}:{self.plan.mac[-2:]}"
+        device = f"igb,netdev=card{number},mac={mac},romfile="
+        return ["-netdev", f"{self._cards[number]},id=card{number}", "-device", device]
+
+    def _spare_arguments(self) -> Iterable[Sequence[str]]:
+        return (SPARES[name] for name in self._spares)
 
     def _cmdline(self) -> str:
         return f"{super()._cmdline()} intel_iommu=on iommu=pt"

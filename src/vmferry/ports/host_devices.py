@@ -1,0 +1,65 @@
+"""Devices of the host that guests are given: taking them from the host, and plugging them into a process."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+from vmferry.core.device_claims import DeviceClaim
+from vmferry.core.pci_devices import Inventory
+
+
+class HostDevices(Protocol):
+    """This host's devices. Changes go one after the other."""
+
+    async def look(self) -> Inventory:
+        """Return all PCI devices as they are now."""
+
+    async def lend(self, claim: DeviceClaim, uid: int | None) -> None:
+        """Take a device from its driver, so that a guest's process can have it. Idempotent.
+
+        On failure the device is as before.
+
+        Args:
+            claim: of the device, journalled.
+            uid: the process's user; None: the agent's own.
+
+        Raises:
+            NotFound: there is no such device (any more).
+            Refused: a program has it.
+            Broken: the kernel does not do it, in its words.
+        """
+
+    async def give_back(self, claim: DeviceClaim) -> None:
+        """Let the host's own driver have a device again; a process that still lets go of it is waited for. Idempotent.
+
+        Raises:
+            NotFound: there is no such device any more.
+            Refused: a program has it, or another of its group.
+            Broken: the kernel does not do it, in its words.
+        """
+
+
+class DevicePlugs(Protocol):
+    """The host's devices that one guest's process has.
+
+    Raises, wherever nothing else is said: Broken or TimedOut, when the process does not do it.
+    """
+
+    async def plug(self, claim: DeviceClaim) -> None:
+        """Give the guest a device, at once; the guest's system takes it when it likes, and nobody tells.
+
+        On failure the process does not have it.
+
+        Raises:
+            Broken: the process does not take it, in its own words.
+        """
+
+    async def unplug(self, device: str) -> None:
+        """Ask the guest to let a device go. Idempotent; UNPLUGGED or UNPLUG_REFUSED tells what it did.
+
+        A guest that stands still, or whose system does not listen, does nothing; it may do so at any time later.
+        """
+
+    async def plugged(self) -> Collection[str]:
+        """Return the ids of all devices that the process has, the host's and others."""

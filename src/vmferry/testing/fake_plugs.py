@@ -1,0 +1,109 @@
+"""The host's devices in a fake process, and a host that lends them; stricter than QEMU and the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vmferry.core.device_claims import DeviceClaim
+from vmferry.core.errors import Broken, NotFound, Refused, VmferryError
+from vmferry.core.migration import RunState
+from vmferry.core.pci import PciAddress
+from vmferry.core.pci_devices import Inventory
+from vmferry.ports.hypervisor import GuestEventKind
+from vmferry.testing.fake_qemu import FakeLink, FakeQemu
+
+
+class FakePlugs:
+    """Devices of one process.
+
+    Args:
+        qemu: the process.
+        call: records a call; raises when the process does not answer.
+    """
+
+    def __init__(self, qemu: FakeQemu, call: Callable[[str], None]) -> None:
+        self._qemu = qemu
+        self._call = call
+
+    async def plug(self, claim: DeviceClaim) -> None:
+        """Take a device that was lent to its user, into a port of its own that is free."""
+        self._call("plug")
+        ports = [one.id for one in self._qemu.guest.devices if one.driver == "pcie-root-port"]
+        self._require(claim.port in ports, "plug", f"Bus '{claim.port}' not found")
+        self._require(claim.id not in self._qemu.plugged, "plug", f"Duplicate device ID '{claim.id}'")
+        taken = {one.port for one in self._qemu.plugged.values()}
+        self._require(claim.port not in taken, "plug", "slot 0 already in use")
+        may = claim in self._qemu.lent
+        self._require(may, "plug", f"vfio {claim.address}: failed to open /dev/vfio/{claim.iommu_group}")
+        self._qemu.plugged[claim.id] = claim
+
+    async def unplug(self, device: str) -> None:
+        """Ask the guest; one that runs obeys unless the test made it deaf."""
+        self._call("unplug")
+        self._require(device in self._qemu.plugged, "unplug", f"Device '{device}' not found")
+        if self._qemu.refuses_unplug:
+            self._qemu.emit(GuestEventKind.UNPLUG_REFUSED, detail=device)
+        elif self._qemu.state is RunState.RUNNING and self._qemu.obeys_unplug:
+            self.guest_lets_go(device)
+
+    def guest_lets_go(self, device: str) -> None:
+        """Have the guest let a device go, asked or not."""
+        del self._qemu.plugged[device]
+        self._qemu.emit(GuestEventKind.UNPLUGGED, detail=device)
+
+    async def plugged(self) -> frozenset[str]:
+        """Return the ids of all devices that the process has."""
+        self._call("plugged")
+        return frozenset(self._qemu.plugged) | {one.id for one in self._qemu.guest.devices}
+
+    def _require(self, holds: object, name: str, why: str) -> None:
+        if not holds:
+            raise Broken(f"QEMU of guest {self._qemu.guest.spec.name} refused {name}: {why}")
+
+
+@dataclass
+class FakeHostDevices:
+    """A host's devices, and whom they are lent to; survives the agent as the kernel does.
+
+    A device is given back only when no living process has one of its group.
+    """
+
+    link: FakeLink
+    inventory: Inventory
+    lent: dict[PciAddress, DeviceClaim] = field(default_factory=dict)
+    gone: set[PciAddress] = field(default_factory=set)  #: taken out of the host
+    fail_next: VmferryError | None = None  #: of the next change
+
+    async def look(self) -> Inventory:
+        """Return what there is."""
+        return Inventory.of(one for address, one in self.inventory.devices.items() if address not in self.gone)
+
+    async def lend(self, claim: DeviceClaim, uid: int | None) -> None:
+        """Lend a device."""
+        self._change(claim)
+        if self.lent.get(claim.address, claim) != claim:
+            raise AssertionError(f"{claim.address} is lent already, to {self.lent[claim.address].guest}")
+        self.lent[claim.address] = claim
+        for qemu in self.link.processes.values():
+            if qemu.alive and qemu.guest.spec.name == claim.guest and qemu.resources.uid == uid:
+                qemu.lent.add(claim)
+
+    async def give_back(self, claim: DeviceClaim) -> None:
+        """Take a device back."""
+        self._change(claim)
+        if used := [one for one in self._plugged() if one.iommu_group == claim.iommu_group]:
+            raise Refused(f"PCI device {claim.address} is not given back: guest {used[0].guest} has {used[0].address}")
+        self.lent.pop(claim.address, None)
+        for qemu in self.link.processes.values():
+            qemu.lent.discard(claim)
+
+    def _plugged(self) -> list[DeviceClaim]:
+        return [claim for qemu in self.link.processes.values() if qemu.alive for claim in qemu.plugged.values()]
+
+    def _change(self, claim: DeviceClaim) -> None:
+        error, self.fail_next = self.fail_next, None
+        if error is not None:
+            raise error
+        if claim.address in self.gone or claim.address not in self.inventory.devices:
+            raise NotFound(f"There is no PCI device {claim.address} on this host")

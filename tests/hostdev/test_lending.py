@@ -1,0 +1,138 @@
+"""Devices that go to guests and come back: on files with the kernel's rules, and a /proc and a /dev of our own."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from tests.hostdev.kit import CARD, NVME, SECOND, at, host
+
+from vmferry.core.device_claims import DeviceClaim
+from vmferry.core.errors import Broken, NotFound, Refused
+from vmferry.core.ids import GuestName
+from vmferry.hostdev import lending
+from vmferry.hostdev.inventory import DEVICES
+from vmferry.hostdev.lending import DeviceLender
+from vmferry.testing.fake_sysfs import FakeKernel
+
+UID = 12345
+
+
+class Place:
+    """A kernel, with /proc and /dev beside it.
+
+    Args:
+        root: an empty folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.kernel: FakeKernel = host(root / "sys")
+        self.root = root
+        (root / "proc").mkdir()
+        (root / "dev/vfio").mkdir(parents=True)
+        self.lender = DeviceLender(self.kernel, root)
+
+    def claim(self, address: str, *, was_kept: bool = False) -> DeviceClaim:
+        """Return a claim of a device, whose group has a file."""
+        group = int(self.kernel.link(f"{DEVICES}/{address}/iommu_group") or "0")
+        (self.root / f"dev/vfio/{group}").touch(0o644)
+        return DeviceClaim(at(address), GuestName("web-7"), group, "rp0", was_kept)
+
+    def driver(self, address: str) -> str | None:
+        """Return which driver has a device."""
+        return self.kernel.link(f"{DEVICES}/{address}/driver")
+
+    def open(self, claim: DeviceClaim, pid: int = 4711) -> Path:
+        """Have a program that has the group open; returns its descriptor."""
+        folder = self.root / f"proc/{pid}/fd"
+        folder.mkdir(parents=True)
+        (folder.parent / "comm").write_text("qemu-system-x86\n", "ascii")
+        (folder / "21").symlink_to(f"/dev/vfio/{claim.iommu_group}")
+        return folder / "21"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A place where a program that does not let go is not waited for."""
+    monkeypatch.setattr(lending, "_CLOSED_WITHIN_S", 0.2)
+    return Place(tmp_path)
+
+
+async def test_there_and_back(place: Place) -> None:
+    """VFIO has it, and the guest's user its file; then the host's driver again, and no override."""
+    claim = place.claim(CARD)
+    await place.lender.lend(claim, UID)
+    await place.lender.lend(claim, UID)  # again: nothing more
+    file = (place.root / f"dev/vfio/{claim.iommu_group}").stat()
+    assert (place.driver(CARD), file.st_uid, stat.S_IMODE(file.st_mode)) == ("vfio-pci", UID, 0o600)
+    await place.lender.give_back(claim)
+    await place.lender.give_back(claim)
+    assert place.driver(CARD) == "igb"
+    assert place.kernel.read(f"{DEVICES}/{CARD}/driver_override") == "(null)"
+
+
+async def test_what_vfio_had_before_stays_there(place: Place) -> None:
+    """Somebody keeps it for guests: it is not given to the host's driver, and its file is root's again."""
+    place.kernel.write(f"{DEVICES}/{CARD}/driver_override", "vfio-pci\n")
+    place.kernel.write("bus/pci/drivers/igb/unbind", CARD)
+    place.kernel.write("bus/pci/drivers_probe", CARD)
+    claim = place.claim(CARD, was_kept=True)
+    await place.lender.lend(claim, UID)
+    await place.lender.give_back(claim)
+    assert place.driver(CARD) == "vfio-pci"
+    assert (place.root / f"dev/vfio/{claim.iommu_group}").stat().st_uid == os.geteuid()
+
+
+async def test_a_program_that_has_it_is_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that closes its file soon, and one that does not: then the device stays where it is."""
+    claim = place.claim(CARD)
+    await place.lender.lend(claim, UID)
+    held = place.open(claim)
+    with pytest.raises(Refused, match=r"qemu-system-x86 \(pid 4711\) has its IOMMU group 11"):
+        await place.lender.give_back(claim)
+    assert place.driver(CARD) == "vfio-pci"
+    monkeypatch.setattr(lending.time, "sleep", lambda _: held.unlink(missing_ok=True))
+    await place.lender.give_back(claim)
+    assert place.driver(CARD) == "igb"
+
+
+async def test_what_another_program_has_is_not_lent(place: Place) -> None:
+    """Nothing is written."""
+    claim = place.claim(SECOND)
+    place.open(claim)
+    before = list(place.kernel.writes)
+    with pytest.raises(Refused, match="belongs to qemu-system-x86"):
+        await place.lender.lend(claim, UID)
+    assert place.kernel.writes == before
+
+
+async def test_a_file_that_is_not_there(place: Place) -> None:
+    """The host's driver has the device again."""
+    claim = place.claim(CARD)
+    (place.root / f"dev/vfio/{claim.iommu_group}").unlink()
+    with pytest.raises(Broken, match="its group's file cannot be given to user 12345"):
+        await place.lender.lend(claim, UID)
+    assert place.driver(CARD) == "igb"
+
+
+async def test_a_device_that_vanishes(place: Place) -> None:
+    """It is neither lent nor given back."""
+    claim = place.claim(CARD)
+    place.kernel.vanish(CARD)
+    with pytest.raises(NotFound):
+        await place.lender.lend(claim, UID)
+    with pytest.raises(NotFound):
+        await place.lender.give_back(claim)
+
+
+async def test_what_there_is_is_told_with_its_uses(place: Place) -> None:
+    """Disks that are mounted, and groups that somebody has."""
+    (place.root / "proc/self").mkdir()
+    (place.root / "proc/self/mountinfo").write_text("22 1 259:1 / /srv rw - ext4 none rw\n", "ascii")
+    (place.root / "proc/swaps").write_text("Filename\n", "ascii")
+    place.open(place.claim(CARD))
+    found = (await place.lender.look()).devices
+    assert found[at(NVME)].disks_in_use == {"nvme0n1": "mounted at /srv"}
+    assert found[at(CARD)].user == "qemu-system-x86 (pid 4711)"
