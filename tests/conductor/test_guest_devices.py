@@ -20,6 +20,7 @@ from vmferry.core.errors import BadInput, Blocked, Broken, GuestBusy, NotFound, 
 from vmferry.core.ids import GuestName
 from vmferry.core.pci import PciAddress
 from vmferry.core.pci_devices import Inventory, PciDevice
+from vmferry.ports.store import Journal
 from vmferry.testing.fake_hypervisor import FakeGuestProcess
 from vmferry.testing.fake_journal import FakeJournal
 from vmferry.testing.fake_plugs import FakeHostDevices, FakePlugs
@@ -277,37 +278,18 @@ class Mortal:
 async def test_hundreds_of_cycles_with_agents_that_are_killed(place: Place) -> None:
     """Never a device with two guests, or lost: after each death the next agent knows what is whose."""
     chance = random.Random(6)
-    journal, devices = place.host.journal, place.devices
-    assert isinstance(journal, FakeJournal)
+    journal = place.host.journal
     attached = died = 0
     for _ in range(400):
-        mortal = Mortal(chance.randrange(16) / 2)
-        agents_journal, agents_devices = replace(journal), replace(devices)
-        mortal.wrap(agents_journal, "claim_devices", "release_device")
-        mortal.wrap(agents_devices, "lend", "give_back")
-        place.host.guests.journal = agents_journal
-        given = GuestDevices(place.host.guests, agents_devices)
-        for name in (GUEST, OTHER):
-            mortal.wrap(place.process(name).plugs, "plug", "unplug")
+        given = mortal_agent(place, journal, chance)
         try:
             for name in chance.sample([GUEST, OTHER], 2):
-                wanted = chance.sample(VFS, chance.randint(1, 2)) if chance.random() < 0.7 else TWINS
-                try:
-                    await given.attach(name, wanted)
-                    attached += 1
-                    if chance.random() < 0.7:
-                        await given.detach(name, wanted[0], 5)
-                except VmferryError:  # another has it, or no port is free
-                    continue
+                attached += await there_and_back(given, name, chance)
         except Killed:
             died += 1
         await given.close()
         check(place)
-        place.host.guests.journal = journal
-        for name in (GUEST, OTHER):
-            place.process(name).plugs = FakePlugs(place.process(name).qemu, lambda _: None)
-        survivor = GuestDevices(place.host.guests, devices)
-        survivor.recover()
+        survivor = next_agent(place, journal)
         await wait_until(lambda: place.kept() == place.lent() == owned(place), "each device is somebody's")
         await survivor.close()
         if chance.random() < 0.3:
@@ -317,6 +299,40 @@ async def test_hundreds_of_cycles_with_agents_that_are_killed(place: Place) -> N
             assert place.kept() == place.lent() == []
     assert attached > 100
     assert died > 100
+
+
+def mortal_agent(place: Place, journal: Journal, chance: random.Random) -> GuestDevices:
+    """Return an agent's part that ends at one of its next calls."""
+    mortal = Mortal(chance.randrange(16) / 2)
+    assert isinstance(journal, FakeJournal)
+    agents_journal, agents_devices = replace(journal), replace(place.devices)
+    mortal.wrap(agents_journal, "claim_devices", "release_device")
+    mortal.wrap(agents_devices, "lend", "give_back")
+    for name in (GUEST, OTHER):
+        mortal.wrap(place.process(name).plugs, "plug", "unplug")
+    place.host.guests.journal = agents_journal
+    return GuestDevices(place.host.guests, agents_devices)
+
+
+async def there_and_back(given: GuestDevices, name: GuestName, chance: random.Random) -> bool:
+    """Attach one or two devices, and detach one as a rule; tells whether the guest got them."""
+    wanted = chance.sample(VFS, chance.randint(1, 2)) if chance.random() < 0.7 else TWINS
+    with contextlib.suppress(VmferryError):  # another has it, or no port is free
+        await given.attach(name, wanted)
+        if chance.random() < 0.7:
+            await given.detach(name, wanted[0], 5)
+        return True
+    return False
+
+
+def next_agent(place: Place, journal: Journal) -> GuestDevices:
+    """Return the part of an agent that takes over, and begins."""
+    place.host.guests.journal = journal
+    for name in (GUEST, OTHER):
+        place.process(name).plugs = FakePlugs(place.process(name).qemu, lambda _: None)
+    survivor = GuestDevices(place.host.guests, place.devices)
+    survivor.recover()
+    return survivor
 
 
 def owned(place: Place) -> list[PciAddress]:

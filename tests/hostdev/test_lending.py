@@ -93,7 +93,7 @@ async def test_a_program_that_has_it_is_waited_for(place: Place, monkeypatch: py
     with pytest.raises(Refused, match=r"qemu-system-x86 \(pid 4711\) has its IOMMU group 11"):
         await place.lender.give_back(claim)
     assert place.driver(CARD) == "vfio-pci"
-    monkeypatch.setattr(lending.time, "sleep", lambda _: held.unlink(missing_ok=True))
+    monkeypatch.setattr("time.sleep", lambda _: held.unlink(missing_ok=True))
     await place.lender.give_back(claim)
     assert place.driver(CARD) == "igb"
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vmferry.core.pci import PciAddress
+from vmferry.core.units import MIB
 from vmferry.lab.nested.host import HostPlan, NestedHost
 from vmferry.lab.nested.image import HostImage
 from vmferry.lab.toolchain import QemuBinary
@@ -20,10 +21,8 @@ MODULES = ("igb", "kvm-amd", "vfio-pci", "vhost_net", "nvme", "e1000e")
 #: What a host does not need itself: QEMU's arguments, the device last.
 SPARES: Mapping[str, Sequence[str]] = {
     "nvme": (
-        "-blockdev",
-        "null-co,node-name=spare,size=67108864,read-zeroes=on",
-        "-device",
-        "nvme,serial=spare,drive=spare",
+        *("-blockdev", f"null-co,node-name=spare,size={64 * MIB},read-zeroes=on"),
+        *("-device", "nvme,serial=spare,drive=spare"),
     ),
     "e1000e": ("-device", "e1000e,mac=52:54:00:ab:00:01,romfile="),
 }
