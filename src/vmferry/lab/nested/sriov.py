@@ -72,6 +72,7 @@ class SriovHost(NestedHost):
         """Power on, load the drivers, and bring the cards up: without that their functions have no mailbox."""
         await super().start()
         await self.shell(f"modprobe -a {' '.join(MODULES)}", 120)
+        await self.shell("chmod 666 /dev/kvm")  # as udev does, which does not run here
         await self.shell("for card in /sys/bus/pci/drivers/igb/*/net/*; do ip link set ${card##*/} up; done")
 
     def _argv(self) -> list[str]:
