@@ -20,6 +20,7 @@ from vmferry.agent.files import file_facts
 from vmferry.agent.service import Service
 from vmferry.agent.spec_rules import spec_complaints
 from vmferry.api import models as m
+from vmferry.api.bases import Request
 from vmferry.core.errors import BadInput, Denied, Refused
 from vmferry.core.guest import Disk, GuestSpec, IoPath, KernelBoot, Nic, UefiBoot
 from vmferry.core.ids import GuestName, GuestUuid, HandoverId, HostName
@@ -44,7 +45,7 @@ def renamed(value: dict[str, Any], name: str) -> bytes:
     [m.RunGuest(spec=BIOS), m.ProbeRequest(guest=make_frozen(BIOS)), make_reserve()],
     ids=["run", "probe", "reserve"],
 )
-def test_a_name_is_a_name_in_every_body(good: m.Request, name: str) -> None:
+def test_a_name_is_a_name_in_every_body(good: Request, name: str) -> None:
     """A guest's name that could be a path is refused where it comes in; the good one is not."""
     body = json.loads(good.model_dump_json())
     assert load_body(type(good), renamed(body, "web-7")) == good

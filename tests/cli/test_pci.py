@@ -14,7 +14,7 @@ from tests.hostdev.kit import CARD, cards, host
 
 from vmferry.agent import devices
 from vmferry.agent.devices import HostDevices
-from vmferry.api import models as m
+from vmferry.api import device_models as d
 from vmferry.hostdev import DeviceLender
 
 Vmferry = Callable[..., Ran]
@@ -28,17 +28,17 @@ def here(fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     kernel = host(tmp_path / "sys")
     kernel.set_up(CARD, "ens1", up=True)
     found = HostDevices(kernel, cards(kernel), DeviceLender(kernel), list)
-    asyncio.run(found.set_functions(m.SetFunctions(card=CARD, count=2)))
+    asyncio.run(found.set_functions(d.SetFunctions(card=CARD, count=2)))
     monkeypatch.setattr(devices, "holders", lambda: {"102": "qemu-system-x86 (pid 4711)"})
     answers = fleet.agents["host-a"].answers
     answers["GET", "/v1/pci"] = lambda _: (200, asyncio.run(found.list()).model_dump(mode="json"))
     answers["POST", "/v1/pci/functions"] = lambda body: (
         200,
-        asyncio.run(found.set_functions(m.SetFunctions(**body))).model_dump(mode="json"),
+        asyncio.run(found.set_functions(d.SetFunctions(**body))).model_dump(mode="json"),
     )
     answers["POST", "/v1/pci/function"] = lambda body: (
         200,
-        asyncio.run(found.set_function(m.SetFunction(**body))).model_dump(mode="json"),
+        asyncio.run(found.set_function(d.SetFunction(**body))).model_dump(mode="json"),
     )
     return found
 

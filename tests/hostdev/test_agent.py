@@ -9,7 +9,7 @@ from tests.hostdev.kit import CARD, PORT, SATA, at, cards, host
 
 from vmferry.agent import devices
 from vmferry.agent.devices import HostDevices
-from vmferry.api import models as m
+from vmferry.api import device_models as d
 from vmferry.core.errors import BadInput, Refused
 from vmferry.core.functions import NO_MAC, FunctionSettings
 from vmferry.hostdev import DeviceLender
@@ -35,12 +35,12 @@ async def test_every_device_is_told_with_what_is_in_its_way(tmp_path: Path) -> N
 async def test_functions_are_made_and_who_has_one_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that holds a function's group is in the way of every other number."""
     here = devices_of(host(tmp_path))
-    made = await here.set_functions(m.SetFunctions(card="pci_0000_01_00_0", count=2))
+    made = await here.set_functions(d.SetFunctions(card="pci_0000_01_00_0", count=2))
     assert made.functions == ("0000:01:10.0", "0000:01:10.2")
     group = next(one for one in (await here.list()).devices if one.address["lspci"] == "0000:01:10.2").iommu_group
     monkeypatch.setattr(devices, "holders", lambda: {str(group): "qemu-system-x86 (pid 4711)"})
     with pytest.raises(Refused, match=r"0000:01:10.2 belongs to qemu-system-x86 \(pid 4711\)"):
-        await here.set_functions(m.SetFunctions(card=CARD, count=0))
+        await here.set_functions(d.SetFunctions(card=CARD, count=0))
     users = {one.address["lspci"]: one.user for one in (await here.list()).devices if one.physical == CARD}
     assert users == {"0000:01:10.0": None, "0000:01:10.2": "qemu-system-x86 (pid 4711)"}
 
@@ -50,15 +50,15 @@ async def test_what_is_no_card_is_refused(tmp_path: Path, card: str) -> None:
     """Before anything is written."""
     kernel = host(tmp_path)
     with pytest.raises(BadInput):
-        await devices_of(kernel).set_functions(m.SetFunctions(card=card, count=1))
+        await devices_of(kernel).set_functions(d.SetFunctions(card=card, count=1))
     assert kernel.writes == []
 
 
 async def test_a_function_is_told_of_and_shown(tmp_path: Path) -> None:
     """What its card was told is among what is told of it."""
     here = devices_of(host(tmp_path))
-    await here.set_functions(m.SetFunctions(card=CARD, count=2))
-    told = await here.set_function(m.SetFunction(function="01:10.0", mac="52:54:00:00:00:09", vlan=7))
+    await here.set_functions(d.SetFunctions(card=CARD, count=2))
+    told = await here.set_function(d.SetFunction(function="01:10.0", mac="52:54:00:00:00:09", vlan=7))
     assert told.settings == FunctionSettings("52:54:00:00:00:09", 7, trust=False, spoofchk=True, max_rate_mbit=0)
     settings = [one.settings for one in (await here.list()).devices if one.physical == CARD]
     assert settings == [told.settings, FunctionSettings(NO_MAC, 0, trust=False, spoofchk=True, max_rate_mbit=0)]

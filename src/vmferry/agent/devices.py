@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from vmferry.api import models as m
+from vmferry.api import device_models as d
 from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import Broken, VmferryError
 from vmferry.core.functions import FunctionSettings
@@ -43,24 +43,24 @@ class HostDevices:
         self._lender = lender
         self._claims = claims
 
-    async def list(self) -> m.PciList:
+    async def list(self) -> d.PciList:
         """Return all PCI devices."""
         return await asyncio.to_thread(self._list, self._users())
 
-    async def set_functions(self, body: m.SetFunctions) -> m.PciView:
+    async def set_functions(self, body: d.SetFunctions) -> d.PciView:
         """Have a card make so many virtual functions; raises as `hostdev.set_functions`."""
         address = PciAddress.parse(body.card)
         return await self._change(
             address, lambda users: set_functions(self._sysfs, self._cards, address, body.count, {**holders(), **users})
         )
 
-    async def set_function(self, body: m.SetFunction) -> m.PciView:
+    async def set_function(self, body: d.SetFunction) -> d.PciView:
         """Tell a card of one of its virtual functions; raises as `hostdev.set_function`."""
         address = PciAddress.parse(body.function)
         wanted = FunctionSettings(body.mac, body.vlan, body.trust, body.spoofchk, body.max_rate_mbit)
         return await self._change(address, lambda users: set_function(self._cards, self._look(users), address, wanted))
 
-    async def _change(self, address: PciAddress, change: Callable[[Mapping[str, str]], object]) -> m.PciView:
+    async def _change(self, address: PciAddress, change: Callable[[Mapping[str, str]], object]) -> d.PciView:
         """Make one change at a time, and return the device as it is then.
 
         A guest that is given a device has it noted before; it waits here, and then finds the device as it is.
@@ -79,9 +79,9 @@ class HostDevices:
     def _look(self, users: Mapping[str, str]) -> Inventory:
         return read_inventory(self._sysfs, Known(disk_uses(), {**holders(), **users}, name_of))
 
-    def _list(self, users: Mapping[str, str]) -> m.PciList:
+    def _list(self, users: Mapping[str, str]) -> d.PciList:
         found = self._look(users)
-        return m.PciList(devices=tuple(self._view(found, one) for one in found.devices.values()))
+        return d.PciList(devices=tuple(self._view(found, one) for one in found.devices.values()))
 
     def _settings(self, found: Inventory, device: PciDevice) -> FunctionSettings | None:
         if device.physical is None:
@@ -91,9 +91,9 @@ class HostDevices:
         except VmferryError:  # a card without an interface
             return None
 
-    def _view(self, found: Inventory, device: PciDevice) -> m.PciView:
+    def _view(self, found: Inventory, device: PciDevice) -> d.PciView:
         sriov = device.sriov
-        return m.PciView(
+        return d.PciView(
             address=device.address.forms,
             ids=device.ids,
             kind=device.kind,

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from vmferry.api.models import Request
+from vmferry.api.bases import Request
 from vmferry.api.routes import Route
 from vmferry.core.errors import BadInput, NotFound
 from vmferry.core.ids import is_name

@@ -14,6 +14,7 @@ from vmferry.agent.dispatch import load_body
 from vmferry.agent.http import BODY_TIME_LIMIT_S, too_large
 from vmferry.agent.responses import json_response, problem_response
 from vmferry.api import models as m
+from vmferry.api.bases import Request
 from vmferry.core.errors import BadInput, Denied, NotFound, TimedOut, VmferryError
 from vmferry.pki.authority import CERTIFICATE_FILE
 from vmferry.pki.enrol import Enrolment
@@ -50,7 +51,7 @@ class EnrolServer:
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         """Answer one request, or raise."""
-        models: dict[str, type[m.Request]] = {"/enrol/v1/request": m.EnrolRequest, "/enrol/v1/finish": m.EnrolFinish}
+        models: dict[str, type[Request]] = {"/enrol/v1/request": m.EnrolRequest, "/enrol/v1/finish": m.EnrolFinish}
         model = models.get(request.path)
         if model is None or request.method != "POST":
             raise Denied("This agent is not enrolled yet", fix="`vmferry host add` it with the code in its log")

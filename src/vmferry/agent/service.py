@@ -25,6 +25,7 @@ from vmferry.agent.recovery import Recovery
 from vmferry.agent.stalls import Stalls
 from vmferry.agent.traces import TraceStore
 from vmferry.agent.views import guest_view, handover_view, past_events, saved_view
+from vmferry.api import device_models as d
 from vmferry.api import models as m
 from vmferry.conductor.guest_devices import GuestDevices
 from vmferry.conductor.guests import Guests
@@ -131,15 +132,15 @@ class Service:
         """Return what this host offers."""
         return await self.host_view.facts()
 
-    async def list_pci(self) -> m.PciList:
+    async def list_pci(self) -> d.PciList:
         """Return this host's PCI devices."""
         return await self.devices.list()
 
-    async def set_functions(self, body: m.SetFunctions) -> m.PciView:
+    async def set_functions(self, body: d.SetFunctions) -> d.PciView:
         """Have a card make so many virtual functions; raises as `hostdev.set_functions`."""
         return await self.devices.set_functions(body)
 
-    async def set_function(self, body: m.SetFunction) -> m.PciView:
+    async def set_function(self, body: d.SetFunction) -> d.PciView:
         """Tell a card of one of its virtual functions; raises as `hostdev.set_function`."""
         return await self.devices.set_function(body)
 
@@ -180,12 +181,12 @@ class Service:
         await self.guests.resume(name)
         return await self._view(name)
 
-    async def attach_devices(self, name: GuestName, body: m.AttachDevices) -> m.GuestView:
+    async def attach_devices(self, name: GuestName, body: d.AttachDevices) -> m.GuestView:
         """Give a running guest devices of this host; raises as `GuestDevices.attach`."""
         await self.guest_devices.attach(name, [PciAddress.parse(text) for text in body.devices])
         return await self._view(name)
 
-    async def detach_device(self, name: GuestName, body: m.DetachDevice) -> m.GuestView:
+    async def detach_device(self, name: GuestName, body: d.DetachDevice) -> m.GuestView:
         """Take a device from a running guest; raises as `GuestDevices.detach`."""
         await self.guest_devices.detach(name, PciAddress.parse(body.device), body.time_limit_s)
         return await self._view(name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from vmferry.api import device_models as d
 from vmferry.api import models as m
 from vmferry.core.host import GuestProbe, HostFacts
 from vmferry.core.ids import GuestName, HandoverId, HostName
@@ -36,13 +37,13 @@ class OperatorService(Protocol):
     async def host(self) -> HostFacts:
         """Return what this host offers."""
 
-    async def list_pci(self) -> m.PciList:
+    async def list_pci(self) -> d.PciList:
         """Return the PCI devices of this host."""
 
-    async def set_functions(self, body: m.SetFunctions) -> m.PciView:
+    async def set_functions(self, body: d.SetFunctions) -> d.PciView:
         """Have a card make so many virtual functions."""
 
-    async def set_function(self, body: m.SetFunction) -> m.PciView:
+    async def set_function(self, body: d.SetFunction) -> d.PciView:
         """Tell a card of one of its virtual functions."""
 
     async def list_guests(self) -> m.GuestList:
@@ -66,10 +67,10 @@ class OperatorService(Protocol):
     async def resume_guest(self, name: GuestName, body: m.Nothing) -> m.GuestView:
         """Let a guest's vCPUs run."""
 
-    async def attach_devices(self, name: GuestName, body: m.AttachDevices) -> m.GuestView:
+    async def attach_devices(self, name: GuestName, body: d.AttachDevices) -> m.GuestView:
         """Give a running guest devices of this host, all or none."""
 
-    async def detach_device(self, name: GuestName, body: m.DetachDevice) -> m.GuestView:
+    async def detach_device(self, name: GuestName, body: d.DetachDevice) -> m.GuestView:
         """Take a device from a running guest, and give it back to this host."""
 
     async def remove_guest(self, name: GuestName) -> None:

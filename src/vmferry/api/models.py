@@ -9,13 +9,13 @@ from __future__ import annotations
 import ipaddress
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
+from vmferry.api.bases import Reply, Request
 from vmferry.core.bandwidth import MOST_BANDWIDTH
 from vmferry.core.capabilities import MOST_CHANNELS, Transport
 from vmferry.core.disks import ImageCopy
 from vmferry.core.errors import Blocker
-from vmferry.core.functions import FunctionSettings
 from vmferry.core.guest import Acceleration, Desired, FrozenGuest, GuestSpec
 from vmferry.core.host import HostFacts
 from vmferry.core.ids import NAME_PATTERN, Epoch, GuestName, GuestUuid, HandoverId, HostName, check_name
@@ -64,18 +64,6 @@ def _ip(address: str) -> str:
 NamedSpec = Annotated[GuestSpec, AfterValidator(_named)]
 NamedGuest = Annotated[FrozenGuest, AfterValidator(_frozen_named)]
 IpAddress = Annotated[str, AfterValidator(_ip)]
-
-
-class Request(BaseModel):
-    """Base of everything that is sent to an agent: strict types, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Reply(BaseModel):
-    """Base of everything that an agent answers."""
-
-    model_config = ConfigDict(frozen=True)
 
 
 class Nothing(Request):
@@ -166,19 +154,6 @@ class GuestList(Reply):
     """All guests of a host."""
 
     guests: tuple[GuestView, ...]
-
-
-class AttachDevices(Request):
-    """Give a running guest devices of its host, all or none."""
-
-    devices: Annotated[tuple[Annotated[str, Field(max_length=300)], ...], Field(min_length=1, max_length=8)]
-
-
-class DetachDevice(Request):
-    """Take a device from a running guest."""
-
-    device: Annotated[str, Field(max_length=300)]  #: its address, in any form
-    time_limit_s: Annotated[float, Field(ge=0, le=600)] = 30.0  #: which the guest may take
 
 
 # Migration
@@ -333,55 +308,6 @@ class RecoverReply(Reply):
     """All findings."""
 
     findings: tuple[Finding, ...]
-
-
-# Devices
-
-
-class PciView(Reply):
-    """One PCI device of a host."""
-
-    address: dict[str, str]  #: in every form that programs write it
-    ids: str  #: vendor and device, as lspci -n writes them
-    kind: str
-    name: str  #: maker and model; empty where the host has no list of them
-    driver: str | None
-    iommu_group: int | None
-    group: tuple[str, ...]  #: what shares its IOMMU group and must go with it
-    numa_node: int | None
-    is_bridge: bool
-    nets: tuple[str, ...]  #: the host's interfaces on it
-    disks: tuple[str, ...]  #: the host's disks behind it
-    user: str | None  #: the program that has it through VFIO
-    physical: str | None  #: it is a virtual function of this one
-    functions_most: int  #: virtual functions that it can make; 0: it makes none
-    functions: tuple[str, ...]  #: those there are
-    settings: FunctionSettings | None  #: what its card was told of it; None: it is no virtual function, or nobody knows
-    blockers: tuple[Blocker, ...]  #: why it cannot be given to a guest as it is now
-
-
-class PciList(Reply):
-    """The PCI devices of a host, in the order of their addresses."""
-
-    devices: tuple[PciView, ...]
-
-
-class SetFunctions(Request):
-    """Have a card make so many virtual functions; those it has end."""
-
-    card: Annotated[str, Field(max_length=300)]  #: its address, in any form
-    count: Annotated[int, Field(ge=0, le=65535)]
-
-
-class SetFunction(Request):
-    """Tell a card of one of its virtual functions; what is not said stays as it is."""
-
-    function: Annotated[str, Field(max_length=300)]  #: its address, in any form
-    mac: Annotated[str, Field(max_length=50)] | None = None
-    vlan: int | None = None
-    trust: bool | None = None
-    spoofchk: bool | None = None
-    max_rate_mbit: int | None = None
 
 
 # Fleet
@@ -556,7 +482,7 @@ class CommitReply(Reply):
     epoch: Epoch
     resumed_at_ns: int | None = None  #: the destination's clock at RESUME
     detail: str | None = None
-    parts_ms: dict[str, float] = {}  #: where the destination's share of the commit went
+    parts_ms: dict[str, float] = Field(default_factory=dict)  #: where the destination's share of the commit went
 
 
 class RejoinRequest(Request):

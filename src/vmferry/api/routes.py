@@ -6,7 +6,9 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
+from vmferry.api import device_models as d
 from vmferry.api import models as m
+from vmferry.api.bases import Request
 from vmferry.core.host import GuestProbe, HostFacts
 
 
@@ -36,7 +38,7 @@ class Route:
     access: Access
     handler: str  #: method of AgentService, or of FleetService
     summary: str
-    request: type[m.Request] | None = None
+    request: type[Request] | None = None
     response: Any = None  #: a type; None: no body (204)
     status: int = 200
     shape: Shape = Shape.JSON
@@ -54,17 +56,17 @@ _SLOW_S = 660.0
 
 OPERATOR_ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/host", _R, "host", "What this host offers", response=HostFacts),
-    Route("GET", "/v1/pci", _R, "list_pci", "The PCI devices of this host", response=m.PciList),
+    Route("GET", "/v1/pci", _R, "list_pci", "The PCI devices of this host", response=d.PciList),
     Route(
         *("POST", "/v1/pci/functions", _O, "set_functions", "How many virtual functions a card has"),
-        request=m.SetFunctions,
-        response=m.PciView,
+        request=d.SetFunctions,
+        response=d.PciView,
         time_limit_s=120.0,
     ),
     Route(
         *("POST", "/v1/pci/function", _O, "set_function", "What a card is told of a virtual function"),
-        request=m.SetFunction,
-        response=m.PciView,
+        request=d.SetFunction,
+        response=d.PciView,
     ),
     Route("GET", "/v1/guests", _R, "list_guests", "All guests of this host", response=m.GuestList),
     Route("GET", _GUEST, _R, "show_guest", "One guest", response=m.GuestView),
@@ -101,13 +103,13 @@ OPERATOR_ROUTES: tuple[Route, ...] = (
     ),
     Route(
         *("POST", f"{_GUEST}/attach", _O, "attach_devices", "Give a running guest devices of its host"),
-        request=m.AttachDevices,
+        request=d.AttachDevices,
         response=m.GuestView,
         time_limit_s=_SLOW_S,
     ),
     Route(
         *("POST", f"{_GUEST}/detach", _O, "detach_device", "Take a device from a running guest"),
-        request=m.DetachDevice,
+        request=d.DetachDevice,
         response=m.GuestView,
         time_limit_s=_SLOW_S,
     ),

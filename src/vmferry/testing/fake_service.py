@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from vmferry.api import device_models as d
 from vmferry.api import models as m
 from vmferry.core.errors import Blocked, Blocker, NotFound, VmferryError
 from vmferry.core.guest import Acceleration, BiosBoot, Desired, GuestSpec
@@ -23,7 +24,7 @@ _LOADED = m.PeerStatus(
 )
 
 
-_CARD = m.PciView(
+_CARD = d.PciView(
     address=PciAddress.parse("01:00.0").forms,
     ids="8086:10c9",
     kind="Ethernet controller",
@@ -143,17 +144,17 @@ class FakeService:
         self._called("host")
         return self.facts()
 
-    async def list_pci(self) -> m.PciList:
+    async def list_pci(self) -> d.PciList:
         """Return one card."""
         self._called("list_pci")
-        return m.PciList(devices=(_CARD,))
+        return d.PciList(devices=(_CARD,))
 
-    async def set_functions(self, body: m.SetFunctions) -> m.PciView:
+    async def set_functions(self, body: d.SetFunctions) -> d.PciView:
         """Return the card as it was asked for."""
         self._called("set_functions", body)
         return _CARD.model_copy(update={"functions": tuple(f"0000:01:10.{2 * n}" for n in range(body.count))})
 
-    async def set_function(self, body: m.SetFunction) -> m.PciView:
+    async def set_function(self, body: d.SetFunction) -> d.PciView:
         """Return the card as it is."""
         self._called("set_function", body)
         return _CARD
@@ -193,12 +194,12 @@ class FakeService:
         self._called("resume_guest", name, body)
         return self.view(name)
 
-    async def attach_devices(self, name: GuestName, body: m.AttachDevices) -> m.GuestView:
+    async def attach_devices(self, name: GuestName, body: d.AttachDevices) -> m.GuestView:
         """Return the guest."""
         self._called("attach_devices", name, body)
         return self.view(name)
 
-    async def detach_device(self, name: GuestName, body: m.DetachDevice) -> m.GuestView:
+    async def detach_device(self, name: GuestName, body: d.DetachDevice) -> m.GuestView:
         """Return the guest."""
         self._called("detach_device", name, body)
         return self.view(name)
