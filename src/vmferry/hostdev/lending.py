@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import time
@@ -50,8 +51,7 @@ class DeviceLender:
             await asyncio.to_thread(self._lend, claim, uid)
 
     def _lend(self, claim: DeviceClaim, uid: int | None) -> None:
-        before = None if claim.was_kept else self._holders()
-        bind(self._sysfs, claim.address, holders=before)
+        bind(self._sysfs, claim.address, holders=self._holders())
         try:
             self._hand_over(claim, uid)
         except OSError as error:
@@ -88,8 +88,9 @@ class DeviceLender:
             time.sleep(_LOOK_EVERY_S)
         if not claim.was_kept:
             give_back(self._sysfs, claim.address)
-        else:
-            self._hand_over(claim, 0)
+        elif os.geteuid() == 0:
+            with contextlib.suppress(FileNotFoundError):  # the device is no more
+                self._hand_over(claim, 0)
 
     def _holders(self) -> dict[str, str]:
         return holders(self._root / "proc")
