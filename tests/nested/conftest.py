@@ -20,5 +20,5 @@ async def lab() -> AsyncIterator[NestedLab]:
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def sriov_lab() -> AsyncIterator[NestedLab]:
     """Two nested hosts with an IOMMU, KVM, two joined cards each that make virtual functions, and devices to spare."""
-    async with NestedLab(cards=2, spares=("nvme", "e1000e")) as made:
+    async with NestedLab(cards=2, spares=("nvme", "virtio-blk", "e1000e")) as made:
         yield made

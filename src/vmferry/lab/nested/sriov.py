@@ -17,12 +17,16 @@ from vmferry.lab.toolchain import QemuBinary
 
 #: From 2.75 GiB on the functions' memory lies above 4 GiB, where their mailbox fails under an emulated KVM.
 MEMORY_MIB = 2600
-MODULES = ("igb", "kvm-amd", "vfio-pci", "vhost_net", "nvme", "e1000e")
+MODULES = ("igb", "kvm-amd", "vfio-pci", "vhost_net", "nvme", "virtio_blk", "e1000e")
 #: What a host does not need itself: QEMU's arguments, the device last.
 SPARES: Mapping[str, Sequence[str]] = {
     "nvme": (
         *("-blockdev", f"null-co,node-name=spare,size={64 * MIB},read-zeroes=on"),
         *("-device", "nvme,serial=spare,drive=spare"),
+    ),
+    "virtio-blk": (
+        *("-blockdev", f"null-co,node-name=other,size={64 * MIB},read-zeroes=on"),
+        *("-device", "virtio-blk-pci,drive=other"),
     ),
     "e1000e": ("-device", "e1000e,mac=52:54:00:ab:00:01,romfile="),
 }
