@@ -18,9 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import BadInput, Broken
 from vmferry.core.guest import BiosBoot, Disk, FrozenGuest, GuestSpec, Nic
 from vmferry.core.ids import GuestName, GuestUuid
+from vmferry.core.pci import PciAddress
 from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import (
     GuestEvent,
@@ -301,6 +303,18 @@ class HypervisorConformance:
         """A guest's CPU that was frozen here lacks nothing here or on the same host again."""
         guest = await bench.source.freeze(SPEC)
         assert list(await bench.destination.probe_cpu(guest)) == []
+
+    async def test_takes_no_device_that_was_not_lent(self, bench: Bench) -> None:
+        """It has the devices that it was built with; one that its host did not lend it is refused and not there."""
+        guest = await bench.source.freeze(SPEC)
+        process = await bench.start(guest)
+        assert {device.id for device in guest.devices} <= set(await process.plugs.plugged())
+        claim = DeviceClaim(PciAddress(0xFFFF, 0xFF, 0x1F, 7), SPEC.name, 1, "rp0")
+        with pytest.raises(Broken):
+            await process.plugs.plug(claim)
+        with pytest.raises(Broken):
+            await process.plugs.unplug(claim.id)
+        assert claim.id not in await process.plugs.plugged()
 
     async def test_adopts_what_it_let_go(self, bench: Bench) -> None:
         """A process outlives its handle, and its record brings it back with the same state."""
