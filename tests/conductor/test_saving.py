@@ -20,9 +20,11 @@ from tests.conductor.saving import (
 )
 
 from vmferry.conductor.saving import SavingCalls
-from vmferry.core.errors import BadInput, Broken, GuestBusy, NotFound, Refused
+from vmferry.core.device_claims import DeviceClaim
+from vmferry.core.errors import BadInput, Blocked, Broken, GuestBusy, NotFound, Refused
 from vmferry.core.ids import GuestName
 from vmferry.core.migration import RunState
+from vmferry.core.pci import PciAddress
 from vmferry.core.saved import SavedGuest
 from vmferry.links.state_file import GuestStateFiles
 from vmferry.testing.fake_hypervisor import FakeGuestProcess, FakeHypervisor
@@ -69,6 +71,17 @@ async def test_a_file_is_restored_once(hosts: tuple[Host, Host], link: WatchedLi
     await owner.guests.remove(GUEST)
     with pytest.raises(NotFound, match="must not run twice"):
         await saving_of(here).restore(path)
+
+
+async def test_a_guest_with_a_device_of_its_host_stays(hosts: tuple[Host, Host], link: WatchedLink, path: str) -> None:
+    """It is told which, and no file is made."""
+    here, _ = hosts
+    here.journal.claim_devices([DeviceClaim(PciAddress.parse("01:10.0"), GUEST, 20, "rp0")])
+    with pytest.raises(Blocked) as told:
+        await saving_of(here).save(GUEST, path)
+    assert [blocker.code for blocker in told.value.blockers] == ["device.attached"]
+    assert names(path) == []
+    assert_runs(here, link, 1)
 
 
 @pytest.mark.parametrize("fault", [FaultAction.FAIL, FaultAction.DIE])

@@ -145,6 +145,16 @@ CASES: dict[str, tuple[Callable[[Case], Case], str, list[str], list[str]]] = {
         ["0000:01:10.0: VFIO device doesn't support migration"],
         ["detach", "VF"],
     ),
+    "a device of its host": (
+        lambda c: with_runtime(
+            c,
+            attached=("0000:01:10.0",),
+            blocked_reasons=("0000:01:10.0: VFIO migration is not supported in kernel",),
+        ),
+        "device.attached",
+        ["web-7", "0000:01:10.0 of host-a"],
+        ["vmferry guest detach web-7 0000:01:10.0"],
+    ),
     "QEMU: vhost-user": (
         lambda c: with_runtime(c, blocked_reasons=("Migration disabled: vhost-user backend lacks LOG_SHMFD",)),
         "qemu.blocked",
