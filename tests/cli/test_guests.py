@@ -144,6 +144,14 @@ def _renamed(member: Any, name: str) -> Any:
         (["pause", "web-7"], "POST", "/v1/guests/web-7/pause", {}),
         (["resume", "web-7"], "POST", "/v1/guests/web-7/resume", {}),
         (["remove", "web-7"], "DELETE", "/v1/guests/web-7", None),
+        (
+            ["attach", "web-7", "01:10.0", "pci_0000_01_10_2"],
+            *("POST", "/v1/guests/web-7/attach", {"devices": ["0000:01:10.0", "0000:01:10.2"]}),
+        ),
+        (
+            ["detach", "web-7", "01:10.0", "--within", "5s"],
+            *("POST", "/v1/guests/web-7/detach", {"device": "0000:01:10.0", "time_limit_s": 5.0}),
+        ),
     ],
 )
 def test_each_order_reaches_the_owner(
@@ -157,6 +165,16 @@ def test_each_order_reaches_the_owner(
     assert "host-b" in ran.out
     assert fleet.agents["host-b"].orders() == [(method, path, body)]
     assert fleet.agents["host-a"].orders() == []
+
+
+@pytest.mark.parametrize(("devices", "words"), [([], "go (running)"), (["0000:01:10.0"], "waits for others of its")])
+def test_a_device_that_waits_for_its_group_is_told(
+    fleet: FakeFleet, vmferry: Vmferry, devices: list[str], words: str
+) -> None:
+    """It was let go, and is not the host's yet."""
+    fleet.has_guests(host_a=[guest_view()])
+    fleet.answer("host-a", "POST", "/v1/guests/web-7/detach", guest_view(devices=devices))
+    assert words in vmferry("guest", "detach", "web-7", "01:10.0").out
 
 
 def test_guest_show_prints_the_spec(fleet: FakeFleet, vmferry: Vmferry) -> None:

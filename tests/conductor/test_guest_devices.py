@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import random
@@ -14,6 +15,7 @@ import pytest
 from tests.conductor.fakes import HOST_A, SPEC, WatchedLink, make_pair
 from tests.conductor.pair import GUEST, Host, running, wait_until
 
+from vmferry.conductor import guest_devices
 from vmferry.conductor.guest_devices import GuestDevices
 from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import BadInput, Blocked, Broken, GuestBusy, NotFound, Refused, TimedOut, VmferryError
@@ -128,11 +130,11 @@ async def test_a_device_that_is_not_lent(place: Place) -> None:
     await place.given.attach(GUEST, [VFS[0]])
     lends, asked = place.devices.lend, []
 
-    async def second_fails(claim: DeviceClaim, uid: int | None) -> None:
+    async def second_fails(claim: DeviceClaim, uid: int | None, together: frozenset[PciAddress]) -> None:
         asked.append(claim.address)
         if len(asked) == 2:
             raise Broken("the kernel says no")
-        await lends(claim, uid)
+        await lends(claim, uid, together)
 
     place.devices.lend = second_fails  # type: ignore[method-assign]
     with pytest.raises(Broken, match="the kernel says no"):
@@ -229,6 +231,39 @@ async def test_a_guest_that_is_busy(place: Place) -> None:
         with pytest.raises(GuestBusy):
             await place.given.detach(GUEST, VFS[0], 5)
     assert place.kept() == place.lent() == []
+
+
+async def test_half_a_group_that_was_let_go_can_be_had_again(place: Place) -> None:
+    """It waited for the other half, with VFIO; the same guest takes it back."""
+    await place.given.attach(GUEST, TWINS)
+    await place.given.detach(GUEST, TWINS[0], 5)
+    await place.given.attach(GUEST, [TWINS[0], VFS[0]])
+    assert place.plugged() == [VFS[0], *TWINS]
+
+
+async def test_what_does_not_come_back_is_tried_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself, also when the guest is gone; meanwhile its name is not free, so that nobody inherits the device."""
+    monkeypatch.setattr(guest_devices, "_FIRST_PAUSE_S", 0.05)
+    await place.given.attach(GUEST, [VFS[0]])
+    place.devices.fail_next = Broken("the kernel says no")
+    await place.host.guests.stop(GUEST)
+    await asyncio.sleep(0)
+    with pytest.raises(Refused, match="0000:01:10.0, not given back yet"):
+        await place.host.guests.remove(GUEST)
+    await place.wait_free()
+    await place.host.guests.remove(GUEST)
+
+
+async def test_an_order_that_waits_for_the_guest_does_not_keep_it_from_being_ended(place: Place) -> None:
+    """Stop with force comes in between; the host has the device then."""
+    await place.given.attach(GUEST, [VFS[0]])
+    place.process().qemu.obeys_unplug = False
+    waits = asyncio.create_task(place.given.detach(GUEST, VFS[0], 20))
+    await wait_until(lambda: place.host.guests.busy_with(GUEST) is not None, "it waits")
+    await asyncio.sleep(0.05)
+    await place.host.guests.stop(GUEST)
+    await waits
+    await place.wait_free()
 
 
 class Killed(BaseException):

@@ -10,8 +10,10 @@ from tests.hostdev.kit import CARD, PORT, SATA, at, cards, host
 from vmferry.agent import devices
 from vmferry.agent.devices import HostDevices
 from vmferry.api import device_models as d
+from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import BadInput, Refused
 from vmferry.core.functions import NO_MAC, FunctionSettings
+from vmferry.core.ids import GuestName
 from vmferry.hostdev import DeviceLender
 from vmferry.testing.fake_sysfs import FakeKernel
 
@@ -62,3 +64,16 @@ async def test_a_function_is_told_of_and_shown(tmp_path: Path) -> None:
     assert told.settings == FunctionSettings("52:54:00:00:00:09", 7, trust=False, spoofchk=True, max_rate_mbit=0)
     settings = [one.settings for one in (await here.list()).devices if one.physical == CARD]
     assert settings == [told.settings, FunctionSettings(NO_MAC, 0, trust=False, spoofchk=True, max_rate_mbit=0)]
+
+
+async def test_a_card_that_is_kept_for_a_guest_is_left_alone(tmp_path: Path) -> None:
+    """Before the guest has it open too: no functions are made of it, and it is told whose it is."""
+    kernel = host(tmp_path)
+    claim = DeviceClaim(at(CARD), GuestName("web-7"), 11, "rp0")
+    here = HostDevices(kernel, cards(kernel), DeviceLender(kernel), lambda: [claim])
+    with pytest.raises(Refused, match="0000:01:00.0 belongs to guest web-7"):
+        await here.set_functions(d.SetFunctions(card=CARD, count=2))
+    assert kernel.writes == []
+    found = {one.address["lspci"]: one for one in (await here.list()).devices}
+    assert found[CARD].user == "guest web-7"
+    assert [one.code for one in found[CARD].blockers] == ["pci.in-use"]

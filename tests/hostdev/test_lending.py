@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.hostdev.kit import CARD, NVME, SECOND, at, host
 
 from vmferry.core.device_claims import DeviceClaim
-from vmferry.core.errors import Broken, NotFound, Refused
+from vmferry.core.errors import Blocked, Broken, NotFound, Refused
 from vmferry.core.ids import GuestName
 from vmferry.hostdev import lending
 from vmferry.hostdev.inventory import DEVICES
@@ -63,8 +66,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 async def test_there_and_back(place: Place) -> None:
     """VFIO has it, and the guest's user its file; then the host's driver again, and no override."""
     claim = place.claim(CARD)
-    await place.lender.lend(claim, UID)
-    await place.lender.lend(claim, UID)  # again: nothing more
+    await place.lender.lend(claim, UID, frozenset())
     file = (place.root / f"dev/vfio/{claim.iommu_group}").stat()
     assert (place.driver(CARD), file.st_uid, stat.S_IMODE(file.st_mode)) == ("vfio-pci", UID, 0o600)
     await place.lender.give_back(claim)
@@ -79,7 +81,7 @@ async def test_what_vfio_had_before_stays_there(place: Place) -> None:
     place.kernel.write("bus/pci/drivers/igb/unbind", CARD)
     place.kernel.write("bus/pci/drivers_probe", CARD)
     claim = place.claim(CARD, was_kept=True)
-    await place.lender.lend(claim, UID)
+    await place.lender.lend(claim, UID, frozenset())
     await place.lender.give_back(claim)
     assert place.driver(CARD) == "vfio-pci"
     assert (place.root / f"dev/vfio/{claim.iommu_group}").stat().st_uid == os.geteuid()
@@ -88,7 +90,7 @@ async def test_what_vfio_had_before_stays_there(place: Place) -> None:
 async def test_a_program_that_has_it_is_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that closes its file soon, and one that does not: then the device stays where it is."""
     claim = place.claim(CARD)
-    await place.lender.lend(claim, UID)
+    await place.lender.lend(claim, UID, frozenset())
     held = place.open(claim)
     with pytest.raises(Refused, match=r"qemu-system-x86 \(pid 4711\) has its IOMMU group 11"):
         await place.lender.give_back(claim)
@@ -103,8 +105,9 @@ async def test_what_another_program_has_is_not_lent(place: Place) -> None:
     claim = place.claim(SECOND)
     place.open(claim)
     before = list(place.kernel.writes)
-    with pytest.raises(Refused, match="belongs to qemu-system-x86"):
-        await place.lender.lend(claim, UID)
+    with pytest.raises(Blocked) as told:
+        await place.lender.lend(claim, UID, frozenset())
+    assert [blocker.code for blocker in told.value.blockers] == ["pci.in-use"]
     assert place.kernel.writes == before
 
 
@@ -113,7 +116,7 @@ async def test_a_file_that_is_not_there(place: Place) -> None:
     claim = place.claim(CARD)
     (place.root / f"dev/vfio/{claim.iommu_group}").unlink()
     with pytest.raises(Broken, match="its group's file cannot be given to user 12345"):
-        await place.lender.lend(claim, UID)
+        await place.lender.lend(claim, UID, frozenset())
     assert place.driver(CARD) == "igb"
 
 
@@ -122,7 +125,7 @@ async def test_a_device_that_vanishes(place: Place) -> None:
     claim = place.claim(CARD)
     place.kernel.vanish(CARD)
     with pytest.raises(NotFound):
-        await place.lender.lend(claim, UID)
+        await place.lender.lend(claim, UID, frozenset())
     with pytest.raises(NotFound):
         await place.lender.give_back(claim)
 
@@ -136,3 +139,40 @@ async def test_what_there_is_is_told_with_its_uses(place: Place) -> None:
     found = (await place.lender.look()).devices
     assert found[at(NVME)].disks_in_use == {"nvme0n1": "mounted at /srv"}
     assert found[at(CARD)].user == "qemu-system-x86 (pid 4711)"
+
+
+async def test_what_was_changed_meanwhile_is_not_taken(place: Place) -> None:
+    """An interface that came up, a driver that let go: what was seen before the order's turn does not count."""
+    claim = place.claim(CARD)
+    place.kernel.set_up(CARD, "ens1", up=True)
+    with pytest.raises(Blocked):
+        await place.lender.lend(claim, UID, frozenset())
+    place.kernel.set_up(CARD, "ens1", up=False)
+    with pytest.raises(Refused, match="was changed meanwhile: it is in group 11, with driver igb"):
+        await place.lender.lend(place.claim(CARD, was_kept=True), UID, frozenset())
+    assert place.driver(CARD) == "igb"
+
+
+async def test_who_is_cancelled_does_not_end_a_change(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device goes on to where it was going, and the next change waits for that."""
+    claim, entered, goes_on = place.claim(CARD), threading.Event(), threading.Event()
+    judge = place.lender._judge_again
+
+    def slow(*arguments: Any) -> None:
+        judge(*arguments)
+        entered.set()
+        goes_on.wait(20)
+
+    monkeypatch.setattr(place.lender, "_judge_again", slow)
+    lends = asyncio.create_task(place.lender.lend(claim, UID, frozenset()))
+    await asyncio.to_thread(entered.wait, 20)
+    lends.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await lends
+    back = asyncio.create_task(place.lender.give_back(claim))
+    await asyncio.sleep(0.05)
+    assert not back.done()
+    goes_on.set()
+    await back
+    assert place.driver(CARD) == "igb"
+    await place.lender.close()

@@ -47,6 +47,10 @@ class HostDevices:
         """Return all PCI devices."""
         return await asyncio.to_thread(self._list, self._users())
 
+    async def close(self) -> None:
+        """Wait for the changes that were begun."""
+        await self._lender.close()
+
     async def set_functions(self, body: d.SetFunctions) -> d.PciView:
         """Have a card make so many virtual functions; raises as `hostdev.set_functions`."""
         address = PciAddress.parse(body.card)
@@ -65,8 +69,12 @@ class HostDevices:
 
         A guest that is given a device has it noted before; it waits here, and then finds the device as it is.
         """
-        async with self._lender.changing:
-            await asyncio.to_thread(change, self._users())
+
+        def begin() -> Callable[[], object]:
+            users = self._users()
+            return lambda: change(users)
+
+        await self._lender.alone(begin)
         found = next((one for one in (await self.list()).devices if one.address["lspci"] == str(address)), None)
         if found is None:
             raise Broken(f"PCI device {address} is gone", fix="see `dmesg`")

@@ -123,6 +123,7 @@ class Service:
         await self.saving.close()
         await self.measuring.close()
         await self.guest_devices.close()
+        await self.devices.close()
         await self.guests.close()
         await self.beat_book.close_all()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -215,7 +215,12 @@ def detach(
     which = str(PciAddress.parse(device))
     seconds = parse_duration(within, "--within", most_ms=MOST_POWER_OFF_MS) / 1000
     body = {"device": which, "time_limit_s": seconds}
-    _order(guest, "detach", body, f"has let {which} go", as_json=as_json, what=f"the guest lets go, within {within}")
+
+    def done(view: dict[str, Any]) -> str:
+        waits = ", which waits for others of its IOMMU group" if which in view.get("devices", ()) else ""
+        return f"has let {which} go{waits}"
+
+    _order(guest, "detach", body, done, as_json=as_json, what=f"the guest lets go, within {within}")
 
 
 @app.command("console")
@@ -228,7 +233,13 @@ def console(guest: GuestArgument) -> None:
 
 
 def _order(
-    guest: str, verb: str, body: dict[str, Any], done: str, *, as_json: bool, what: str = "the order is carried out"
+    guest: str,
+    verb: str,
+    body: dict[str, Any],
+    done: str | Callable[[dict[str, Any]], str],
+    *,
+    as_json: bool,
+    what: str = "the order is carried out",
 ) -> None:
     """Tell the guest's agent to do something and say what became of it."""
     fleet = open_fleet()
@@ -236,7 +247,8 @@ def _order(
     with goes_on(host):
         view = fleet.ask(host, "POST", f"/v1/guests/{guest}/{verb}", body, time_limit_s=SLOW_S, what=what)
     state = view.get("run_state") or "no process"
-    _show_done(view, f"guest {guest} on {host}: {done} ({state})", as_json=as_json)
+    said = done if isinstance(done, str) else done(view)
+    _show_done(view, f"guest {guest} on {host}: {said} ({state})", as_json=as_json)
 
 
 def _show_done(view: dict[str, Any], text: str, *, as_json: bool) -> None:

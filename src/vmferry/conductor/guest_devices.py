@@ -14,15 +14,19 @@ from collections.abc import AsyncIterator, Sequence
 
 import structlog
 
+from vmferry.conductor.busy import ATTACHING, DETACHING
 from vmferry.conductor.guests import Guests
 from vmferry.core.device_claims import DeviceClaim, check_unclaimed, find_devices, given_back, plan_claims
 from vmferry.core.errors import BadInput, NotFound, Refused, TimedOut, VmferryError
+from vmferry.core.guest import FrozenGuest
 from vmferry.core.ids import GuestName
 from vmferry.core.migration import RunState
 from vmferry.core.pci import PciAddress
 from vmferry.ports.host_devices import HostDevices
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess
 
+#: Pauses of what is tried until it is done.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
 _log = structlog.get_logger(__name__)
 
 
@@ -38,7 +42,8 @@ class GuestDevices:
         self._guests = guests
         self._host = host
         self._locks: defaultdict[GuestName, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._settling: set[asyncio.Task[None]] = set()
+        self._settling: dict[GuestName, asyncio.Task[None]] = {}
+        self._unwanted: set[str] = set()  #: ids of devices of attempts that failed: who has one is asked to let it go
         guests.on_gone = self._settle_later
 
     def of(self, name: GuestName) -> tuple[DeviceClaim, ...]:
@@ -60,31 +65,39 @@ class GuestDevices:
             Broken: the kernel or QEMU does not do it, in its words.
         """
         row = self._guests.row(name)
-        async with self._guests.operation(name, "guest attach"), self._locks[name]:
+        async with self._guests.operation(name, ATTACHING), self._locks[name]:
             process = self._guests.alive(name)
             await self._settle(name)
-            check_unclaimed(addresses, self._guests.journal.device_claims())
-            devices = find_devices(await self._host.look(), addresses)
-            claims = plan_claims(row.guest, devices, self._guests.journal.device_claims())
-            self._guests.journal.claim_devices(claims)
+            waiting = await self._waiting(name, process, addresses)
+            rest = [address for address in addresses if address not in {claim.address for claim in waiting}]
+            check_unclaimed(rest, self._guests.journal.device_claims())
+            new = await self._claim(row.guest, rest) if rest or not addresses else ()
+            claims = (*waiting, *new)
             try:
-                for claim in claims:
-                    await self._host.lend(claim, row.uid)
+                for claim in new:
+                    await self._host.lend(claim, row.uid, frozenset(rest))
                 for claim in claims:
                     await process.plugs.plug(claim)
             except BaseException:
-                await asyncio.shield(self._undo(name, process, claims))
+                self._unwanted |= {claim.id for claim in claims}
+                with contextlib.suppress(VmferryError):  # tried again by what comes then
+                    await self._settle(name)
+                self._settle_later(name)
                 raise
         _log.info("devices attached", guest=name, devices=[str(claim.address) for claim in claims])
 
-    async def _undo(self, name: GuestName, process: GuestProcess, claims: Sequence[DeviceClaim]) -> None:
-        with contextlib.suppress(VmferryError):  # what it keeps comes back when it lets go
-            plugged = await process.plugs.plugged()
-            for claim in claims:
-                if claim.id in plugged:
-                    await process.plugs.unplug(claim.id)
-        with contextlib.suppress(VmferryError):  # logged; done again at the next end of anything
-            await self._settle(name)
+    async def _waiting(
+        self, name: GuestName, process: GuestProcess, addresses: Sequence[PciAddress]
+    ) -> tuple[DeviceClaim, ...]:
+        """Return those that the guest has let go and that wait for others of their group: it can have them again."""
+        plugged = await process.plugs.plugged()
+        return tuple(claim for claim in self.of(name) if claim.address in addresses and claim.id not in plugged)
+
+    async def _claim(self, guest: FrozenGuest, addresses: Sequence[PciAddress]) -> tuple[DeviceClaim, ...]:
+        devices = find_devices(await self._host.look(), addresses)
+        claims = plan_claims(guest, devices, self._guests.journal.device_claims())
+        self._guests.journal.claim_devices(claims)
+        return claims
 
     async def detach(self, name: GuestName, address: PciAddress, within_s: float) -> None:
         """Have a guest let a device go, and give it back to the host's own driver.
@@ -100,7 +113,7 @@ class GuestDevices:
             Broken: the kernel or QEMU does not do it, in its words.
         """
         self._guests.row(name)
-        async with self._guests.operation(name, "guest detach"), self._locks[name]:
+        async with self._guests.operation(name, DETACHING), self._locks[name]:
             claim = self._find(name, address)
             process = self._guests.process(name)
             if process is not None and claim.id in await process.plugs.plugged():
@@ -150,40 +163,53 @@ class GuestDevices:
             self._settle_later(name)
 
     def _settle_later(self, name: GuestName) -> None:
-        if self.of(name):
-            task = asyncio.create_task(self._settle_alone(name), name=f"devices:{name}")
-            self._settling.add(task)
-            task.add_done_callback(self._settling.discard)
+        """Have it settled soon, and again until it is; what is under way begins anew with what is so by then."""
+        if not self.of(name):
+            return
+        if (before := self._settling.get(name)) is not None:
+            before.cancel()
+        self._settling[name] = asyncio.create_task(self._settle_at_last(name), name=f"devices:{name}")
 
-    async def _settle_alone(self, name: GuestName) -> None:
+    async def _settle_at_last(self, name: GuestName) -> None:
         await self._guests.adopted(name)
-        async with self._locks[name]:
-            with contextlib.suppress(VmferryError):  # logged
-                await self._settle(name)
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                async with self._locks[name]:
+                    await self._settle(name)
+                    if not any(claim.id in self._unwanted for claim in self.of(name)):
+                        return
+            except VmferryError as error:
+                _log.warning("a guest's devices are not given back yet", guest=name, error=str(error))
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _settle(self, name: GuestName) -> None:
         """Give the host back what a guest has no more; when all was tried, raises the first of what failed."""
         failed: VmferryError | None = None
         process = self._guests.process(name)
         plugged = frozenset() if process is None else await process.plugs.plugged()
+        for claim in self.of(name):
+            if process is not None and claim.id in self._unwanted & set(plugged):
+                await process.plugs.unplug(claim.id)
         for claim in given_back(self.of(name), plugged):
             try:
                 await self._host.give_back(claim)
             except NotFound:
                 _log.warning("a guest's device is no more", guest=name, device=str(claim.address))
             except VmferryError as error:
-                _log.warning("device is not given back", guest=name, device=str(claim.address), error=str(error))
                 failed = failed or error
                 continue
             self._guests.journal.release_device(claim.address)
+            self._unwanted.discard(claim.id)
         if failed is not None:
             raise failed
 
     async def close(self) -> None:
         """Stop giving back; the next agent goes on."""
-        for task in list(self._settling):
+        for task in self._settling.values():
             task.cancel()
-        await asyncio.gather(*self._settling, return_exceptions=True)
+        await asyncio.gather(*self._settling.values(), return_exceptions=True)
 
 
 async def _answer(events: AsyncIterator[GuestEvent], device: str) -> GuestEventKind:

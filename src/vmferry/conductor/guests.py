@@ -15,9 +15,10 @@ from typing import Protocol
 
 import structlog
 
-from vmferry.conductor.busy import STOPPING, way_out
+from vmferry.conductor.busy import STOPPING, WAIT_FOR_GUEST, Operation, way_out
 from vmferry.conductor.guest_leases import GuestLeases
 from vmferry.conductor.tpm_states import TpmStates
+from vmferry.core.device_claims import addresses_of
 from vmferry.core.errors import BadInput, GuestBusy, NotFound, Refused, TimedOut, VmferryError
 from vmferry.core.guest import Desired, FrozenGuest, GuestSpec
 from vmferry.core.ids import Epoch, GuestName, HostName, is_name
@@ -65,16 +66,6 @@ class BeatBook(Protocol):
 
     async def close(self, guest: GuestName) -> None:
         """Stop listening; unknown guests are no error."""
-
-
-class Operation:
-    """What holds a guest; given back at its end, unless somebody goes on with it."""
-
-    is_kept = False
-
-    def keep(self) -> None:
-        """Leave it to somebody else to give it back (`Guests.unclaim`)."""
-        self.is_kept = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -283,9 +274,9 @@ class Guests:
         """
         row = self.row(name)
         process = self.process(name)
-        if process is not None and power_down_s is None and self._busy.get(name) == STOPPING:
-            await process.quit()  # whoever waits for it to power off sees that it has ended, and does the rest
-            while self._busy.get(name) == STOPPING:  # noqa: ASYNC110 - rare, and over within milliseconds
+        if process is not None and power_down_s is None and self._busy.get(name) in WAIT_FOR_GUEST:
+            await process.quit()  # whoever waits for its system sees that it has ended, and does the rest
+            while self._busy.get(name) in WAIT_FOR_GUEST:  # noqa: ASYNC110 - rare, and over within milliseconds
                 await asyncio.sleep(_STOPPED_SOON_S)
         async with self.operation(name, STOPPING):
             if process is not None and power_down_s is not None:
@@ -347,6 +338,8 @@ class Guests:
                     owner=self.settings.name,
                     fix=f"stop it first: `vmferry guest stop {name}`",
                 )
+            if devices := addresses_of(name, self.journal.device_claims()):
+                raise Refused(f"Guest {name} has had {', '.join(devices)}, not given back yet", retry=True)
             await self.let_go(name)
 
     async def let_go(self, name: GuestName) -> None:

@@ -37,9 +37,9 @@ def bind(sysfs: Sysfs, address: PciAddress, driver: str = VFIO, holders: Mapping
         Broken: the driver does not take it, in the kernel's words, or is not loaded.
     """
     device = _find(sysfs, address, holders)
+    _check_free(device)
     if device.driver == driver and device.override == driver:
         return
-    _check_free(device)
     try:
         _move(sysfs, address, driver, device.driver)
         _check(sysfs, address, driver)

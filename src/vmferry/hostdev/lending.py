@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from vmferry.core.device_claims import DeviceClaim
-from vmferry.core.errors import Broken, Refused
-from vmferry.core.pci_devices import Inventory
+from vmferry.core.errors import Blocked, Broken, NotFound, Refused
+from vmferry.core.pci import PciAddress
+from vmferry.core.pci_devices import Inventory, PciDevice
 from vmferry.hostdev.binding import bind, give_back
 from vmferry.hostdev.inventory import Known, read_inventory
 from vmferry.hostdev.names import name_of
@@ -35,7 +36,29 @@ class DeviceLender:
     def __init__(self, sysfs: Sysfs, root: Path = Path("/")) -> None:
         self._sysfs = sysfs
         self._root = root
-        self.changing = asyncio.Lock()  #: held while a device of this host is changed
+        self._changing = asyncio.Lock()
+        self._changes: set[asyncio.Task[None]] = set()
+
+    async def alone(self, begin: Callable[[], Callable[[], object]]) -> None:
+        """Change a device of this host in a thread, after all changes that were begun before.
+
+        Who is cancelled meanwhile does not end the change, and the next one waits for it all the same.
+
+        Args:
+            begin: called when it is this change's turn; returns what the thread does.
+        """
+        task = asyncio.create_task(self._alone(begin))
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        await asyncio.shield(task)
+
+    async def _alone(self, begin: Callable[[], Callable[[], object]]) -> None:
+        async with self._changing:
+            await asyncio.to_thread(begin())
+
+    async def close(self) -> None:
+        """Wait for the changes that were begun."""
+        await asyncio.gather(*self._changes, return_exceptions=True)
 
     async def look(self) -> Inventory:
         """Return all PCI devices as they are now."""
@@ -45,52 +68,78 @@ class DeviceLender:
         proc = self._root / "proc"
         return read_inventory(self._sysfs, Known(disk_uses(proc), holders(proc), name_of))
 
-    async def lend(self, claim: DeviceClaim, uid: int | None) -> None:
+    async def lend(self, claim: DeviceClaim, uid: int | None, together: frozenset[PciAddress]) -> None:
         """Take a device from its driver, so that a guest's process can have it."""
-        async with self.changing:
-            await asyncio.to_thread(self._lend, claim, uid)
+        await self.alone(lambda: lambda: self._lend(claim, uid, together))
 
-    def _lend(self, claim: DeviceClaim, uid: int | None) -> None:
+    def _lend(self, claim: DeviceClaim, uid: int | None, together: frozenset[PciAddress]) -> None:
+        self._judge_again(claim, together)
         bind(self._sysfs, claim.address, holders=self._holders())
         try:
-            self._hand_over(claim, uid)
+            self._hand_over(claim.iommu_group, uid)
         except OSError as error:
             self._give_back(claim)
             raise Broken(
                 f"PCI device {claim.address}: its group's file cannot be given to user {uid}: {error}",
-                fix="run the agent as root, or with CAP_CHOWN",
+                fix="run the agent as root, with CAP_CHOWN and CAP_FOWNER",
             ) from error
 
-    def _hand_over(self, claim: DeviceClaim, uid: int | None) -> None:
-        """Give the group's file to a user; what udev has to do with a new file comes first, and undoes nothing."""
+    def _judge_again(self, claim: DeviceClaim, together: frozenset[PciAddress]) -> None:
+        """Hold that the device is as it was when it was claimed: others may have changed it since."""
+        found = self._look()
+        device = _find(found, claim)
+        if blockers := found.why_not(device, together):
+            raise Blocked(f"{claim.address} cannot be given to a guest", blockers=blockers)
+        if (device.iommu_group, device.is_with_vfio) != (claim.iommu_group, claim.was_kept):
+            raise Refused(
+                f"PCI device {claim.address} was changed meanwhile: it is in group {device.iommu_group}, with driver"
+                f" {device.driver or 'none'}",
+                fix="try again",
+                retry=True,
+            )
+
+    def _hand_over(self, group: int, uid: int | None) -> None:
+        """Give a group's file to a user; what udev has to do with a new file comes first, and undoes nothing."""
         if uid is None:
             return
         if (self._root / _UDEV).exists():
             subprocess.run(["udevadm", "settle", f"--timeout={_SETTLE_S}"], check=False, stdin=subprocess.DEVNULL)
-        file = self._root / "dev/vfio" / str(claim.iommu_group)
-        os.chown(file, uid, -1)
+        file = self._file(group)
         file.chmod(0o600)
+        os.chown(file, uid, -1)
+
+    def _file(self, group: int) -> Path:
+        return self._root / "dev/vfio" / str(group)
 
     async def give_back(self, claim: DeviceClaim) -> None:
         """Let the host's own driver have a device again."""
-        async with self.changing:
-            await asyncio.to_thread(self._give_back, claim)
+        await self.alone(lambda: lambda: self._give_back(claim))
 
     def _give_back(self, claim: DeviceClaim) -> None:
         ends = time.monotonic() + _CLOSED_WITHIN_S
-        while (user := self._holders().get(str(claim.iommu_group))) is not None:
+        while True:
+            device = _find(self._look(), claim)
+            if device.user is None:
+                break
             if time.monotonic() > ends:
                 raise Refused(
-                    f"PCI device {claim.address} is not given back: {user} has its IOMMU group {claim.iommu_group}",
+                    f"PCI device {claim.address} is not given back: {device.user} has its IOMMU group"
+                    f" {device.iommu_group}",
                     fix="end that program, or take the device from it",
                     retry=True,
                 )
             time.sleep(_LOOK_EVERY_S)
         if not claim.was_kept:
-            give_back(self._sysfs, claim.address)
-        elif os.geteuid() == 0:
-            with contextlib.suppress(FileNotFoundError):  # the device is no more
-                self._hand_over(claim, 0)
+            give_back(self._sysfs, claim.address, holders=self._holders())
+        if device.iommu_group is not None and os.geteuid() == 0 and self._file(device.iommu_group).exists():
+            self._hand_over(device.iommu_group, 0)  # others of the group are with VFIO still
 
     def _holders(self) -> dict[str, str]:
         return holders(self._root / "proc")
+
+
+def _find(found: Inventory, claim: DeviceClaim) -> PciDevice:
+    device = found.devices.get(claim.address)
+    if device is None:
+        raise NotFound(f"There is no PCI device {claim.address} on this host", fix="see `vmferry pci list`")
+    return device

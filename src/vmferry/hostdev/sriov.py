@@ -61,6 +61,8 @@ def set_functions(
     there = _physical(found, address, count)
     if there.count == count:
         return there
+    if (user := found.devices[address].user) is not None:
+        raise Refused(f"PCI device {address} belongs to {user}", fix="take it from there first")
     if used := [f"{one.address} {why}" for one in _functions(found, there) if (why := _use(one)) is not None]:
         raise Refused(
             f"{address} has {there.count} virtual functions, all of which would end, and {', '.join(used)}",

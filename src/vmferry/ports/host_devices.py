@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Protocol
 
 from vmferry.core.device_claims import DeviceClaim
+from vmferry.core.pci import PciAddress
 from vmferry.core.pci_devices import Inventory
 
 
@@ -15,18 +16,20 @@ class HostDevices(Protocol):
     async def look(self) -> Inventory:
         """Return all PCI devices as they are now."""
 
-    async def lend(self, claim: DeviceClaim, uid: int | None) -> None:
-        """Take a device from its driver, so that a guest's process can have it. Idempotent.
+    async def lend(self, claim: DeviceClaim, uid: int | None, together: frozenset[PciAddress]) -> None:
+        """Take a device from its driver, so that a guest's process can have it.
 
         On failure the device is as before.
 
         Args:
             claim: of the device, journalled.
             uid: the process's user; None: the agent's own.
+            together: all devices that the guest gets with it.
 
         Raises:
             NotFound: there is no such device (any more).
-            Refused: a program has it.
+            Blocked: why it cannot be given to a guest any more.
+            Refused: it is not as it was when it was claimed.
             Broken: the kernel does not do it, in its words.
         """
 

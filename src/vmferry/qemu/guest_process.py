@@ -104,7 +104,7 @@ class QemuGuestProcess:
         self._reconnection = Reconnection(spec.name, run_dir.log)
         self._breaker = Breaker(spec.name, self._out_of_band, self.query_migration)
         self._locked_memory = LockedMemory(spec, process)
-        self.plugs = QemuPlugs(self._session, self._locked_memory)
+        self.plugs = QemuPlugs(self._session, self._locked_memory, spec.memory_bytes)
         self._sends_to: tuple[str, int] | None = None  #: the destination, once `migrate` was said by this object
         self._has_state_file = False  #: it was, or may have been, given a file
         self.mirrors = QemuDiskMirrors(spec.name, self._session, self._version, process, self._out_of_band)

@@ -9,6 +9,7 @@ prlimit(2): a process with CAP_SYS_RESOURCE may raise any limit; tried with soft
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import resource
@@ -27,6 +28,7 @@ _FILES = Path("dev/infiniband")
 _MANAGER = "rdma_cm"
 _STATUS = Path("/proc/self/status")
 _CAP_SYS_RESOURCE = 24
+_LOCKED = "Max locked memory"
 #: Firmware, video memory and QEMU's own buffers are registered as well.
 _BESIDE_MEMORY = 256 * MIB
 _RESTART = "and restart the agent (guests run on)"
@@ -83,7 +85,7 @@ class LockedMemory:
             Broken: this process may not raise the limit, or QEMU is gone.
         """
         if by is Transport.RDMA:
-            self._allow("or move the guest with --link tcp")
+            self._allow(", or move the guest with --link tcp")
 
     def allow_devices(self) -> None:
         """Let it lock all of its guest's memory for devices of the host, until it ends.
@@ -91,7 +93,7 @@ class LockedMemory:
         Raises:
             Broken: this process may not raise the limit, or QEMU is gone.
         """
-        self._allow("which `systemctl edit vmferry-agent` adds")
+        self._allow("")
         self._has_devices = True
 
     def _allow(self, otherwise: str) -> None:
@@ -101,11 +103,11 @@ class LockedMemory:
             raise Broken(
                 f"QEMU of guest {self._spec.name} cannot be let lock {format_bytes(self._spec.memory_bytes)}:"
                 f" {error.strerror}",
-                fix=f"run the agent as root, or with LimitMEMLOCK=infinity, {otherwise}",
+                fix=f"run the agent with CAP_SYS_RESOURCE{otherwise}",
             ) from error
 
     def _raise_to(self, most: int) -> None:
-        soft, hard = before = resource.prlimit(self._process.record.pid, resource.RLIMIT_MEMLOCK)
+        soft, hard = before = _limits(self._process.record.pid)
         if _reaches(soft, most):
             return
         resource.prlimit(
@@ -126,6 +128,20 @@ class LockedMemory:
                 resource.prlimit(self._process.record.pid, resource.RLIMIT_MEMLOCK, before)
             except ProcessLookupError:
                 return
+
+
+def _limits(pid: int) -> tuple[int, int]:
+    """Return how much a process may lock, soft and hard; prlimit(2) tells it of other users' to few.
+
+    Source: proc_pid_limits(5).
+    """
+    try:
+        lines = Path(f"/proc/{pid}/limits").read_text("ascii").splitlines()
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+    words = next(line for line in lines if line.startswith(_LOCKED)).removeprefix(_LOCKED).split()
+    soft, hard = (resource.RLIM_INFINITY if word == "unlimited" else int(word) for word in words[:2])
+    return soft, hard
 
 
 def _reaches(limit: int, wanted: int) -> bool:

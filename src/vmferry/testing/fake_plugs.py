@@ -79,9 +79,11 @@ class FakeHostDevices:
         """Return what there is."""
         return Inventory.of(one for address, one in self.inventory.devices.items() if address not in self.gone)
 
-    async def lend(self, claim: DeviceClaim, uid: int | None) -> None:
+    async def lend(self, claim: DeviceClaim, uid: int | None, together: frozenset[PciAddress]) -> None:
         """Lend a device."""
         self._change(claim)
+        if claim.address not in together:
+            raise AssertionError(f"{claim.address} is none of {together}")
         if self.lent.get(claim.address, claim) != claim:
             raise AssertionError(f"{claim.address} is lent already, to {self.lent[claim.address].guest}")
         self.lent[claim.address] = claim
