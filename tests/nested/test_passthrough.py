@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -68,18 +66,6 @@ async def seen_by(fleet: NestedFleet, guest: str, ids: str) -> int:
     return pairs.count(ids)
 
 
-async def owners(fleet: NestedFleet) -> dict[str, str]:
-    """Return which devices belong to which guest, as the host tells it of each device."""
-    devices = json.loads(await fleet.must("pci", "list", "host-a", "--json"))["devices"]
-    return {one["address"]["lspci"]: one["user"] for one in devices if one["user"] is not None}
-
-
-async def attached(fleet: NestedFleet) -> dict[str, str]:
-    """Return the same, as the guests have it."""
-    guests = json.loads(await fleet.must("guest", "list", "--json"))["guests"]
-    return {device: f"guest {one['name']}" for one in guests for device in one["devices"]}
-
-
 async def wait_seen(fleet: NestedFleet, guest: str, ids: str, count: int) -> None:
     """Wait until a guest's system has found as many."""
 
@@ -110,49 +96,3 @@ async def test_a_whole_device_goes_in_and_back(fleet: NestedFleet, what: str, id
     assert await driver_of(fleet, device) == driver
     assert await seen_by(fleet, GUEST, ids) == 0
     assert (await fleet.oracle(GUEST, "host-a", 120)).startswith("oracle clean")
-
-
-async def test_functions_of_one_card_with_two_guests(fleet: NestedFleet) -> None:
-    """Two for one guest, one for the other: none is given twice, and their card keeps them while a guest has one."""
-    card = host_of(fleet).cards[0]
-    first, second, third, _ = json.loads(await fleet.must("vf", "create", "host-a", str(card), "4", "--json"))[
-        "functions"
-    ]
-    await fleet.must("guest", "attach", GUEST, first, second)
-    await fleet.must("guest", "attach", OTHER, third)
-    for guest, count in ((GUEST, 2), (OTHER, 1)):
-        await wait_seen(fleet, guest, "8086:10ca", count)
-    assert await owners(fleet) == await attached(fleet)
-    for words in (("guest", "attach", OTHER, first), ("vf", "release", "host-a", str(card))):
-        ran = await fleet.cli(*words)
-        assert (ran.exit_code, "guest web-7" in ran.stderr) == (6, True)
-    await fleet.must("guest", "stop", OTHER, "--force")
-    assert await owners(fleet) == {first: f"guest {GUEST}", second: f"guest {GUEST}"}
-    await fleet.must("guest", "start", OTHER)
-
-
-async def test_agents_that_are_killed_lose_no_function(fleet: NestedFleet) -> None:
-    """At any moment of an order: afterwards each function is a guest's, or nobody's; the guests never notice."""
-    card, chance = host_of(fleet).cards[0], random.Random(7)
-    shown = json.loads(await fleet.must("pf", "show", "host-a", str(card), "--json"))["functions"]
-    functions = [one["address"]["lspci"] for one in shown]
-    for _ in range(6):
-        have = await attached(fleet)
-        device = chance.choice(functions)
-        owner = have.get(device, "").removeprefix("guest ")
-        verb = ("detach", owner) if owner else ("attach", chance.choice([GUEST, OTHER]))
-        order = asyncio.create_task(fleet.cli("guest", *verb, device))
-        await asyncio.sleep(chance.uniform(4, 12))  # a command takes some 5 s to begin here
-        await fleet.kill_agent("host-a")
-        await order
-        await fleet.start_agent("host-a")
-
-        async def agree() -> bool:
-            guests = await attached(fleet)
-            drivers = {one: await driver_of(fleet, PciAddress.parse(one)) for one in functions}
-            kept = {one for one, driver in drivers.items() if driver == "vfio-pci"}
-            return await owners(fleet) == guests and kept == guests.keys() & set(functions)
-
-        await wait_until(agree, "guests, journal and kernel agree", timeout_s=120)
-    for guest in (GUEST, OTHER):
-        assert (await fleet.oracle(guest, "host-a", 120)).startswith("oracle clean")

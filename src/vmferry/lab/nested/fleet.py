@@ -9,7 +9,6 @@ Everything lies in the hosts' own memory: a host that loses its power has lost i
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,6 @@ LOG = FOLDER / "agent.log"
 #: The nested hosts have one slow CPU each: a command takes seconds to start.
 _COMMAND_TIMEOUT_S = 180.0
 _READY_TIMEOUT_S = 300.0
-_ASK_EVERY_S = 2.0
 _VMFERRY = (sys.executable, "-m", "vmferry")
 _ASK = """
 import asyncio, sys
@@ -158,34 +156,13 @@ class NestedFleet:
         """Return what a host's agent has written."""
         return await self.hosts[host].must("cat", str(LOG))
 
-    async def kill_agent(self, host: str) -> None:
-        """Kill a host's agent, as nothing else can end it; its guests live on."""
-        await self.hosts[host].shell("while pkill -9 -f '[v]mferry-lab/agent.toml'; do sleep 0.1; done")
-
-    async def start_agent(self, host: str) -> None:
-        """Start a host's agent, and wait until it answers.
-
-        Raises:
-            TimedOut: it does not, in time.
-        """
-        await self._start(host)
-        for _ in range(int(_READY_TIMEOUT_S / _ASK_EVERY_S)):
-            ran = await self.cli("guest", "list", "--json")
-            if ran.exit_code == 0 and host not in json.loads(ran.stdout)["silent"]:
-                return
-            await asyncio.sleep(_ASK_EVERY_S)
-        raise TimedOut(f"Agent of nested host {host} does not answer; its log:\n{await self.log(host)}")
-
     async def _begin(self, name: str) -> None:
         """Start an agent that is not enrolled yet."""
         host = self.hosts[name]
         await host.shell(f"mkdir -m 711 {FOLDER} {FOLDER}/state {FOLDER}/run")
         await host.must("tee", str(FOLDER / "agent.toml"), text=tomli_w.dumps(self._settings(name)))
-        await self._start(name)
-
-    async def _start(self, name: str) -> None:
         agent = " ".join((*_VMFERRY, "agent", "--config", str(FOLDER / "agent.toml")))
-        await self.hosts[name].shell(f"setsid {agent} </dev/null >>{LOG} 2>&1 &")
+        await host.shell(f"setsid {agent} </dev/null >{LOG} 2>&1 &")
 
     async def _wait_command(self, name: str) -> list[str]:
         for _ in range(int(_READY_TIMEOUT_S)):
