@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
 ]
 
-GUEST, OTHER = "web-7", "db-1"
+GUEST = "web-7"
 PLAN = replace(linux_guest(GUEST, memory_mib=160, rate=1, bridge=False), working_set_mib=8)
 #: The guest's own look at its devices: "seen 8086:10ca ...".
 _SEEN = "echo seen $(for d in /sys/bus/pci/devices/*; do cat $d/vendor $d/device; done)"
@@ -35,19 +35,18 @@ _SEEN = "echo seen $(for d in /sys/bus/pci/devices/*; do cat $d/vendor $d/device
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def fleet(sriov_lab: NestedLab) -> AsyncIterator[NestedFleet]:
-    """Agents on two hosts, and two guests on the first."""
+    """Agents on two hosts, and a guest on the first."""
     for host in sriov_lab.hosts.values():
         if not host.is_up:
             await host.start()
     qemus = dict.fromkeys(sriov_lab.hosts, find_or_skip((10, 0)))
     async with NestedFleet(sriov_lab.hosts, qemus, acceleration=Acceleration.KVM) as made:
         await made.run_guest(PLAN, "host-a")
-        await made.run_guest(replace(PLAN, name=OTHER), "host-a")
         yield made
 
 
 def host_of(fleet: NestedFleet) -> SriovHost:
-    """Return the host on which the guests are."""
+    """Return the host on which the guest is."""
     host = fleet.hosts["host-a"]
     assert isinstance(host, SriovHost)
     return host
