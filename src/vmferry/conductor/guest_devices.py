@@ -177,7 +177,7 @@ class GuestDevices:
             try:
                 async with self._locks[name]:
                     await self._settle(name)
-                    if not any(claim.id in self._unwanted for claim in self.of(name)):
+                    if self._unwanted.isdisjoint(claim.id for claim in self.of(name)):
                         return
             except VmferryError as error:
                 _log.warning("a guest's devices are not given back yet", guest=name, error=str(error))
@@ -190,8 +190,11 @@ class GuestDevices:
         process = self._guests.process(name)
         plugged = frozenset() if process is None else await process.plugs.plugged()
         for claim in self.of(name):
-            if process is not None and claim.id in self._unwanted & set(plugged):
-                await process.plugs.unplug(claim.id)
+            if claim.id not in plugged:
+                self._unwanted.discard(claim.id)
+            elif process is not None and claim.id in self._unwanted:
+                with contextlib.suppress(VmferryError):  # it stays unwanted
+                    await process.plugs.unplug(claim.id)
         for claim in given_back(self.of(name), plugged):
             try:
                 await self._host.give_back(claim)
@@ -201,7 +204,6 @@ class GuestDevices:
                 failed = failed or error
                 continue
             self._guests.journal.release_device(claim.address)
-            self._unwanted.discard(claim.id)
         if failed is not None:
             raise failed
 

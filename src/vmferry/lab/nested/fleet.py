@@ -29,7 +29,7 @@ FOLDER = Path("/run/vmferry-lab")
 LOG = FOLDER / "agent.log"
 #: The nested hosts have one slow CPU each: a command takes seconds to start.
 _COMMAND_TIMEOUT_S = 180.0
-_READY_TIMEOUT_S = 300.0
+_READY_TIMEOUT_S = 120.0
 _VMFERRY = (sys.executable, "-m", "vmferry")
 _ASK = """
 import asyncio, sys
