@@ -80,9 +80,10 @@ async def test_what_vfio_had_before_stays_there(place: Place) -> None:
     place.kernel.write(f"{DEVICES}/{CARD}/driver_override", "vfio-pci\n")
     place.kernel.write("bus/pci/drivers/igb/unbind", CARD)
     place.kernel.write("bus/pci/drivers_probe", CARD)
-    claim = place.claim(CARD, was_kept=True)
+    claim, before = place.claim(CARD, was_kept=True), list(place.kernel.writes)
     await place.lender.lend(claim, UID, frozenset())
     await place.lender.give_back(claim)
+    assert place.kernel.writes == before
     assert place.driver(CARD) == "vfio-pci"
     assert (place.root / f"dev/vfio/{claim.iommu_group}").stat().st_uid == os.geteuid()
 

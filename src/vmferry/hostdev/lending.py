@@ -74,7 +74,8 @@ class DeviceLender:
 
     def _lend(self, claim: DeviceClaim, uid: int | None, together: frozenset[PciAddress]) -> None:
         self._judge_again(claim, together)
-        bind(self._sysfs, claim.address, holders=self._holders())
+        if not claim.was_kept:  # else a driver of VFIO has it already, perhaps one for such devices alone
+            bind(self._sysfs, claim.address, holders=self._holders())
         try:
             self._hand_over(claim.iommu_group, uid)
         except OSError as error:
