@@ -22,7 +22,7 @@ from vmferry.agent.spec_rules import spec_complaints
 from vmferry.api import models as m
 from vmferry.api.bases import Request
 from vmferry.core.errors import BadInput, Denied, Refused
-from vmferry.core.guest import Disk, GuestSpec, IoPath, KernelBoot, Nic, UefiBoot
+from vmferry.core.guest import Disk, GuestSpec, IoPath, KernelBoot, NetworkKind, Nic, UefiBoot
 from vmferry.core.ids import GuestName, GuestUuid, HandoverId, HostName
 from vmferry.core.units import Bytes
 from vmferry.guestfile import words
@@ -64,6 +64,7 @@ def test_a_stream_goes_to_an_ip_address(address: str) -> None:
         m.RejoinReply(state="x", address=address, port=1)
 
 
+FUNCTION = Nic(IoPath.SRIOV_VF, NetworkKind.NONE, physical_network="fabric")
 BAD: dict[str, tuple[GuestSpec, str]] = {
     "relative kernel": (replace(GOOD, boot=KernelBoot("vmlinuz")), "boot.kernel"),
     "NUL in a path": (replace(GOOD, boot=KernelBoot("/k", "/i\0")), "boot.initrd"),
@@ -74,6 +75,15 @@ BAD: dict[str, tuple[GuestSpec, str]] = {
     "bridge": (replace(GOOD, nics=(Nic(bridge="br0,x"),)), "nics[0].bridge"),
     "kernel's card without a bridge": (replace(GOOD, nics=(Nic(IoPath.VHOST),)), "nics[0].io_path"),
     "kernel's disk": (replace(GOOD, disks=(Disk("/a", io_path=IoPath.VHOST),)), "disks[0].io_path"),
+    "function without a network": (replace(GOOD, nics=(Nic(IoPath.SRIOV_VF),)), "nics[0].io_path"),
+    "five functions": (replace(GOOD, nics=(FUNCTION,) * 5), "nics"),
+    "function's network": (
+        replace(GOOD, nics=(replace(FUNCTION, physical_network="a b"),)),
+        "nics[0].physical_network",
+    ),
+    "function's VLAN": (replace(GOOD, nics=(replace(FUNCTION, vlan=4095),)), "nics[0].vlan"),
+    "standby": (replace(GOOD, nics=(replace(FUNCTION, standby=IoPath.EMULATED),)), "nics[0].io_path"),
+    "VLAN of no function": (replace(GOOD, nics=(Nic(vlan=7),)), "nics[0].io_path"),
     "MAC": (replace(GOOD, nics=(Nic(mac="52:54:00:12:34:56\n"),)), "nics[0].mac"),
     "port": (replace(GOOD, nics=(Nic(forward_udp=((0, 7),)),)), "nics[0].forward_udp"),
     "CPU": (replace(GOOD, cpu="host"), "cpu"),
@@ -89,7 +99,7 @@ BAD: dict[str, tuple[GuestSpec, str]] = {
 @pytest.mark.parametrize(("spec", "key"), BAD.values(), ids=BAD)
 async def test_the_guest_files_rules_hold_for_the_api(spec: GuestSpec, key: str) -> None:
     """Each is bad input that names the key, before any file, host or journal is looked at."""
-    checking = Checking(*cast("Any", [None] * 5))
+    checking = Checking(*cast("Any", [None] * 6))
     with pytest.raises(BadInput) as caught:
         await checking.check_new(spec)
     assert f"{key} = " in caught.value.what
@@ -102,7 +112,7 @@ async def test_a_uuid_that_a_guest_here_has_is_refused(monkeypatch: pytest.Monke
     row = SimpleNamespace(guest=SimpleNamespace(uuid=uuid, spec=GOOD))
     guests = SimpleNamespace(journal=SimpleNamespace(guests=lambda: [row]))
     here = SimpleNamespace(offer=SimpleNamespace(name="host-a"))
-    checking = Checking(*cast("Any", [guests, here, None, None, None]))
+    checking = Checking(*cast("Any", [guests, here, None, None, None, None]))
     monkeypatch.setattr(Checking, "_what_is_wrong", _nothing)
     with pytest.raises(BadInput, match=f"its UUID is guest {GOOD.name}'s"):
         await checking.check_new(replace(GOOD, name=GuestName("web-8"), uuid=uuid))
@@ -159,7 +169,7 @@ def make_service(peer_of_row: str | None, bridges: list[str]) -> Service:
     row = None if peer_of_row is None else SimpleNamespace(peer=peer_of_row)
     journal = SimpleNamespace(handover=lambda *_: row)
     host_view = SimpleNamespace(bridges=lambda: bridges, offer=SimpleNamespace(name="host-a"))
-    checking = Checking(*cast("Any", [None, host_view, None, None, None]))
+    checking = Checking(*cast("Any", [None, host_view, None, None, None, None]))
     rest = [None] * (len(dataclasses.fields(Service)) - 4)
     parts: Any = [SimpleNamespace(journal=journal), None, None, checking, *rest]
     return Service(*parts)

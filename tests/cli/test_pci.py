@@ -27,7 +27,7 @@ def here(fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     monkeypatch.setattr(devices, "name_of", lambda vendor, device: "Emulated card" if device == 0x10C9 else "")
     kernel = host(tmp_path / "sys")
     kernel.set_up(CARD, "ens1", up=True)
-    found = HostDevices(kernel, cards(kernel), DeviceLender(kernel), list)
+    found = HostDevices(kernel, cards(kernel), DeviceLender(kernel, cards(kernel)), list)
     asyncio.run(found.set_functions(d.SetFunctions(card=CARD, count=2)))
     monkeypatch.setattr(devices, "holders", lambda: {"102": "qemu-system-x86 (pid 4711)"})
     answers = fleet.agents["host-a"].answers

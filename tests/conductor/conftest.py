@@ -14,6 +14,7 @@ from tests.conductor.pair import Host, running
 from vmferry.conductor import (
     destination,
     disk_copying,
+    guest_devices,
     guests,
     postcopy_destination,
     postcopy_source,
@@ -53,6 +54,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postcopy_destination, "_LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(destination, "_ASK_SOURCE_EVERY_S", 0.02)
     monkeypatch.setattr(guests, "_ADOPT_AGAIN_S", 0.01)
+    monkeypatch.setattr(guest_devices, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(guest_devices, "_LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr(guests, "_ADOPT_FIRST_S", 0.05)
     for state, facts in list(FACTS.items()):
         if facts.deadline_ms is not None:

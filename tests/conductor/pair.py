@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vmferry.conductor.around import Checked, Surroundings
+from vmferry.conductor.guest_devices import GuestDevices
 from vmferry.conductor.guests import Guests, HostSettings
 from vmferry.conductor.handovers import DEFAULT_CHOICE, Handovers, Postcopy
 from vmferry.conductor.plan import Choice
@@ -25,6 +26,8 @@ from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.states import FACTS, AnyState, Owner, SourceState
 from vmferry.core.host import GuestProbe, HostFacts, QemuFacts
 from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
+from vmferry.core.pci import PciAddress
+from vmferry.core.pci_devices import Inventory
 from vmferry.core.progress import Finished, Guarantee, Outcome
 from vmferry.core.units import GIB, Bytes, BytesPerSecond, Milliseconds, Nanoseconds
 from vmferry.links.relay import LocalRelays
@@ -47,6 +50,8 @@ from vmferry.ports.stream import Relays, StreamWays
 from vmferry.testing.fake_door import FakeDoor, FakePipelines
 from vmferry.testing.fake_hypervisor import FAKE_FACTS
 from vmferry.testing.fake_mirrors import FakeDiskFiles
+from vmferry.testing.fake_plugs import FakeHostDevices
+from vmferry.testing.fake_qemu import FakeLink
 from vmferry.testing.fake_throttle import FakeThrottle
 
 T = TypeVar("T")
@@ -118,6 +123,9 @@ class Host:
     link: BytesPerSecond | None = None
     device: str | None = None
     measured: Bandwidth | None = None  #: of its link to any other host
+    devices: FakeHostDevices = field(default_factory=lambda: FakeHostDevices(FakeLink(), Inventory.of(())))
+    networks: dict[str, tuple[PciAddress, ...]] = field(default_factory=dict)
+    given: GuestDevices = field(init=False)
     guests: Guests = field(init=False)
     handovers: Handovers = field(init=False)
     gone: asyncio.Event = field(init=False)
@@ -130,6 +138,7 @@ class Host:
         self.gone = asyncio.Event()
         settings = HostSettings(self.name, self.run_dir, self.uids, self.run_dir / "tpm")
         self.guests = Guests(settings, self.journal, self.hypervisor, NoBeats(), self.leases)
+        self.given = GuestDevices(self.guests, self.devices, self.networks)
         around = Surroundings(
             peer=lambda host: DirectPeer(self.pair, host),
             check=self._check,
@@ -147,6 +156,7 @@ class Host:
             ways=StreamWays(FakeDoor(self.pair.doors), self.pipelines, self.relays),
             compressing=PageCompressing(),
             disk_files=self.files,
+            devices=self.given,
             keep_trace=self.traces.__setitem__,
         )
         self.handovers = Handovers(self.guests, around)
@@ -155,11 +165,13 @@ class Host:
         """Take over what an earlier agent left."""
         await self.guests.adopt_all()
         self.handovers.recover()
+        self.given.recover()
 
     async def stop(self) -> None:
         """End this agent; QEMUs live on."""
         self.gone.set()
         await self.handovers.close()
+        await self.given.close()
         await self.guests.close()
 
     async def restart(self) -> None:

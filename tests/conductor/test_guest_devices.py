@@ -384,7 +384,7 @@ def next_agent(place: Place, journal: Journal) -> GuestDevices:
     """Return the part of an agent that takes over, and begins."""
     place.host.guests.journal = journal
     for name in (GUEST, OTHER):
-        place.process(name).plugs = FakePlugs(place.process(name).qemu, lambda _: None)
+        place.process(name).plugs = FakePlugs(place.process(name).qemu, place.link, lambda _: None)
     survivor = GuestDevices(place.host.guests, place.devices)
     survivor.recover()
     return survivor

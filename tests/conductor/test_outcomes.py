@@ -1,12 +1,18 @@
-"""Every state of either side x every fault: how it ends, as `testing/outcomes.py` says."""
+"""Every state of either side x every fault: how it ends, as `testing/outcomes.py` says.
+
+The guest is to have a virtual function of its host, and has it again wherever it runs in the end.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
-from tests.conductor.fakes import WatchedLink, qemu_of
-from tests.conductor.pair import GUEST, Host, wait_finished, wait_until
+from tests.conductor.fakes import HOST_A, HOST_B, WatchedLink, make_pair, qemu_of
+from tests.conductor.functions import WITH_FUNCTION, give_cards, wait_free, wait_has_it
+from tests.conductor.pair import GUEST, Host, running, wait_finished, wait_until
 
 from vmferry.conductor.source import Source
 from vmferry.core.handover.states import FACTS, AnyState, DestinationState, Side, SourceState
@@ -137,7 +143,7 @@ class Scene:
         self.link.keeps_device = False
         self.link.heal()
 
-    def check(self, expected: Expected) -> None:
+    async def check(self, expected: Expected) -> None:
         """Hold that journals and reality agree, and that nothing is left."""
         owner, other = (self.here, self.there) if expected.owner is Side.SOURCE else (self.there, self.here)
         row = owner.journal.guest(GUEST)
@@ -149,14 +155,30 @@ class Scene:
             assert row.process is not None
             assert alive == [(row.process, RunState.RUNNING)]
             assert row.note is None
+            await wait_has_it(owner, self.link)
         else:
             assert alive == []
             assert row.process is None
             assert row.note is not None
+            await wait_free(owner)
+        await wait_free(other)
         for host in (self.here, self.there):
             assert list(host.journal.reservations()) == []
             assert host.guests.busy_with(GUEST) is None
         assert self.link.doubled == []
+
+
+@pytest.fixture
+async def hosts(tmp_path: Path, link: WatchedLink, hurried: None) -> AsyncIterator[tuple[Host, Host]]:
+    """Two hosts on fakes; the guest runs on the first, with its function."""
+    pair = make_pair(tmp_path, link)
+    give_cards(pair, link)
+    here, there = pair.hosts[HOST_A], pair.hosts[HOST_B]
+    async with running(here, there):
+        await here.guests.run(WITH_FUNCTION)
+        await wait_has_it(here, link)
+        yield here, there
+    assert link.doubled == []
 
 
 @pytest.mark.parametrize(("state", "fault", "expected"), CELLS)
@@ -169,7 +191,7 @@ async def test_outcome(
     await scene.strike(state, fault)
     await wait_finished(*hosts)
     await scene.rest()
-    scene.check(expected)
+    await scene.check(expected)
 
 
 def test_table_is_complete() -> None:

@@ -25,7 +25,7 @@ SOURCE_STATES: dict[str, AnyState] = {
     "CO": S.COMMITTED, "RU": S.RUNNING, "DO": S.DONE, "AB": S.ABORTING, "AD": S.ABORTED, "RT": S.RETURNING,
     "RE": S.RETURNED, "CR": S.CRASHED, "LT": S.LOST,
     "PO": S.POSTCOPY_ORDERED, "PX": S.POSTCOPY_CROSSING, "PM": S.POSTCOPY_COMMITTED, "PR": S.POSTCOPY_RUNNING,
-    "PP": S.POSTCOPY_PAUSED, "CD": S.COPYING_DISKS,
+    "PP": S.POSTCOPY_PAUSED, "CD": S.COPYING_DISKS, "DE": S.DETACHING,
 }  # fmt: skip
 SOURCE_EVENTS: dict[str, AnyEvent] = {
     "cp": E.CHECK_PASSED, "cf": E.CHECK_FAILED, "rs": E.DESTINATION_RESERVED, "rf": E.DESTINATION_REFUSED,
@@ -36,6 +36,7 @@ SOURCE_EVENTS: dict[str, AnyEvent] = {
     "fe": E.DESTINATION_FENCED, "re": E.SOURCE_RESUMED, "ti": E.TIDIED, "po": E.POSTCOPY_ORDERED,
     "bk": E.STREAM_BROKE, "rc": E.STREAM_RECOVERED, "pa": E.PAGES_ARRIVED,
     "ad": E.DESTINATION_AWAITS_DISKS, "dm": E.DISKS_MIRRORED, "il": E.IMAGE_LOCKED,
+    "vp": E.DEVICES_PLUGGED, "vd": E.DEVICES_DETACHED,
 }  # fmt: skip
 DESTINATION_STATES: dict[str, AnyState] = {
     "PR": T.PREPARING, "RC": T.RECEIVING, "LO": T.LOADED, "AC": T.ACQUIRED, "ST": T.STARTING, "RU": T.RUNNING,
@@ -51,32 +52,33 @@ DESTINATION_EVENTS: dict[str, AnyEvent] = {
 
 #: state rows, event columns: where it leads, `.` = ignored, `!` = our bug
 SOURCE_GRID = """
-   cp cf rs ad dm rf pb po sp sb sc dl sf df qd ge cr dp ar il or dr bk rc pa dt dk fe re ti
-CH RG AD  !  !  !  !  !  !  !  !  !  !  !  ! CR AD AD AD AD  !  !  !  !  !  !  !  !  .  !  !
-RG  .  . RD CD  ! AB  !  !  !  !  !  ! AB AB CR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
-CD  .  .  .  . RD  .  !  !  !  !  !  ! AB AB CR AB AB  . AB  !  !  !  !  !  !  !  !  .  !  !
-RD  .  .  .  .  .  . PC  !  !  !  !  ! AB AB CR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
-PC  .  .  .  .  .  .  . PO PS  ! AB  . AB AB CR AB AB  . PC  !  !  !  !  !  !  !  !  .  !  !
-PS  .  .  .  .  .  .  .  .  . SW SC DL AB AB OR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
-SW  .  .  .  .  .  .  .  .  .  . SC DL AB AB OR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
-SC  .  .  .  .  .  .  .  .  .  .  . LO AB AB OR AB AB AB SC  !  !  !  !  !  !  !  !  .  !  !
-DL  .  .  .  .  .  .  .  .  .  . LO  . AB AB OR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
-LO  .  .  .  .  .  .  .  .  .  .  .  .  . AB OR  . AB AB SC AB CO  !  !  !  !  !  !  .  !  !
-OR  .  .  .  .  .  .  .  .  .  .  . OR CR CR  . CR  .  . OR  . CO  !  !  !  !  !  ! CR  !  !
-PO  .  .  .  .  .  .  .  . PX  !  .  . AB AB CR AB AB  . PO  !  !  !  !  !  !  !  !  .  !  !
-PX  .  .  .  .  .  .  .  .  .  . SC  . AB CR CR  .  .  . PX  . PM  !  .  !  !  !  ! CR  !  !
-PM  .  .  .  .  .  .  .  .  .  . CO  .  .  . PM  .  .  . PM  .  . PR  .  . CO RT LT CR  !  !
-PR  .  .  .  .  .  .  .  .  .  . RU  .  .  . PP  .  .  . PR  .  .  . PP  . RU  . LT CR  !  !
-PP  .  .  .  .  .  .  .  .  .  . RU  .  .  . PP  .  .  . PP  .  .  .  . PR RU  . LT CR  !  !
-CO  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . CO  .  . RU  .  .  . RT LT CR  !  !
-RU  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . RU  .  .  .  .  .  .  .  .  .  ! DO
-DO  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . DO  .  .  .  .  .  .  .  .  .  .  .
-AB  .  .  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  . AB  .  .  !  !  !  !  !  !  . AD  !
-AD  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . AD  .  .  .  .  .  .  .  .  .  .  .
-RT  .  .  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  . RT  .  .  !  .  .  .  .  .  . RE  !
-RE  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . RE  .  .  .  .  .  .  .  .  .  .  .
-CR  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  .  .  .  .  .  .  .  .  .
-LT  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . LT  .  .  .  .  .  .  .  .  .  .  .
+   cp cf rs ad dm vp vd rf pb po sp sb sc dl sf df qd ge cr dp ar il or dr bk rc pa dt dk fe re ti
+CH RG AD  !  !  !  !  !  !  !  !  !  !  !  !  !  ! CR AD AD AD AD  !  !  !  !  !  !  !  !  .  !  !
+RG  .  . RD CD  !  !  ! AB  !  !  !  !  !  ! AB AB CR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
+CD  .  .  .  . RD  !  !  .  !  !  !  !  !  ! AB AB CR AB AB  . AB  !  !  !  !  !  !  !  !  .  !  !
+DE  .  .  .  .  .  . RD  .  !  !  !  !  !  ! AB AB CR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
+RD  .  .  .  .  . DE  .  . PC  !  !  !  !  ! AB AB CR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
+PC  .  .  .  .  .  .  .  .  . PO PS  ! AB  . AB AB CR AB AB  . PC  !  !  !  !  !  !  !  !  .  !  !
+PS  .  .  .  .  .  .  .  .  .  .  . SW SC DL AB AB OR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
+SW  .  .  .  .  .  .  .  .  .  .  .  . SC DL AB AB OR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
+SC  .  .  .  .  .  .  .  .  .  .  .  .  . LO AB AB OR AB AB AB SC  !  !  !  !  !  !  !  !  .  !  !
+DL  .  .  .  .  .  .  .  .  .  .  .  . LO  . AB AB OR AB AB AB AB  !  !  !  !  !  !  !  !  .  !  !
+LO  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . AB OR  . AB AB SC AB CO  !  !  !  !  !  !  .  !  !
+OR  .  .  .  .  .  .  .  .  .  .  .  .  . OR CR CR  . CR  .  . OR  . CO  !  !  !  !  !  ! CR  !  !
+PO  .  .  .  .  .  .  .  .  .  . PX  !  .  . AB AB CR AB AB  . PO  !  !  !  !  !  !  !  !  .  !  !
+PX  .  .  .  .  .  .  .  .  .  .  .  . SC  . AB CR CR  .  .  . PX  . PM  !  .  !  !  !  ! CR  !  !
+PM  .  .  .  .  .  .  .  .  .  .  .  . CO  .  .  . PM  .  .  . PM  .  . PR  .  . CO RT LT CR  !  !
+PR  .  .  .  .  .  .  .  .  .  .  .  . RU  .  .  . PP  .  .  . PR  .  .  . PP  . RU  . LT CR  !  !
+PP  .  .  .  .  .  .  .  .  .  .  .  . RU  .  .  . PP  .  .  . PP  .  .  .  . PR RU  . LT CR  !  !
+CO  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . CO  .  . RU  .  .  . RT LT CR  !  !
+RU  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . RU  .  .  .  .  .  .  .  .  .  ! DO
+DO  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . DO  .  .  .  .  .  .  .  .  .  .  .
+AB  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  . AB  .  .  !  !  !  !  !  !  . AD  !
+AD  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . AD  .  .  .  .  .  .  .  .  .  .  .
+RT  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  . RT  .  .  !  .  .  .  .  .  . RE  !
+RE  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . RE  .  .  .  .  .  .  .  .  .  .  .
+CR  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . CR  .  .  .  .  .  .  .  .  .  .  .
+LT  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . LT  .  .  .  .  .  .  .  .  .  .  .
 """
 DESTINATION_GRID = """
    ql pf sl sf pl pc sg qd cr dr fe ir gs sr cu ar
@@ -98,18 +100,20 @@ LT  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . LT
 
 #: what is ordered on the way into a state, whatever the event
 ORDERS: dict[AnyState, tuple[AnyEffect, ...]] = {
-    S.RESERVING: (X.RESERVE,), S.COPYING_DISKS: (X.COPY_DISKS,), S.RESERVED: (X.SEND,), S.PRECOPY: (X.STEER,),
+    S.RESERVING: (X.RESERVE,), S.COPYING_DISKS: (X.COPY_DISKS,), S.RESERVED: (X.SEND,),
+    S.DETACHING: (X.DETACH_DEVICES,), S.PRECOPY: (X.STEER,),
     S.PRE_SWITCHOVER: (X.AWAIT_DESTINATION, X.CONTINUE), S.SWITCHOVER: (), S.SOURCE_COMPLETED: (),
     S.DESTINATION_LOADED: (), S.LOADED: (X.RELEASE,), S.ORPHANED: (X.AWAIT_DESTINATION,),
     S.COMMITTED: (X.TELL_DESTINATION,), S.RUNNING: (X.END_SOURCE,), S.DONE: (X.REPORT,), S.ABORTING: (X.RESTORE,),
-    S.ABORTED: (X.DISCARD, X.REPORT), S.RETURNING: (X.TAKE_BACK,), S.RETURNED: (X.REPORT,),
+    S.ABORTED: (X.GIVE_DEVICES, X.DISCARD, X.REPORT), S.RETURNING: (X.TAKE_BACK,),
+    S.RETURNED: (X.GIVE_DEVICES, X.REPORT),
     S.POSTCOPY_ORDERED: (X.BEGIN_POSTCOPY, X.STEER), S.POSTCOPY_CROSSING: (X.CROSS,),
     S.POSTCOPY_COMMITTED: (X.TELL_DESTINATION, X.FOLLOW_PAGES), S.POSTCOPY_RUNNING: (X.FOLLOW_PAGES,),
     S.POSTCOPY_PAUSED: (X.FOLLOW_PAGES,), T.POSTCOPY_LOADED: (Y.WATCH,),
     T.POSTCOPY_STARTING: (Y.START, Y.AWAIT_PAGES), T.POSTCOPY_RUNNING: (Y.AWAIT_PAGES,),
     S.CRASHED: (X.DISCARD, X.NOTE_CRASH, X.REPORT), S.LOST: (X.END_SOURCE, X.REPORT),
     T.RECEIVING: (Y.WATCH,), T.LOADED: (Y.WATCH,), T.ACQUIRED: (Y.RECORD_INTENT,), T.STARTING: (Y.START,),
-    T.RUNNING: (Y.ANNOUNCE,), T.DISCARDING: (Y.CLEAN_UP,), T.DISCARDED: (), T.GIVING_BACK: (Y.CLEAN_UP,),
+    T.RUNNING: (Y.ANNOUNCE, Y.GIVE_DEVICES), T.DISCARDING: (Y.CLEAN_UP,), T.DISCARDED: (), T.GIVING_BACK: (Y.CLEAN_UP,),
     T.RETURNED: (), T.LOST: (Y.NOTE_CRASH,),
 }  # fmt: skip
 #: except for these

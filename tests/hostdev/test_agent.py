@@ -20,7 +20,7 @@ from vmferry.testing.fake_sysfs import FakeKernel
 
 def devices_of(kernel: FakeKernel) -> HostDevices:
     """Return the agent's part for this kernel."""
-    return HostDevices(kernel, cards(kernel), DeviceLender(kernel), list)
+    return HostDevices(kernel, cards(kernel), DeviceLender(kernel, cards(kernel)), list)
 
 
 async def test_every_device_is_told_with_what_is_in_its_way(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ async def test_a_card_that_is_kept_for_a_guest_is_left_alone(tmp_path: Path) -> 
     """Before the guest has it open too: no functions are made of it, and it is told whose it is."""
     kernel = host(tmp_path)
     claim = DeviceClaim(at(CARD), GuestName("web-7"), 11, "rp0")
-    here = HostDevices(kernel, cards(kernel), DeviceLender(kernel), lambda: [claim])
+    here = HostDevices(kernel, cards(kernel), DeviceLender(kernel, cards(kernel)), lambda: [claim])
     with pytest.raises(Refused, match="0000:01:00.0 belongs to guest web-7"):
         await here.set_functions(d.SetFunctions(card=CARD, count=2))
     assert kernel.writes == []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.hostdev.kit import CARD, NVME, SECOND, at, host
+from tests.hostdev.kit import CARD, NVME, SECOND, at, cards, host
 
 from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import Blocked, Broken, NotFound, Refused
@@ -35,7 +35,7 @@ class Place:
         self.root = root
         (root / "proc").mkdir()
         (root / "dev/vfio").mkdir(parents=True)
-        self.lender = DeviceLender(self.kernel, root)
+        self.lender = DeviceLender(self.kernel, cards(self.kernel), root)
 
     def claim(self, address: str, *, was_kept: bool = False) -> DeviceClaim:
         """Return a claim of a device, whose group has a file."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from vmferry.agent.files import WhyNot, complaints, guest_files, shared_variables
 from vmferry.agent.host_facts import HostView
 from vmferry.agent.spec_rules import spec_complaints
+from vmferry.conductor.guest_devices import GuestDevices
 from vmferry.conductor.guests import Guests
 from vmferry.core.capabilities import DEFAULT_STREAM, StreamWish
 from vmferry.core.checks import (
@@ -65,6 +66,7 @@ class Checking:
         hypervisor: asked about CPUs.
         peer: another host's agent, by name.
         why_not: why guests may not be given a file of this host.
+        devices: this host's devices, which its guests have.
         certificates: this host's, for streams; None: it has none.
     """
 
@@ -73,6 +75,7 @@ class Checking:
     hypervisor: Hypervisor
     peer: Callable[[HostName], Peer]
     why_not: WhyNot
+    devices: GuestDevices
     certificates: StreamDirectory | None = None
 
     async def check(
@@ -142,8 +145,10 @@ class Checking:
         lost_tpm = process is not None and process.has_lost_tpm
         busy = None if busy == own_operation else busy
         unleased = await self.guests.leases.unleased(name)
-        attached = addresses_of(name, self.guests.journal.device_claims())
-        return GuestRuntime(run_state, busy, reasons, files, not_mirrored, lost_tpm, attached, unleased)
+        by_hand = [claim for claim in self.devices.of(name) if claim.wanted is None]
+        attached = addresses_of(name, by_hand)
+        functions = tuple(str(claim.address) for claim in await self.devices.plugged(name))
+        return GuestRuntime(run_state, busy, reasons, files, not_mirrored, lost_tpm, attached, unleased, functions)
 
     async def probe(self, guest: FrozenGuest) -> GuestProbe:
         """Return what a guest would find here; nothing is reserved.
@@ -162,6 +167,7 @@ class Checking:
             uuids_taken=frozenset(row.guest.uuid for row in rows),
             cpu_missing_features=missing,
             cpu_error=error,
+            without_devices=await self.devices.why_not(guest),
         )
 
     async def _cpu(self, guest: FrozenGuest) -> tuple[tuple[str, ...], str | None]:
@@ -277,9 +283,10 @@ class Checking:
 
     def _network(self, spec: GuestSpec) -> list[str]:
         told = self._bridges(spec)
-        if any(nic.io_path is IoPath.VHOST for nic in spec.nics) and (why := why_no_vhost()) is not None:
+        if any(nic.front_end is IoPath.VHOST for nic in spec.nics) and (why := why_no_vhost()) is not None:
             told.append(why)
         taken = {mac: row.guest.spec.name for row in self.guests.journal.guests() for mac in row.guest.macs}
+        told += self.devices.why_not_run(spec)
         return told + [f"MAC {nic.mac} is guest {taken[nic.mac]}'s" for nic in spec.nics if nic.mac in taken]
 
     async def _memory(self, spec: GuestSpec) -> list[str]:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from vmferry.core.errors import BadInput, NotFound
 from vmferry.core.guest import Acceleration
 from vmferry.core.ids import NAME_PATTERN
+from vmferry.core.pci import PciAddress
 from vmferry.core.units import MIB, Bytes, BytesPerSecond
 from vmferry.guestfile.positions import find_lines, line_of
 from vmferry.guestfile.words import memory
@@ -136,6 +137,19 @@ class SanlockConfig(_Table):
     socket: AbsolutePath = Path("/run/sanlock/sanlock.sock")
 
 
+def _card(value: object) -> str:
+    """Return a PCI address in its whole form."""
+    try:
+        return str(PciAddress.parse(str(value)))
+    except BadInput as error:
+        raise ValueError("expected a PCI address, e.g. 0000:03:00.0") from error
+
+
+CardAddresses = Annotated[
+    tuple[Annotated[str, BeforeValidator(_card)], ...], Field(min_length=1, max_length=64, strict=False)
+]
+
+
 class AgentConfig(_Table):
     """The whole file; every key has a default."""
 
@@ -157,6 +171,9 @@ class AgentConfig(_Table):
     bridges: Annotated[tuple[str, ...] | None, Field(strict=False)] = None
     #: Memory that guests never get, e.g. "512MiB".
     memory_reserve: Annotated[Bytes, BeforeValidator(memory)] = Bytes(512 * MIB)
+    #: Cards (PF) whose virtual functions reach the same network, by a name that all hosts use: guests whose file has
+    #: `path = "sriov_vf"` name it.
+    physical_networks: dict[Annotated[str, Field(pattern=NAME_PATTERN)], CardAddresses] = {}
     migration: MigrationConfig = MigrationConfig()
     qemu: QemuConfig = QemuConfig()
     #: None: images have no leases.
@@ -174,6 +191,14 @@ class AgentConfig(_Table):
         if self.port and self.port == self.migration.stream_port:
             raise ValueError(f"port {self.port} is migration.stream_port, too")
         return self
+
+    @property
+    def cards(self) -> dict[str, tuple[PciAddress, ...]]:
+        """The cards of each physical network."""
+        return {
+            name: tuple(PciAddress.parse(address) for address in addresses)
+            for name, addresses in self.physical_networks.items()
+        }
 
     @property
     def own_dirs(self) -> tuple[Path, ...]:

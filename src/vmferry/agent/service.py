@@ -435,7 +435,8 @@ class Service:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     async def _view(self, name: GuestName) -> m.GuestView:
-        return await guest_view(self.guests, name, self.host_view.offer.acceleration_tag)
+        degraded = self.guest_devices.missing(name)
+        return await guest_view(self.guests, name, self.host_view.offer.acceleration_tag, degraded)
 
     def _known_host(self, name: str) -> None:
         known = self.known_hosts()

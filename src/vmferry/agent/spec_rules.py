@@ -7,6 +7,7 @@ from typing import Any
 
 from vmferry.core.disks import wrong_chains
 from vmferry.core.guest import GuestSpec, IoPath, KernelBoot, NetworkKind, Nic, UefiBoot
+from vmferry.core.wanted_devices import PORTS
 from vmferry.guestfile import words
 
 _MOST_VCPUS = 255
@@ -42,10 +43,14 @@ def _rows(spec: GuestSpec) -> Iterator[_Row]:
             yield f"disks[{index}].backing[{number}].path", words.absolute_path, below.path
     for index, nic in enumerate(spec.nics):
         yield f"nics[{index}].io_path", _served_on_a_bridge, nic
+        yield f"nics[{index}].io_path", _whole_function, nic
+        yield from _given(f"nics[{index}].physical_network", words.physical_network, nic.physical_network)
+        yield f"nics[{index}].vlan", words.vlan, nic.vlan
         yield from _given(f"nics[{index}].bridge", words.bridge, nic.bridge)
         yield from _given(f"nics[{index}].mac", words.mac, nic.mac)
         ports = [port for pair in nic.forward_udp for port in pair]
         yield from ((f"nics[{index}].forward_udp", _from_1_to(_LAST_PORT), port) for port in ports)
+    yield "nics", _few_functions, spec
     yield from _given("tpm", words.tpm_version, spec.tpm)
     yield from _given("echo", words.echo, spec.echo)
 
@@ -77,6 +82,22 @@ def _from_1_to(last: int) -> Callable[[int], None]:
 def _served_on_a_bridge(nic: Nic) -> None:
     if nic.io_path is IoPath.VHOST and nic.network is not NetworkKind.BRIDGE:
         raise ValueError('vhost only beside network = "bridge"')
+
+
+def _whole_function(nic: Nic) -> None:
+    if not nic.is_function:
+        if nic.network is NetworkKind.NONE or nic.physical_network is not None or nic.vlan or nic.may_detach:
+            raise ValueError('network = "none", physical_network, vlan and may_detach only beside "sriov_vf"')
+        return
+    if nic.network is NetworkKind.USER or nic.physical_network is None or nic.standby not in words.STANDBY_PATHS:
+        raise ValueError('sriov_vf with a physical_network, network = "bridge" or "none", standby "virtio" or "vhost"')
+    if (nic.network is NetworkKind.BRIDGE) != (nic.bridge is not None):
+        raise ValueError('a bridge beside network = "bridge", and only there')
+
+
+def _few_functions(spec: GuestSpec) -> None:
+    if sum(nic.is_function for nic in spec.nics) > len(PORTS):
+        raise ValueError(f"at most {len(PORTS)} virtual functions")
 
 
 def _without_nul(value: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from pydantic import TypeAdapter
 
@@ -27,7 +27,9 @@ _REPORT = TypeAdapter(Report)
 _QEMU_LIMIT_S = 1.0
 
 
-async def guest_view(guests: Guests, name: GuestName, acceleration_tag: str) -> m.GuestView:
+async def guest_view(
+    guests: Guests, name: GuestName, acceleration_tag: str, degraded: Mapping[str, str]
+) -> m.GuestView:
     """Return a guest of this host as it is now; its run state is None when its QEMU does not answer."""
     row = guests.row(name)
     process = guests.process(name)
@@ -53,6 +55,7 @@ async def guest_view(guests: Guests, name: GuestName, acceleration_tag: str) -> 
         spec=row.guest.spec,
         macs=row.guest.macs,
         devices=addresses_of(name, guests.journal.device_claims()),
+        degraded=dict(degraded),
     )
 
 

@@ -140,7 +140,6 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     def peer(host: HostName) -> Peer:
         return RemotePeer(host, fleet.client)
 
-    checking = Checking(guests, host_view, hypervisor, peer, images.why_not, certificates)
     stalls = Stalls(guests)
     throttle = GuestThrottle(guests)
     measuring = Measuring(fleet.name, journal, beats, stalls, verdict.tag)
@@ -156,6 +155,10 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         lambda host: link_bandwidth(fleet.host_address(host)),
         probing.measured,
     )
+    sysfs, cards = Sysfs(), Netlink()
+    lender = DeviceLender(sysfs, cards)
+    guest_devices = GuestDevices(guests, lender, config.cards)
+    checking = Checking(guests, host_view, hypervisor, peer, images.why_not, guest_devices, certificates)
     around = Surroundings(
         peer=peer,
         check=_check(checking),
@@ -175,14 +178,13 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         ways=ways,
         compressing=PageCompressing(),
         disk_files=LocalDiskFiles(images.why_not, why_locked),
+        devices=guest_devices,
         keep_trace=traces.keep,
     )
     handovers = Handovers(guests, around)
     saving = GuestSaving(guests, GuestStateFiles(images.why_not), SavingCalls(_qemu(host_view), checking.check_saved))
     recovery = Recovery(guests, handovers, saving)
     claims = Claims(fleet.name, journal, fleet.client)
-    sysfs = Sysfs()
-    lender = DeviceLender(sysfs)
     log_keeper = LogKeeper(config.run_dir / "guests")
     return Service(
         guests,
@@ -201,8 +203,8 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
         ways,
         probing,
         links,
-        HostDevices(sysfs, Netlink(), lender, journal.device_claims),
-        GuestDevices(guests, lender),
+        HostDevices(sysfs, cards, lender, journal.device_claims),
+        guest_devices,
     )
 
 

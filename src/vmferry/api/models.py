@@ -147,7 +147,9 @@ class GuestView(Reply):
     note: str | None
     spec: GuestSpec
     macs: tuple[str, ...]  #: of its network cards, in the order of the specification; also those that were made
-    devices: tuple[str, ...] = ()  #: addresses of the host's devices that it has
+    devices: tuple[str, ...] = ()  #: addresses of the host's devices that are kept for it
+    #: which of its cards are to have a virtual function and have none, and why: they run on their standbys
+    degraded: dict[str, str] = Field(default_factory=dict)
 
 
 class GuestList(Reply):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Awaitable, Callable
 
+from vmferry.conductor.guest_devices import GuestDevices
 from vmferry.conductor.plan import Qemus
 from vmferry.conductor.rows import Request
 from vmferry.conductor.runner import no_hold
@@ -67,6 +68,7 @@ class Surroundings:
         port_is_free: whether nobody listens on a port of an address.
         throttle: slows the writes of this host's guests.
         disk_files: this host's images.
+        devices: this host's devices, which its guests have.
         hold: fault injection in the lab.
         opened: begins to measure a hand-over that this agent opened; must return at once.
         passed: as `opened`, when the checks have passed.
@@ -87,6 +89,7 @@ class Surroundings:
     ways: StreamWays
     compressing: Compressing
     disk_files: DiskFiles
+    devices: GuestDevices
     hold: Callable[[AnyState], Awaitable[object] | None] = no_hold
     opened: Callable[[Source], None] = _measure_nothing
     passed: Callable[[Source], None] = _measure_nothing

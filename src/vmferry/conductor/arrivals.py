@@ -250,6 +250,7 @@ class Arrivals:
                 lambda: self._around.throttle.arrived(arrival.guest, arrival.handover),
                 self._around.ways,
                 self._around.disk_files,
+                self._around.devices,
             ),
         )
         self._destinations[arrival.handover] = destination

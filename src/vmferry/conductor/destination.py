@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from vmferry.conductor.guest_devices import GuestDevices
 from vmferry.conductor.guests import ARRIVING, Guests
 from vmferry.conductor.marks import Marks
 from vmferry.conductor.postcopy_destination import PostcopyDestination
@@ -68,12 +69,14 @@ class ArrivalCalls:
         arrived: called when the guest runs here; must return at once.
         ways: how a stream travels that the agents connect.
         disk_files: this host's images.
+        devices: this host's devices, which its guests have.
     """
 
     release: Callable[[], None]
     arrived: Callable[[], None]
     ways: StreamWays
     disk_files: DiskFiles
+    devices: GuestDevices
 
 
 class Destination:
@@ -129,6 +132,7 @@ class Destination:
             _Y.START: background(self._start, _T.STARTING, _T.POSTCOPY_STARTING),
             _Y.AWAIT_PAGES: background(self.postcopy.await_pages, _T.POSTCOPY_STARTING, _T.POSTCOPY_RUNNING),
             _Y.ANNOUNCE: background(self._announce, _T.RUNNING),
+            _Y.GIVE_DEVICES: Order(self._give_devices),
             _Y.CLEAN_UP: background(self._clean_up, _T.DISCARDING, _T.GIVING_BACK),
             _Y.NOTE_CRASH: background(self._note_crash, _T.LOST),
         }
@@ -198,6 +202,7 @@ class Destination:
         row = self._guests.journal.guest(self.name)
         if row is None or self._incoming is None:
             raise Broken(f"Arrival of guest {self.name} is not in the journal")
+        await self._calls.devices.reserve(self.name)
         await self._make_images(self._incoming.copies)
         await self._guests.launch(row, incoming=True)
         process = self._process()
@@ -401,6 +406,9 @@ class Destination:
                 await process.announce()
                 self._calls.arrived()
         await process.cleanup_migration()
+
+    async def _give_devices(self) -> None:
+        self._calls.devices.settle_later(self.name)
 
     async def announce_again(self) -> None:
         """Tell the network once more where the guest is, if it runs."""

@@ -27,7 +27,10 @@ _STANDS_STILL_S = 120.0
 _MOST_SILENCE_MS = 10_000.0
 _NOTHING_COPIED_YET = frozenset({SourceState.CHECKING, SourceState.RESERVING})
 #: States with mirrors in which the guest runs, or is about to stop.
-_COPYING = (SourceState.COPYING_DISKS, SourceState.RESERVED, SourceState.PRECOPY, SourceState.POSTCOPY_ORDERED)
+_COPYING = (
+    *(SourceState.COPYING_DISKS, SourceState.DETACHING, SourceState.RESERVED, SourceState.PRECOPY),
+    SourceState.POSTCOPY_ORDERED,
+)
 
 
 class DiskCopying:

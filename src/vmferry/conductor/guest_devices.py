@@ -1,8 +1,9 @@
 """Devices of this host that its guests have: given to them while they run, and back.
 
-That a guest's devices are its own, and the host's again when it has them no more, is a state that is brought about
-whenever something ends: a process, an order, an agent. The journal has each device from before it is touched until it
-is the host's again, so that no death in between loses one.
+Some they are given by hand, others they are to have by their definition, wherever they run (wanting.py). That a
+guest's devices are its own, and the host's again when it has them no more, is a state that is brought about whenever
+something ends: a process, an order, a hand-over, an agent. The journal has each device from before it is touched until
+it is the host's again, so that no death in between loses one.
 """
 
 from __future__ import annotations
@@ -10,21 +11,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 import structlog
 
 from vmferry.conductor.busy import ATTACHING, DETACHING
 from vmferry.conductor.guests import Guests
+from vmferry.conductor.wanting import Holding, Wanting, holding
 from vmferry.core.device_claims import DeviceClaim, check_unclaimed, find_devices, given_back, plan_claims
-from vmferry.core.errors import BadInput, NotFound, Refused, TimedOut, VmferryError
-from vmferry.core.guest import FrozenGuest
+from vmferry.core.errors import BadInput, Blocker, NotFound, Refused, TimedOut, VmferryError
+from vmferry.core.guest import FrozenGuest, GuestSpec
 from vmferry.core.ids import GuestName
 from vmferry.core.migration import RunState
 from vmferry.core.pci import PciAddress
+from vmferry.core.wanted_devices import wanted_devices
 from vmferry.ports.host_devices import HostDevices
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess
+from vmferry.ports.store import HandoverRow
 
+#: Within which a guest that leaves lets its devices go: ACPI takes 0.3 to 1.5 s, native hot-plug some 6.5 s.
+LET_GO_WITHIN_S = 30.0
 #: Pauses of what is tried until it is done.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
 _log = structlog.get_logger(__name__)
@@ -36,15 +42,21 @@ class GuestDevices:
     Args:
         guests: this host's guests.
         host: this host's devices.
+        networks: the cards of each physical network.
     """
 
-    def __init__(self, guests: Guests, host: HostDevices) -> None:
+    def __init__(
+        self, guests: Guests, host: HostDevices, networks: Mapping[str, Sequence[PciAddress]] | None = None
+    ) -> None:
         self._guests = guests
         self._host = host
+        self._networks = networks or {}
+        self._wanting = Wanting(guests.settings.name, guests.journal, host, self._networks)
+        self._missing: dict[GuestName, dict[str, str]] = {}  #: what guests are to have and have not, and why
         self._locks: defaultdict[GuestName, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._settling: dict[GuestName, asyncio.Task[None]] = {}
         self._unwanted: set[str] = set()  #: ids of devices of attempts that failed: who has one is asked to let it go
-        guests.on_gone = self._settle_later
+        guests.on_changed = self.settle_later
 
     def of(self, name: GuestName) -> tuple[DeviceClaim, ...]:
         """Return the devices that are kept for a guest, in the order of their addresses."""
@@ -82,7 +94,7 @@ class GuestDevices:
                 self._unwanted |= {claim.id for claim in claims}
                 with contextlib.suppress(VmferryError):  # tried again by what comes then
                     await self._settle(name)
-                self._settle_later(name)
+                self.settle_later(name)
                 raise
         _log.info("devices attached", guest=name, devices=[str(claim.address) for claim in claims])
 
@@ -95,7 +107,8 @@ class GuestDevices:
 
     async def _claim(self, guest: FrozenGuest, addresses: Sequence[PciAddress]) -> tuple[DeviceClaim, ...]:
         devices = find_devices(await self._host.look(), addresses)
-        claims = plan_claims(guest, devices, self._guests.journal.device_claims())
+        ports = [one.port for one in wanted_devices(guest)]
+        claims = plan_claims(guest, devices, self._guests.journal.device_claims(), ports)
         self._guests.journal.claim_devices(claims)
         return claims
 
@@ -107,7 +120,7 @@ class GuestDevices:
         Raises:
             NotFound: there is no such guest, or it has no such device.
             BadInput: the guest stands still: its system cannot let go.
-            Refused: its system does not; it has the device still.
+            Refused: its system does not, or it is to have it by its definition; it has the device still.
             TimedOut: likewise, without a word. If it lets go later, the host gets the device then.
             GuestBusy: something else holds the guest.
             Broken: the kernel or QEMU does not do it, in its words.
@@ -115,6 +128,12 @@ class GuestDevices:
         self._guests.row(name)
         async with self._guests.operation(name, DETACHING), self._locks[name]:
             claim = self._find(name, address)
+            if claim.wanted is not None:
+                raise Refused(
+                    f"PCI device {address} is {claim.wanted} of guest {name}, which is to have it wherever it runs",
+                    owner=self._guests.settings.name,
+                    fix="stop the guest, or move it: its host gets the device then",
+                )
             process = self._guests.process(name)
             if process is not None and claim.id in await process.plugs.plugged():
                 await self._unplug(process, claim, within_s)
@@ -157,14 +176,80 @@ class GuestDevices:
                 fix="end what uses the device in the guest, and try again",
             )
 
+    # -- what guests are to have by their definition --------------------------------------------------------------
+
+    async def why_not(self, guest: FrozenGuest) -> tuple[Blocker, ...]:
+        """Return why a guest that may come could not have here what it is to have; nothing is touched."""
+        return await self._wanting.why_not(guest)
+
+    def why_not_run(self, spec: GuestSpec) -> list[str]:
+        """Return which cards of a guest can be no function of this host, whatever is free: it has no such network."""
+        return [
+            f"network card {index} is a virtual function of {nic.physical_network}, which this host does not have"
+            f" (its agent.toml has {', '.join(sorted(self._networks)) or 'none'})"
+            for index, nic in enumerate(spec.nics)
+            if nic.is_function and nic.physical_network not in self._networks
+        ]
+
+    async def reserve(self, name: GuestName) -> None:
+        """Keep for a guest that comes what it is to have; raises as `Wanting.reserve`."""
+        row = self._guests.journal.guest(name)
+        if row is not None:
+            async with self._locks[name]:
+                await self._wanting.reserve(row)
+
+    def missing(self, name: GuestName) -> Mapping[str, str]:
+        """Return which of its cards a guest is to have and has not, and why: it runs on their standbys."""
+        return self._missing.get(name, {})
+
+    async def plugged(self, name: GuestName) -> tuple[DeviceClaim, ...]:
+        """Return what of its wanted devices a guest's process has."""
+        async with self._locks[name]:
+            return await self._plugged(name)
+
+    async def _plugged(self, name: GuestName) -> tuple[DeviceClaim, ...]:
+        process = self._guests.process(name)
+        claims = [claim for claim in self.of(name) if claim.wanted is not None]
+        if process is None or not claims:
+            return ()
+        plugged = await process.plugs.plugged()
+        return tuple(claim for claim in claims if claim.id in plugged)
+
+    async def take_away(self, name: GuestName) -> None:
+        """Have a guest that leaves let its wanted devices go; they are kept for it, and their cards are silent.
+
+        On failure it has them, or gets them again when its hand-over is over.
+
+        Raises:
+            BadInput: the guest stands still: its system cannot let go.
+            Refused: its system does not.
+            TimedOut: likewise, without a word.
+            Broken: the kernel or QEMU does not do it, in its words.
+        """
+        async with self._locks[name]:
+            process = self._guests.alive(name)
+            claims = await self._plugged(name)
+            asked = (self._unplug(process, claim, LET_GO_WITHIN_S) for claim in claims)
+            for ended in await asyncio.gather(*asked, return_exceptions=True):
+                if ended is not None:
+                    raise ended
+            await self._settle(name)
+        _log.info("devices taken away", guest=name, devices=[str(claim.address) for claim in claims])
+
+    # -- what is brought about ------------------------------------------------------------------------------------
+
     def recover(self) -> None:
         """Begin to bring about what an earlier agent left: of guests whose processes have ended, for one."""
-        for name in {claim.guest for claim in self._guests.journal.device_claims()}:
-            self._settle_later(name)
+        journal = self._guests.journal
+        wanting = {row.guest.spec.name for row in journal.guests() if wanted_devices(row.guest)}
+        for name in wanting | {claim.guest for claim in journal.device_claims()}:
+            self.settle_later(name)
 
-    def _settle_later(self, name: GuestName) -> None:
+    def settle_later(self, name: GuestName) -> None:
         """Have it settled soon, and again until it is; what is under way begins anew with what is so by then."""
-        if not self.of(name):
+        row = self._guests.journal.guest(name)
+        if not self.of(name) and (row is None or not wanted_devices(row.guest)):
+            self._missing.pop(name, None)
             return
         if (before := self._settling.get(name)) is not None:
             before.cancel()
@@ -177,7 +262,8 @@ class GuestDevices:
             try:
                 async with self._locks[name]:
                     await self._settle(name)
-                    if self._unwanted.isdisjoint(claim.id for claim in self.of(name)):
+                    unwanted = not self._unwanted.isdisjoint(claim.id for claim in self.of(name))
+                    if not unwanted and not self._missing.get(name):
                         return
             except VmferryError as error:
                 _log.warning("a guest's devices are not given back yet", guest=name, error=str(error))
@@ -185,17 +271,41 @@ class GuestDevices:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _settle(self, name: GuestName) -> None:
-        """Give the host back what a guest has no more; when all was tried, raises the first of what failed."""
-        failed: VmferryError | None = None
+        """Give the host back what a guest has no more, and the guest what it is to have.
+
+        When all was tried, raises the first of what was not given back.
+        """
         process = self._guests.process(name)
+        row = self._guests.journal.guest(name)
+        held = holding(row, process, self._handover(name), self._guests.settings.name)
         plugged = frozenset() if process is None else await process.plugs.plugged()
-        for claim in self.of(name):
+        await self._ask_back(process, [claim for claim in self.of(name) if claim.id in self._unwanted], plugged)
+        failed = await self._give_back(name, plugged, kept=held is not Holding.FREED)
+        self._missing.pop(name, None)
+        if held is Holding.KEPT:
+            await self._wanting.quiet(self.of(name), plugged)
+        elif held is Holding.GIVEN and row is not None and process is not None:
+            self._missing[name] = await self._wanting.give(row, process, plugged)
+        if failed is not None:
+            raise failed
+
+    async def _ask_back(
+        self, process: GuestProcess | None, unwanted: Sequence[DeviceClaim], plugged: Collection[str]
+    ) -> None:
+        """Ask for what a failed attempt has left with a guest."""
+        for claim in unwanted:
             if claim.id not in plugged:
                 self._unwanted.discard(claim.id)
-            elif process is not None and claim.id in self._unwanted:
+            elif process is not None:
                 with contextlib.suppress(VmferryError):  # it stays unwanted
                     await process.plugs.unplug(claim.id)
+
+    async def _give_back(self, name: GuestName, plugged: Collection[str], *, kept: bool) -> VmferryError | None:
+        """Give the host what the guest does not have, but for what is kept for it; return the first failure."""
+        failed: VmferryError | None = None
         for claim in given_back(self.of(name), plugged):
+            if kept and claim.wanted is not None:
+                continue
             try:
                 await self._host.give_back(claim)
             except NotFound:
@@ -204,8 +314,12 @@ class GuestDevices:
                 failed = failed or error
                 continue
             self._guests.journal.release_device(claim.address)
-        if failed is not None:
-            raise failed
+        return failed
+
+    def _handover(self, name: GuestName) -> HandoverRow | None:
+        """Return the guest's hand-over that is not finished."""
+        rows = self._guests.journal.handovers(unfinished_only=True)
+        return next((row for row in rows if row.guest == name), None)
 
     async def close(self) -> None:
         """Stop giving back; the next agent goes on."""

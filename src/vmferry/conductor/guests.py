@@ -110,8 +110,8 @@ class Guests:
         self._busy: dict[GuestName, str] = {}
         #: why nobody may stop a guest's vCPUs now; None: anybody may
         self.why_held: Callable[[GuestName], str | None] = lambda _: None
-        #: told when a guest's process has ended, or a device of its is gone
-        self.on_gone: Callable[[GuestName], None] = lambda _: None
+        #: told when a guest runs here, or its process has ended, or a device of its is gone, or a hand-over is over
+        self.on_changed: Callable[[GuestName], None] = lambda _: None
 
     # -- what there is -------------------------------------------------------------------------------------------
 
@@ -249,7 +249,9 @@ class Guests:
         row = await self.launch(row, incoming=False)
         row = self.put(row, token=dataclasses.replace(row.token, running=True, cont_intent=True), note=None)
         await self._processes[name].cont()
-        return self.put(row, desired=Desired.RUNNING)
+        row = self.put(row, desired=Desired.RUNNING)
+        self.on_changed(name)
+        return row
 
     async def launch(self, row: GuestRow, *, incoming: bool) -> GuestRow:
         """Start the process of a row (paused) and journal it; used by starts and arrivals alike."""
@@ -353,6 +355,7 @@ class Guests:
         await self._beats.close(name)
         self._tpm_states.remove(name)
         self.journal.remove_guest(name)
+        self.on_changed(name)
         # Another guest of this name gets another user, who could neither read nor write what is left.
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -480,7 +483,7 @@ class Guests:
     async def _note(self, name: GuestName, event: GuestEvent) -> None:
         """Write into the row why a guest of ours stopped; the end of a process that an operation holds is its own."""
         if event.kind in _GONE:
-            self.on_gone(name)
+            self.on_changed(name)
         note = _NOTES.get(event.kind)
         if note is None:
             return
@@ -507,7 +510,7 @@ class Guests:
         process = self._processes.pop(name, None)
         if process is not None:
             await process.close()
-            self.on_gone(name)
+            self.on_changed(name)
 
     def alive(self, name: GuestName) -> GuestProcess:
         """Return the live process of a guest.

@@ -36,7 +36,8 @@ from vmferry.conductor.recorder import JournalRecorder, Parties
 from vmferry.conductor.rows import Request, claim_of, replayed, request_of, row_of, source_row
 from vmferry.conductor.runner import Runner, write_last
 from vmferry.conductor.sharing import Sharing
-from vmferry.conductor.source import Calls, Source
+from vmferry.conductor.source import Source
+from vmferry.conductor.source_calls import Calls
 from vmferry.conductor.steering import Steering
 from vmferry.core.bandwidth import expect
 from vmferry.core.capabilities import DEFAULT_STREAM, CapabilitySet, StreamWish
@@ -76,11 +77,11 @@ _CANCELLABLE: frozenset[AnyState] = frozenset(
 #: A guest's memory or disks are on the way, or about to be, or it stands still for the end of that.
 _ON_THE_WAY: frozenset[AnyState] = frozenset(
     {
-        *(SourceState.CHECKING, SourceState.RESERVING, SourceState.COPYING_DISKS, SourceState.RESERVED),
-        *(SourceState.PRECOPY, SourceState.PRE_SWITCHOVER, SourceState.SWITCHOVER, SourceState.SOURCE_COMPLETED),
-        *(SourceState.DESTINATION_LOADED, SourceState.LOADED, SourceState.POSTCOPY_ORDERED),
+        *(SourceState.CHECKING, SourceState.RESERVING, SourceState.COPYING_DISKS, SourceState.DETACHING),
+        *(SourceState.RESERVED, SourceState.PRECOPY, SourceState.PRE_SWITCHOVER, SourceState.SWITCHOVER),
+        *(SourceState.SOURCE_COMPLETED, SourceState.DESTINATION_LOADED, SourceState.LOADED),
         *(DestinationState.PREPARING, DestinationState.RECEIVING, DestinationState.LOADED, DestinationState.ACQUIRED),
-        *(DestinationState.STARTING, *POSTCOPY_STATES),
+        *(SourceState.POSTCOPY_ORDERED, DestinationState.STARTING, *POSTCOPY_STATES),
     }
 )
 
@@ -195,6 +196,7 @@ class Handovers:
                 self._around.ways,
                 lambda: self._around.link_bandwidth(request.destination),
                 self._around.disk_files,
+                self._around.devices,
             ),
             steering,
         )

@@ -134,7 +134,7 @@ class PostcopySource:
         runner = self._trip.runner
         if after is None:
             return
-        await runner.wait_left(frozenset({_S.CHECKING, _S.RESERVING, _S.COPYING_DISKS, _S.RESERVED}))
+        await runner.wait_left(frozenset({_S.CHECKING, _S.RESERVING, _S.COPYING_DISKS, _S.DETACHING, _S.RESERVED}))
         while runner.machine.state is _S.PRECOPY:
             with contextlib.suppress(VmferryError):
                 if (await self._alive().query_migration()).rounds >= after:

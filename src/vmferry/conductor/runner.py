@@ -31,7 +31,7 @@ _BEGIN_AGAIN_S = 0.5
 #: Pause before a write that the journal refused (a full disk) is tried again; nothing moves meanwhile.
 _WRITE_AGAIN_S = 0.5
 #: Their reason says who wanted it, not what went wrong.
-_ASKED_FOR = frozenset({SourceEvent.POSTCOPY_ORDERED})
+_ASKED_FOR = frozenset({SourceEvent.POSTCOPY_ORDERED, SourceEvent.DEVICES_PLUGGED})
 #: How long a deferred entry may wait for the next one.
 _DEFERRED_S = 0.02
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import structlog
 
-from vmferry.conductor.brake import Brake
 from vmferry.conductor.disk_copying import DiskCopying
 from vmferry.conductor.feed import Feed
 from vmferry.conductor.guests import Guests
@@ -22,6 +21,7 @@ from vmferry.conductor.postcopy_source import GONE, PostcopySource, Trip
 from vmferry.conductor.rows import Request, written
 from vmferry.conductor.runner import Order, Runner, background
 from vmferry.conductor.sending import send
+from vmferry.conductor.source_calls import Calls
 from vmferry.conductor.source_qemu import go_on, is_dying, undo_migration, wait_postmigrate, why_ended
 from vmferry.conductor.steering import Steering
 from vmferry.core.capabilities import StreamWish
@@ -35,11 +35,9 @@ from vmferry.core.ids import GuestName, HostName
 from vmferry.core.migration import POSTCOPY, MigrationSample, MigrationStatus, RunState
 from vmferry.core.progress import Guarantee, Throttled
 from vmferry.core.units import BytesPerSecond, Milliseconds
-from vmferry.ports.disks import DiskFiles
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
 from vmferry.ports.peer import CommitReply, Peer, PeerStatus, ReserveReply, ReserveRequest
 from vmferry.ports.store import Token
-from vmferry.ports.stream import StreamWays
 
 _log = structlog.get_logger(__name__)
 
@@ -47,7 +45,7 @@ _E, _S, _X = SourceEvent, SourceState, SourceEffect
 
 #: Why a hand-over was given up when a person asked for it; also tells this in the journal from a time limit.
 CANCELLED = "cancelled by an operator"
-_BEFORE_THE_STREAM = frozenset({_S.CHECKING, _S.RESERVING, _S.COPYING_DISKS, _S.RESERVED})
+_BEFORE_THE_STREAM = frozenset({_S.CHECKING, _S.RESERVING, _S.COPYING_DISKS, _S.DETACHING, _S.RESERVED})
 #: Pages are, or may still be, sent.
 _SENDING = frozenset(
     {_S.PRECOPY, _S.POSTCOPY_ORDERED, _S.POSTCOPY_CROSSING, _S.POSTCOPY_COMMITTED, _S.POSTCOPY_RUNNING}
@@ -58,33 +56,6 @@ _QUICK_S = 0.02
 _LONGEST_PAUSE_S = 2.0
 _WAIT_LOADED_MS = Milliseconds(10_000)
 _DISCARD_LIMIT_S = 3.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Calls:
-    """What a source's hand-over needs of the agent around it.
-
-    Args:
-        check: collects the facts; returns every blocker, and what is promised when there is none.
-        leaving: called before the source's guest is forgotten: what is measured here must be taken now.
-        over: called when all is done but the report: the guest may be moved again at once, by anybody.
-        report: measures and publishes the end.
-        passed: called when the checks have passed: measures of the guest begin; must return at once.
-        brake: slows the guest's writes; the steering's too.
-        ways: how a stream travels that the agents connect.
-        link: what the link to the destination gives; None: nobody knows.
-        disk_files: this host's images.
-    """
-
-    check: Callable[[], Awaitable[tuple[tuple[Blocker, ...], Guarantee | None]]]
-    leaving: Callable[[Source], None]
-    over: Callable[[], Awaitable[None]]
-    report: Callable[[Source], Awaitable[None]]
-    passed: Callable[[Source], None]
-    brake: Brake
-    ways: StreamWays
-    link: Callable[[], BytesPerSecond | None]
-    disk_files: DiskFiles
 
 
 class Source:
@@ -160,6 +131,8 @@ class Source:
             _X.CHECK: background(self._check, _S.CHECKING, failed=_E.CHECK_FAILED),
             _X.RESERVE: background(self._reserve, _S.RESERVING, failed=_E.DESTINATION_REFUSED),
             _X.COPY_DISKS: background(self._copy_disks, _S.COPYING_DISKS, failed=_E.STREAM_FAILED),
+            _X.DETACH_DEVICES: background(self._detach_devices, _S.DETACHING, failed=_E.STREAM_FAILED),
+            _X.GIVE_DEVICES: Order(self._give_devices),
             _X.SEND: background(self._send, _S.RESERVED, failed=_E.STREAM_FAILED),
             **self._postcopy.orders(),
             _X.STEER: background(self._steer, _S.PRECOPY, _S.POSTCOPY_ORDERED, failed=_E.STREAM_FAILED),
@@ -409,7 +382,20 @@ class Source:
         await self.disks.copy(self._way, encrypted=encrypted, bandwidth=await self._within_share())
         self.runner.post(_E.DISKS_MIRRORED)
 
+    async def _detach_devices(self) -> None:
+        self.marks.mark("detaching")
+        await self._calls.devices.take_away(self.name)
+        self.marks.mark("detached")
+        self.runner.post(_E.DEVICES_DETACHED)
+
+    async def _give_devices(self) -> None:
+        self._calls.devices.settle_later(self.name)
+
     async def _send(self) -> None:
+        if plugged := await self._calls.devices.plugged(self.name):
+            which = ", ".join(f"{claim.wanted} ({claim.address})" for claim in plugged)
+            self.runner.post(_E.DEVICES_PLUGGED, f"guest {self.name} has {which} of this host")
+            return
         await send(self._process(), self._way, self.request, self._calls.ways, self._uid)
         self.marks.mark("migrate")
 

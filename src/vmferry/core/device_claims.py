@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from vmferry.core.errors import BadInput, Blocked, Blocker, Broken, NotFound, Refused
+from vmferry.core.functions import NOTHING_SAID, FunctionSettings
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.ids import GuestName
 from vmferry.core.pci import PciAddress
@@ -28,6 +29,8 @@ class DeviceClaim:
     iommu_group: int
     port: str  #: the guest's root port that it is plugged into
     was_kept: bool = False  #: VFIO had it before, and has it again when it is given back
+    wanted: str | None = None  #: which of its own the guest has by its definition; None: it was given it by hand
+    before: FunctionSettings = NOTHING_SAID  #: what its card was told of it before, and is told again in the end
 
     @property
     def id(self) -> str:
@@ -57,7 +60,7 @@ def find_devices(found: Inventory, addresses: Collection[PciAddress]) -> tuple[P
 
 
 def plan_claims(
-    guest: FrozenGuest, devices: Sequence[PciDevice], held: Sequence[DeviceClaim]
+    guest: FrozenGuest, devices: Sequence[PciDevice], held: Sequence[DeviceClaim], reserved: Collection[str] = ()
 ) -> tuple[DeviceClaim, ...]:
     """Return claims of devices for a guest, each with a port that is free.
 
@@ -65,11 +68,13 @@ def plan_claims(
         guest: whose they are to be.
         devices: what `find_devices` has found.
         held: all claims of this host.
+        reserved: ports for what the guest is to have by its definition.
 
     Raises:
         Refused: the guest has no free port for each of them.
     """
     taken = {claim.port for claim in held if claim.guest == guest.spec.name} | {one.bus for one in guest.devices}
+    taken |= set(reserved)
     ports = [one.id for one in guest.devices if one.driver == _PORT]
     free = [port for port in ports if port not in taken]
     if len(free) < len(devices):
@@ -82,6 +87,13 @@ def plan_claims(
         DeviceClaim(device.address, guest.spec.name, group, port, device.is_with_vfio)
         for device, port, group in zip(devices, free, map(_group, devices), strict=False)
     )
+
+
+def claim_function(
+    guest: GuestName, wanted: str, port: str, device: PciDevice, before: FunctionSettings
+) -> DeviceClaim:
+    """Return the claim of a virtual function that a guest is to have by its definition."""
+    return DeviceClaim(device.address, guest, _group(device), port, device.is_with_vfio, wanted, before)
 
 
 def _group(device: PciDevice) -> int:

@@ -36,11 +36,26 @@ class FunctionSettings:
             if value is not None and not 0 <= value <= most:
                 raise BadInput(f"{name} {value} is none", fix=f"it is 0 to {most}, 0 for none")
 
+    @property
+    def of_a_guest(self) -> FunctionSettings:
+        """Return what a guest's own card changes of it: address and VLAN."""
+        return FunctionSettings(mac=self.mac, vlan=self.vlan)
+
     def without(self, other: FunctionSettings) -> FunctionSettings:
         """Return what is said here and is not the same there."""
         there = other.given()
         return FunctionSettings(**{name: value for name, value in self.given().items() if there.get(name) != value})  # type: ignore[arg-type]
 
+    def changed(self, new: FunctionSettings) -> FunctionSettings:
+        """Return this with what is said there instead."""
+        return FunctionSettings(**{**self.given(), **new.given()})  # type: ignore[arg-type]
+
     def given(self) -> dict[str, str | int]:
         """Return what is said, in the order in which it is set."""
         return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
+
+
+#: Nothing is said.
+NOTHING_SAID = FunctionSettings()
+#: Of a function whose guest's traffic goes another way now: the card delivers nothing to it.
+QUIET = FunctionSettings(mac=NO_MAC, vlan=0)

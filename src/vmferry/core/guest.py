@@ -38,6 +38,7 @@ class IoPath(enum.StrEnum):
     EMULATED = "emulated"  #: QEMU emulates real hardware (e1000)
     VIRTIO = "virtio"  #: front-end in the guest, back-end in QEMU
     VHOST = "vhost"  #: network cards: the same front-end, back-end in the host's kernel (vhost-net)
+    SRIOV_VF = "sriov_vf"  #: network cards: a virtual function of one of the host's cards
 
 
 class NetworkKind(enum.StrEnum):
@@ -45,6 +46,7 @@ class NetworkKind(enum.StrEnum):
 
     USER = "user"  #: QEMU's own user-mode stack; needs nothing, connections die with the move
     BRIDGE = "bridge"  #: a tap on a named Linux bridge
+    NONE = "none"  #: nothing: the card is a virtual function alone
 
 
 class DiskFormat(enum.StrEnum):
@@ -126,7 +128,11 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """One network card: its I/O path in the guest, and what it is plugged into."""
+    """One network card: its I/O path in the guest, and what it is plugged into.
+
+    A virtual function with a bridge has a standby there, a virtio card of the same MAC that the guest joins with it
+    (net_failover): what carries its traffic while it has no function.
+    """
 
     io_path: IoPath = IoPath.VIRTIO
     network: NetworkKind = NetworkKind.USER
@@ -134,6 +140,27 @@ class Nic:
     mac: str | None = None
     #: UDP ports forwarded from the host's loopback with network = user: (host port, guest port)
     forward_udp: tuple[tuple[int, int], ...] = ()
+    physical_network: str | None = None  #: of a virtual function: the cards of which it is one, by the agents' name
+    standby: IoPath = IoPath.VIRTIO  #: of a virtual function with a bridge: how the guest reaches its standby
+    vlan: int = 0  #: of a virtual function: the card's tag, which the guest does not see; 0: none
+    may_detach: bool = False  #: a function without standby may be taken from the guest while it moves
+
+    @property
+    def is_function(self) -> bool:
+        """Return whether it is a virtual function of a card of the host."""
+        return self.io_path is IoPath.SRIOV_VF
+
+    @property
+    def has_standby(self) -> bool:
+        """Return whether a virtio card stands in for its virtual function."""
+        return self.is_function and self.network is NetworkKind.BRIDGE
+
+    @property
+    def front_end(self) -> IoPath | None:
+        """Return the path of what is built into the guest for it; None: nothing, its function is plugged in."""
+        if not self.is_function:
+            return self.io_path
+        return self.standby if self.has_standby else None
 
 
 @dataclass(frozen=True, slots=True)

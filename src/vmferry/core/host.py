@@ -97,6 +97,7 @@ class GuestProbe:
     uuids_taken: frozenset[str]
     cpu_missing_features: tuple[str, ...]  #: of the guest's expanded CPU, not offered by this host
     cpu_error: str | None = None  #: QEMU's own words, when it refuses the CPU outright
+    without_devices: tuple[Blocker, ...] = ()  #: why it could not have there what it is to have of its host
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +113,4 @@ class GuestRuntime:
     has_lost_tpm: bool = False  #: what emulates its TPM has ended
     attached: tuple[str, ...] = ()  #: addresses of its host's devices that it has
     unleased: tuple[str, ...] = ()  #: images that should have a lease here, and whose lease its process does not have
+    functions: tuple[str, ...] = ()  #: addresses of what it is to have of its host and has, and lets go to move

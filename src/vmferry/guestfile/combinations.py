@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from vmferry.core.guest import IoPath
+from vmferry.core.wanted_devices import PORTS
 from vmferry.guestfile.positions import Path
 
 #: (path of the key, what was seen, what is allowed)
 Finding = tuple[Path, str, str]
 
 _UEFI_ONLY = ("code", "nvram")
+_FUNCTION_ONLY = ("physical_network", "vlan")
 _KERNEL_ONLY = ("initrd", "cmdline")
 
 
@@ -24,6 +26,8 @@ def find_combinations(document: dict[str, Any]) -> Iterator[Finding]:
     yield from _echo(document)
     for index, nic in _tables(document, "nic"):
         yield from _nic(("nic", index), nic)
+        yield from _function(("nic", index), nic)
+    yield from _too_many_functions(document)
     for index, disk in _tables(document, "disk"):
         if disk.get("backing") and disk.get("format", "qcow2") != "qcow2":
             yield ("disk", index, "backing"), "backing of a raw image", 'backing only beside format = "qcow2"'
@@ -73,6 +77,35 @@ def _nic(path: Path, nic: dict[str, Any]) -> Iterator[Finding]:
         yield (*path, "bridge"), 'bridge with network = "user"', 'bridge only beside network = "bridge"'
     if network == "bridge" and nic.get("forward_udp"):
         yield (*path, "forward_udp"), 'forward_udp with network = "bridge"', 'forward_udp only beside network = "user"'
+
+
+def _function(path: Path, nic: dict[str, Any]) -> Iterator[Finding]:
+    """A virtual function and its standby, and what is said of no other card."""
+    network, is_function = nic.get("network", "user"), nic.get("path") == IoPath.SRIOV_VF
+    if not is_function:
+        if network == "none":
+            yield (*path, "network"), 'network = "none"', 'a network, or path = "sriov_vf" beside it'
+        for key in (*_FUNCTION_ONLY, "standby", "may_detach"):
+            if key in nic:
+                yield (*path, key), f'{key} without path = "sriov_vf"', f'{key} only beside path = "sriov_vf"'
+        return
+    if network not in {"bridge", "none"}:
+        yield (*path, "network"), f"{network!r} beside path = 'sriov_vf'", '"bridge" (a standby on it) or "none"'
+    if "physical_network" not in nic:
+        yield (*path, "physical_network"), "missing", 'the name of a physical network: path = "sriov_vf" needs it'
+    if network == "none" and "bridge" in nic:
+        yield (*path, "bridge"), 'bridge with network = "none"', 'bridge only beside network = "bridge"'
+    if network == "none" and "standby" in nic:
+        yield (*path, "standby"), 'standby with network = "none"', 'standby only beside network = "bridge"'
+    if network == "bridge" and "may_detach" in nic:
+        seen = "may_detach beside a standby"
+        yield (*path, "may_detach"), seen, 'may_detach only beside network = "none": with a standby it may, always'
+
+
+def _too_many_functions(document: dict[str, Any]) -> Iterator[Finding]:
+    functions = [index for index, nic in _tables(document, "nic") if nic.get("path") == IoPath.SRIOV_VF]
+    for index in functions[len(PORTS) :]:
+        yield ("nic", index, "path"), f"{len(functions)} virtual functions", f"at most {len(PORTS)}"
 
 
 def _repeated_files(document: dict[str, Any]) -> Iterator[Finding]:

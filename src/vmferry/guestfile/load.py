@@ -202,4 +202,5 @@ def _disk(disk: DiskTable) -> Disk:
 
 def _nic(nic: NicTable) -> Nic:
     forwards = tuple((host, guest) for host, guest in nic.forward_udp)
-    return Nic(nic.path, nic.network, nic.bridge, nic.mac, forwards)
+    function = (nic.physical_network, nic.standby, nic.vlan, nic.may_detach)
+    return Nic(nic.path, nic.network, nic.bridge, nic.mac, forwards, *function)

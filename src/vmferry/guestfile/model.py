@@ -54,6 +54,11 @@ Bridge = Annotated[str, AfterValidator(words.bridge), _schema(pattern="^[A-Za-z0
 Mac = Annotated[str, AfterValidator(words.mac), _schema(pattern="^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")]
 Echo = Annotated[str, AfterValidator(words.echo), _schema(pattern=r"^\d+(\.\d+){3}:\d+$")]
 NicPath = Annotated[IoPath, BeforeValidator(words.nic_path), _schema(enum=[path.value for path in IoPath])]
+StandbyPath = Annotated[
+    IoPath, BeforeValidator(words.standby_path), _schema(enum=[path.value for path in words.STANDBY_PATHS])
+]
+PhysicalNetwork = Annotated[str, AfterValidator(words.physical_network), _schema(pattern=NAME_PATTERN)]
+Vlan = Annotated[int, AfterValidator(words.vlan)]
 DiskPath = Annotated[IoPath, BeforeValidator(words.disk_path), _schema(enum=[path.value for path in words.DISK_PATHS])]
 AccelerationWord = Annotated[Acceleration, _word(Acceleration)]
 FormatWord = Annotated[DiskFormat, _word(DiskFormat)]
@@ -118,16 +123,34 @@ class NicTable(BaseModel):
     path: NicPath = Field(
         IoPath.VIRTIO,
         description="how the guest reaches it: `virtio`, `vhost` (virtio served by the host's kernel, with"
-        ' `network = "bridge"`) or `emulated` (e1000)',
+        ' `network = "bridge"`), `emulated` (e1000) or `sriov_vf` (a virtual function of a card of the host, with'
+        " `physical_network`; docs/devices.md)",
     )
     network: NetworkWord = Field(
         NetworkKind.USER,
-        description="`bridge` (a tap on `bridge`), or `user` (QEMU's own stack: connections end when the guest moves)",
+        description="`bridge` (a tap on `bridge`; of a virtual function: its standby), `user` (QEMU's own stack:"
+        " connections end when the guest moves) or `none` (a virtual function without a standby)",
     )
     bridge: Bridge | None = Field(
         None, description='the host\'s bridge, with `network = "bridge"`; needed on both hosts'
     )
     mac: Mac | None = Field(None, description="unicast MAC address; one is made when it is left out")
+    physical_network: PhysicalNetwork | None = Field(
+        None,
+        description='with `path = "sriov_vf"`: the cards it may be a function of, as `[physical_networks]` of every'
+        " host's agent.toml names them",
+    )
+    standby: StandbyPath = Field(
+        IoPath.VIRTIO,
+        description='with `path = "sriov_vf"` and `network = "bridge"`: how the guest reaches the card of the same MAC'
+        " that carries its traffic while it has no function: `virtio` or `vhost`",
+    )
+    vlan: Vlan = Field(0, description='with `path = "sriov_vf"`: the VLAN that the card puts it in; 0: none')
+    may_detach: bool = Field(
+        default=False,
+        description='with `path = "sriov_vf"` and `network = "none"`: whether the function may be taken from the'
+        " guest while it moves, which has no network meanwhile; it does not move otherwise",
+    )
     forward_udp: list[Annotated[list[Port], Field(min_length=2, max_length=2)]] = Field(
         [], description='`[host port, guest port]` pairs from the host\'s loopback, with `network = "user"`'
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from vmferry.core.functions import MOST_VLAN
 from vmferry.core.guest import DIRECT_CACHES, TPM_VERSION, IoPath, echo_address
 from vmferry.core.ids import NAME_PATTERN
 from vmferry.core.units import GIB, KIB, MIB
@@ -29,7 +30,9 @@ _MACHINE = re.compile(r"^pc-q35-\d+\.\d+(\.\d+)?$")
 _MACHINE_ALLOWED = "a versioned machine type such as pc-q35-7.2 or pc-q35-10.0"
 
 #: Known words of the vocabulary whose paths are not built yet.
-LATER_PATHS = ("vhost_user", "passthrough", "sriov_vf")
+LATER_PATHS = ("vhost_user", "passthrough")
+#: How a guest reaches a function's standby.
+STANDBY_PATHS = (IoPath.VIRTIO, IoPath.VHOST)
 #: How a guest reaches a disk; the kernel's vhost serves network cards.
 DISK_PATHS = (IoPath.EMULATED, IoPath.VIRTIO)
 
@@ -112,6 +115,25 @@ def absolute_path(value: str) -> str:
 def nic_path(value: object) -> IoPath:
     """Return how the guest reaches a network card."""
     return _path(value, tuple(IoPath))
+
+
+def standby_path(value: object) -> IoPath:
+    """Return how the guest reaches the standby of a virtual function."""
+    return _path(value, STANDBY_PATHS)
+
+
+def physical_network(value: str) -> str:
+    """Return the name of a physical network, as the agents' files have it."""
+    if _NAME.fullmatch(value) is None:
+        raise ValueError("a name of [physical_networks] in agent.toml: 1 to 63 of a-z, 0-9 and -, not - at either end")
+    return value
+
+
+def vlan(value: int) -> int:
+    """Return a VLAN."""
+    if not 0 <= value <= MOST_VLAN:
+        raise ValueError(f"a VLAN from 1 to {MOST_VLAN}, or 0 for none")
+    return value
 
 
 def disk_path(value: object) -> IoPath:

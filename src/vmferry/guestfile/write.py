@@ -82,6 +82,10 @@ def _nic(nic: Nic) -> dict[str, Any]:
         "network": nic.network.value,
         "bridge": nic.bridge,
         "mac": nic.mac,
+        "physical_network": nic.physical_network,
+        "standby": nic.standby.value,
+        "vlan": nic.vlan,
+        "may_detach": nic.may_detach,
     }
     return _said(values, NicTable, always={"network"})
 

@@ -7,15 +7,19 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import Blocked, Broken, NotFound, Refused
+from vmferry.core.functions import FunctionSettings
 from vmferry.core.pci import PciAddress
 from vmferry.core.pci_devices import Inventory, PciDevice
 from vmferry.hostdev.binding import bind, give_back
 from vmferry.hostdev.inventory import Known, read_inventory
 from vmferry.hostdev.names import name_of
+from vmferry.hostdev.netlink import Cards
+from vmferry.hostdev.settings import read_settings, set_function
 from vmferry.hostdev.sysfs import Sysfs
 from vmferry.hostdev.uses import disk_uses, holders
 
@@ -30,11 +34,13 @@ class DeviceLender:
 
     Args:
         sysfs: the kernel's files.
+        cards: its network side.
         root: where proc, dev and run are.
     """
 
-    def __init__(self, sysfs: Sysfs, root: Path = Path("/")) -> None:
+    def __init__(self, sysfs: Sysfs, cards: Cards, root: Path = Path("/")) -> None:
         self._sysfs = sysfs
+        self._cards = cards
         self._root = root
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[None]] = set()
@@ -91,7 +97,8 @@ class DeviceLender:
         device = _find(found, claim)
         if blockers := found.why_not(device, together):
             raise Blocked(f"{claim.address} cannot be given to a guest", blockers=blockers)
-        if (device.iommu_group, device.is_with_vfio) != (claim.iommu_group, claim.was_kept):
+        is_lent = claim.wanted is not None and device.is_with_vfio  # it stays so while the guest is between two hosts
+        if device.iommu_group != claim.iommu_group or device.is_with_vfio != (claim.was_kept or is_lent):
             raise Refused(
                 f"PCI device {claim.address} was changed meanwhile: it is in group {device.iommu_group}, with driver"
                 f" {device.driver or 'none'}",
@@ -116,12 +123,14 @@ class DeviceLender:
         """Let the host's own driver have a device again."""
         await self.alone(lambda: lambda: self._give_back(claim))
 
-    def _give_back(self, claim: DeviceClaim) -> None:
+    def _wait_let_go(self, claim: DeviceClaim) -> Inventory:
+        """Wait until nobody has a device; return what there is then."""
         ends = time.monotonic() + _CLOSED_WITHIN_S
         while True:
-            device = _find(self._look(), claim)
+            found = self._look()
+            device = _find(found, claim)
             if device.user is None:
-                break
+                return found
             if time.monotonic() > ends:
                 raise Refused(
                     f"PCI device {claim.address} is not given back: {device.user} has its IOMMU group"
@@ -130,6 +139,28 @@ class DeviceLender:
                     retry=True,
                 )
             time.sleep(_LOOK_EVERY_S)
+
+    async def read(self, address: PciAddress) -> FunctionSettings:
+        """Return what a virtual function's card was told of it."""
+        return await asyncio.to_thread(lambda: read_settings(self._cards, self._look(), address))
+
+    async def tell(self, claim: DeviceClaim, wanted: FunctionSettings) -> None:
+        """Tell a virtual function's card what is not so yet."""
+        await self.alone(lambda: lambda: self._tell(claim, wanted))
+
+    def _tell(self, claim: DeviceClaim, wanted: FunctionSettings) -> None:
+        found = self._look()
+        _find(found, claim)
+        told = read_settings(self._cards, found, claim.address)
+        if (told.vlan, wanted.vlan) == (None, 0):  # a card that knows none has none
+            wanted = replace(wanted, vlan=None)
+        if (new := wanted.without(told)).given():
+            set_function(self._cards, self._wait_let_go(claim), claim.address, new)
+
+    def _give_back(self, claim: DeviceClaim) -> None:
+        device = _find(self._wait_let_go(claim), claim)
+        if claim.before.given():
+            self._tell(claim, claim.before)
         if not claim.was_kept:
             give_back(self._sysfs, claim.address, holders=self._holders())
         if device.iommu_group is not None and os.geteuid() == 0 and self._file(device.iommu_group).exists():

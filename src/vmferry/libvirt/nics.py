@@ -9,6 +9,7 @@ import re
 from typing import Final
 from xml.etree import ElementTree as ET  # makes XML, reads none
 
+from vmferry.core.errors import BadInput
 from vmferry.core.guest import GuestSpec, IoPath, NetworkKind, Nic
 from vmferry.libvirt.findings import Findings, short
 from vmferry.libvirt.making import add
@@ -51,7 +52,16 @@ def write_nics(spec: GuestSpec, devices: ET.Element) -> None:
     """Write each card, without the option ROM that no guest has.
 
     Forwarded ports need libvirt's passt back-end (libvirt 9.0): its other one for `user` forwards nothing.
+
+    Raises:
+        BadInput: one is a virtual function.
     """
+    if (index := next((index for index, nic in enumerate(spec.nics) if nic.is_function), None)) is not None:
+        raise BadInput(
+            f"Network card {index} of guest {spec.name} is a virtual function of {spec.nics[index].physical_network}:"
+            " not written as XML in this version",
+            fix="export it with a virtio card, and add <interface type='hostdev'> with <teaming> by hand",
+        )
     models = {path: model for model, path in _MODELS.items()} | {IoPath.VHOST: "virtio"}
     for nic in spec.nics:
         element = add(devices, "interface", type=nic.network.value)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Protocol
 
 from vmferry.core.device_claims import DeviceClaim
+from vmferry.core.functions import FunctionSettings
 from vmferry.core.pci import PciAddress
 from vmferry.core.pci_devices import Inventory
 
@@ -17,7 +18,7 @@ class HostDevices(Protocol):
         """Return all PCI devices as they are now."""
 
     async def lend(self, claim: DeviceClaim, uid: int | None, together: frozenset[PciAddress]) -> None:
-        """Take a device from its driver, so that a guest's process can have it.
+        """Take a device from its driver, so that a guest's process can have it. Idempotent for what a guest wants.
 
         On failure the device is as before.
 
@@ -33,8 +34,29 @@ class HostDevices(Protocol):
             Broken: the kernel does not do it, in its words.
         """
 
+    async def read(self, address: PciAddress) -> FunctionSettings:
+        """Return what a virtual function's card was told of it.
+
+        Raises:
+            NotFound, BadInput, Refused: there is no such function, or its card has no interface.
+            Broken: the card does not say.
+        """
+
+    async def tell(self, claim: DeviceClaim, wanted: FunctionSettings) -> None:
+        """Tell a virtual function's card what is not so yet; a process that still lets go of it is waited for.
+
+        On failure what was set before is set again.
+
+        Raises:
+            NotFound: there is no such device (any more).
+            Refused: a program has it, or the card cannot do it.
+            Broken: the card does not take it, in the kernel's words.
+        """
+
     async def give_back(self, claim: DeviceClaim) -> None:
         """Let the host's own driver have a device again; a process that still lets go of it is waited for. Idempotent.
+
+        A virtual function's card is told again what it was told before.
 
         Raises:
             NotFound: there is no such device any more.

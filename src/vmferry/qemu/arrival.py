@@ -50,7 +50,7 @@ _PROPERTIES: Mapping[str, Mapping[str, Rule]] = {
     "pvpanic": {},
     TPM_DRIVER: {},
     "virtio-blk-pci": _DISK,
-    "virtio-net-pci": _NIC,
+    "virtio-net-pci": {**_NIC, "failover": _is_switch},
     "virtio-serial-pci": {"max_ports": _is_number},
     "virtserialport": {"nr": _is_number, "name": _PORT_NAME},
 }

@@ -253,7 +253,7 @@ def _nics(nics: tuple[Nic, ...], descriptors: Descriptors, *, incoming: bool) ->
             vhost = descriptors.vhosts.get(index)
             served = "" if vhost is None else f",vhost=on,vhostfd={vhost}"
             argv += ["-netdev", f"tap,id=net{index},fd={tap}{served}"]
-        else:
+        elif nic.network is Network.USER:
             forwards = "".join(f",hostfwd=udp:127.0.0.1:{host}-:{guest}" for host, guest in nic.forward_udp)
             # An arrival gets its forwards when it runs (forwards.py): the ports may still be the source's.
             argv += ["-netdev", f"user,id=net{index}{'' if incoming else forwards}"]

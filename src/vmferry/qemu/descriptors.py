@@ -70,7 +70,7 @@ def opened_for(
             keep(open_tap(nic.bridge)) if nic.network is NetworkKind.BRIDGE and nic.bridge else None
             for nic in spec.nics
         )
-        vhosts = {index: keep(open_vhost()) for index, nic in enumerate(spec.nics) if nic.io_path is IoPath.VHOST}
+        vhosts = {index: keep(open_vhost()) for index, nic in enumerate(spec.nics) if nic.front_end is IoPath.VHOST}
         boot = spec.boot
         kernel = initrd = code = nvram = None
         if isinstance(boot, KernelBoot):

@@ -7,7 +7,7 @@ Layout on q35 (pcie.0): 0x2.0-0x2.3 root ports for what is plugged in later, 0x3
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vmferry.core.disks import disk_node, wrong_chains
@@ -26,8 +26,9 @@ from vmferry.core.guest import (
     NetworkKind,
 )
 from vmferry.core.ids import GuestUuid
+from vmferry.core.wanted_devices import PORTS
 
-ROOT_PORTS = 4
+ROOT_PORTS = len(PORTS)
 ROOT_PORT_SLOT = 0x2
 SERIAL_SLOT = 0x3
 FIRST_DISK_SLOT = 0x4
@@ -51,6 +52,8 @@ DRIVERS = frozenset(
         "virtserialport",
     }
 )
+#: Whether the guest is to join a virtio card with its virtual function (VIRTIO_NET_F_STANDBY).
+_STANDBY: Mapping[bool, tuple[tuple[str, str | int | bool], ...]] = {True: (("failover", True),), False: ()}
 MAX_IDE = {"q35": 6, "i440fx": 4}
 
 #: Only these name the same hardware for ever; `pc` and `q35` follow the newest QEMU.
@@ -118,6 +121,7 @@ def check_spec(spec: GuestSpec) -> None:
         BadInput: something cannot be built; names the guest, what was seen and what is expected.
     """
     family = _family(spec.machine)
+    functions = sum(nic.is_function for nic in spec.nics)
     ide = sum(disk.io_path is IoPath.EMULATED for disk in spec.disks)
     problems = [
         (spec.vcpus < 1, f"vcpus = {spec.vcpus}, expected at least 1"),
@@ -135,6 +139,8 @@ def check_spec(spec: GuestSpec) -> None:
             "a TPM beside an initrd, which QEMU loads over the firmware's tables; expected a boot from a disk",
         ),
         *((n.network is NetworkKind.BRIDGE and not n.bridge, "a NIC on a bridge has no bridge") for n in spec.nics),
+        (functions > 0 and family != "q35", "virtual functions are plugged into root ports, expected a type q35"),
+        (functions > ROOT_PORTS, f"{functions} virtual functions, expected at most {ROOT_PORTS}"),
     ]
     for wrong, what in problems:
         if wrong:
@@ -178,7 +184,7 @@ def _devices(spec: GuestSpec, macs: tuple[str, ...]) -> list[FrozenDevice]:
 def _root_ports() -> list[FrozenDevice]:
     return [
         FrozenDevice(
-            f"rp{n}",
+            PORTS[n],
             "pcie-root-port",
             "pcie.0",
             f"{ROOT_PORT_SLOT:#x}.{n:#x}",
@@ -227,16 +233,16 @@ def _disk_devices(spec: GuestSpec, bus: str, *, q35: bool) -> list[FrozenDevice]
 
 
 def _nic_devices(spec: GuestSpec, bus: str, macs: tuple[str, ...]) -> list[FrozenDevice]:
-    drivers = {IoPath.VIRTIO: "virtio-net-pci", IoPath.VHOST: "virtio-net-pci", IoPath.EMULATED: "e1000"}
     return [
         FrozenDevice(
             f"nic{index}",
-            drivers[nic.io_path],
+            "e1000" if nic.front_end is IoPath.EMULATED else "virtio-net-pci",
             bus,
             f"{FIRST_NIC_SLOT + index:#x}",
             # No option ROM: its size differs between QEMU packages and would stop the migration.
-            (("mac", mac), ("romfile", "")),
+            (("mac", mac), ("romfile", ""), *_STANDBY[nic.has_standby]),
             f"net{index}",
         )
         for index, (nic, mac) in enumerate(zip(spec.nics, macs, strict=True))
+        if nic.front_end is not None
     ]

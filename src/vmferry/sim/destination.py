@@ -58,6 +58,7 @@ class SimDestination(SimAgent):
             _Y.START: self._start,
             _Y.AWAIT_PAGES: self._await_pages,
             _Y.ANNOUNCE: lambda: True,
+            _Y.GIVE_DEVICES: lambda: True,
             _Y.CLEAN_UP: self._clean_up,
             _Y.NOTE_CRASH: self._note_crash,
         }

@@ -62,6 +62,7 @@ WAYS: Mapping[Side, Sequence[AnyState]] = {
     _S: (
         SourceState.CHECKING,
         SourceState.RESERVING,
+        SourceState.DETACHING,
         SourceState.RESERVED,
         SourceState.PRECOPY,
         SourceState.PRE_SWITCHOVER,
@@ -194,7 +195,7 @@ def _foretell(place: Place, fault: Callable[[World], None], *, moment: Moment, d
 
 def _bring_to(side: Side, state: AnyState, *, late: bool) -> World:
     """Live until a state is entered: with QEMUs that go ahead of their agents, or that wait for them."""
-    world = World(postcopy=state in _BY_POSTCOPY, pages=_PAGES)
+    world = World(postcopy=state in _BY_POSTCOPY, pages=_PAGES, devices=state is SourceState.DETACHING)
     if state is SourceState.DESTINATION_LOADED:
         return _with_source_in_device(world)
     if state in DETOURS:

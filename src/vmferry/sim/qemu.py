@@ -37,6 +37,7 @@ class SimQemu(PostcopyQemu):
         self.side = side
         self.alive = True
         self.status = MigrationStatus.NONE
+        self.devices = False  #: it has devices of its host
         self._guest, self._disk, self._stream, self._tell = guest, disk, stream, tell
         self._resuming = False  #: it will restart its vCPUs by itself
         self._early_cont = False
@@ -60,6 +61,8 @@ class SimQemu(PostcopyQemu):
 
     def migrate(self) -> None:
         """Start sending."""
+        if self.devices:
+            raise Violation("a guest that has devices of its host is sent")
         self.status = MigrationStatus.SETUP
 
     def migrate_continue(self) -> bool:

@@ -51,17 +51,22 @@ class SimSource(SimAgent):
     died = _E.SOURCE_QEMU_DIED
     restarted = _E.AGENT_RESTARTED
 
-    def __init__(self, network: Network, guest: Guest, disk: Disk, *, postcopy: bool = False) -> None:
+    def __init__(
+        self, network: Network, guest: Guest, disk: Disk, *, postcopy: bool = False, devices: bool = False
+    ) -> None:
         super().__init__(Side.SOURCE, network)
         self._guest = guest
         self._disk = disk
         self._postcopy = postcopy
+        self._devices = devices
         self._pages = SourcePages(self)
         self.journal.token = Token(0, Side.SOURCE)
         self.acts = {
             _X.CHECK: self._check,
             _X.RESERVE: self._reserve,
             _X.SEND: self._send,
+            _X.DETACH_DEVICES: self._detach_devices,
+            _X.GIVE_DEVICES: self._give_devices,
             _X.STEER: self._steer,
             _X.CONTINUE: self._continue,
             _X.BEGIN_POSTCOPY: self._begin_postcopy,
@@ -139,10 +144,23 @@ class SimSource(SimAgent):
         return True
 
     def _send(self) -> bool:
-        if self.network.loud:
+        if self._process is not None and self._process.devices:
+            self.post(_E.DEVICES_PLUGGED)
+        elif self.network.loud:
             self.post(_E.STREAM_FAILED)  # QEMU cannot connect and refuses the order
         elif self._process is not None:
             self._process.migrate()
+        return True
+
+    def _detach_devices(self) -> bool:
+        if self._process is not None:
+            self._process.devices = False
+            self.post(_E.DEVICES_DETACHED)
+        return True
+
+    def _give_devices(self) -> bool:
+        if self._process is not None:
+            self._process.devices = self._devices
         return True
 
     def _steer(self) -> bool:

@@ -42,6 +42,7 @@ class World:
         converges: whether the rounds end by themselves; the order may then come too late.
         strands: whether QEMU hangs when the stream breaks on the way into post-copy (10.0), or says `failed` (7.2).
         pages: how many are sent in post-copy.
+        devices: whether the guest has devices of its host.
     """
 
     def __init__(
@@ -53,15 +54,17 @@ class World:
         converges: bool | None = None,
         strands: bool = True,
         pages: int = 16,
+        devices: bool = False,
     ) -> None:
         self.network = Network()
         self.guest = Guest(runs=guest_runs)
         self.disk = Disk()
         converges = not postcopy if converges is None else converges
         self.stream = Stream(return_path=return_path or postcopy, converges=converges, strands=strands, owed=pages)
-        self.source = SimSource(self.network, self.guest, self.disk, postcopy=postcopy)
+        self.source = SimSource(self.network, self.guest, self.disk, postcopy=postcopy, devices=devices)
         self.destination = SimDestination(self.network, self.guest, self.disk, lambda: self._qemu(self.destination))
         self.source.qemu = self._qemu(self.source)
+        self.source.qemu.devices = devices
         self.agents: dict[Side, SimAgent] = {Side.SOURCE: self.source, Side.DESTINATION: self.destination}
         self.deaths: list[Death] = []
         self.fenced = False

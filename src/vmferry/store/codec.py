@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import Broken
+from vmferry.core.functions import FunctionSettings
 from vmferry.core.guest import Desired, FrozenGuest
 from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
 from vmferry.core.pci import PciAddress
@@ -101,7 +102,15 @@ def load_saving(row: sqlite3.Row) -> Saving:
 def load_claim(row: sqlite3.Row) -> DeviceClaim:
     """Return the claim of one row of `devices`."""
     address, guest = PciAddress.parse(row["address"]), GuestName(row["guest"])
-    return DeviceClaim(address, guest, row["iommu_group"], row["port"], bool(row["was_kept"]))
+    before = FunctionSettings(mac=row["before_mac"], vlan=row["before_vlan"])
+    return DeviceClaim(address, guest, row["iommu_group"], row["port"], bool(row["was_kept"]), row["wanted"], before)
+
+
+def dump_claim(claim: DeviceClaim) -> tuple[str | int | None, ...]:
+    """Return the row of `devices` of a claim."""
+    before = claim.before
+    device = (str(claim.address), claim.guest, claim.iommu_group, claim.port, claim.was_kept)
+    return (*device, claim.wanted, before.mac, before.vlan)
 
 
 def _load(adapter: TypeAdapter[tuple[T]], text: str, what: str) -> T:

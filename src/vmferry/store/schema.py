@@ -77,8 +77,14 @@ CREATE TABLE devices (
 ) STRICT;
 """
 
+_VERSION_4 = """
+ALTER TABLE devices ADD COLUMN wanted TEXT;             -- which of its own the guest has by its definition
+ALTER TABLE devices ADD COLUMN before_mac TEXT;         -- what its card was told of it before
+ALTER TABLE devices ADD COLUMN before_vlan INTEGER;
+"""
+
 #: Entry n brings version n to n + 1.
-MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
+MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
 SCHEMA_VERSION = len(MIGRATIONS)
 
 

@@ -236,10 +236,10 @@ class SqliteJournal:
         Raises:
             Refused: one, its group or its port is kept already; says for whom.
         """
-        rows = [(str(c.address), c.guest, c.iommu_group, c.port, c.was_kept) for c in claims]
+        rows = [codec.dump_claim(claim) for claim in claims]
         with self._transaction(f"keeping devices for {claims[0].guest if claims else 'nobody'}"):
             check_claims(claims, self.device_claims())
-            self._db.executemany("INSERT INTO devices VALUES (?, ?, ?, ?, ?)", rows)
+            self._db.executemany("INSERT INTO devices VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def release_device(self, address: PciAddress) -> None:
         """Note that a device was given back; unknown ones are no error."""

@@ -218,7 +218,7 @@ class FakeGuestProcess:
         self._closed = False
         self.qemu = qemu
         self.mirrors = FakeMirrors(qemu, self._link, self._call)
-        self.plugs = FakePlugs(qemu, self._call)
+        self.plugs = FakePlugs(qemu, self._link, self._call)
 
     @property
     def record(self) -> ProcessRecord:
@@ -333,6 +333,7 @@ class FakeGuestProcess:
         self._require(self.qemu.setup is not None, "migrate", "it was not prepared")
         wrong = self.qemu.state in {RunState.INMIGRATE, RunState.POSTMIGRATE, RunState.FINISH_MIGRATE}
         self._require(not wrong, "migrate", f"Guest is in state {self.qemu.state}")
+        self._require(not self.qemu.plugged, "migrate", "VFIO migration is not supported in kernel")
         self._link.open_stream(self.qemu, address)
 
     async def take_stream(self, connection: StreamConnection) -> None:

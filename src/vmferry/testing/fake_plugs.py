@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import Broken, NotFound, Refused, VmferryError
+from vmferry.core.functions import NO_MAC, QUIET, FunctionSettings
 from vmferry.core.migration import RunState
 from vmferry.core.pci import PciAddress
 from vmferry.core.pci_devices import Inventory
@@ -19,11 +20,13 @@ class FakePlugs:
 
     Args:
         qemu: the process.
+        link: with what is lent to whom.
         call: records a call; raises when the process does not answer.
     """
 
-    def __init__(self, qemu: FakeQemu, call: Callable[[str], None]) -> None:
+    def __init__(self, qemu: FakeQemu, link: FakeLink, call: Callable[[str], None]) -> None:
         self._qemu = qemu
+        self._link = link
         self._call = call
 
     async def plug(self, claim: DeviceClaim) -> None:
@@ -34,7 +37,7 @@ class FakePlugs:
         self._require(claim.id not in self._qemu.plugged, "plug", f"Duplicate device ID '{claim.id}'")
         taken = {one.port for one in self._qemu.plugged.values()}
         self._require(claim.port not in taken, "plug", "slot 0 already in use")
-        may = claim in self._qemu.lent
+        may = (self._host, claim, self._qemu.resources.uid) in self._link.lent
         self._require(may, "plug", f"vfio {claim.address}: failed to open /dev/vfio/{claim.iommu_group}")
         self._qemu.plugged[claim.id] = claim
 
@@ -57,12 +60,16 @@ class FakePlugs:
         self._call("plugged")
         return frozenset(self._qemu.plugged) | {one.id for one in self._qemu.guest.devices}
 
+    @property
+    def _host(self) -> str:
+        return self._qemu.record.boot_id.partition(":")[0]
+
     def _require(self, holds: object, name: str, why: str) -> None:
         if not holds:
             raise Broken(f"QEMU of guest {self._qemu.guest.spec.name} refused {name}: {why}")
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeHostDevices:
     """A host's devices, and whom they are lent to; survives the agent as the kernel does.
 
@@ -71,13 +78,38 @@ class FakeHostDevices:
 
     link: FakeLink
     inventory: Inventory
+    host: str = "host-a"
     lent: dict[PciAddress, DeviceClaim] = field(default_factory=dict)
     gone: set[PciAddress] = field(default_factory=set)  #: taken out of the host
+    told: dict[PciAddress, FunctionSettings] = field(default_factory=dict)  #: of each function, what its card was told
+    fabric: list[FakeHostDevices] = field(default_factory=list)  #: the hosts whose cards are on the same network
     fail_next: VmferryError | None = None  #: of the next change
 
     async def look(self) -> Inventory:
         """Return what there is."""
         return Inventory.of(one for address, one in self.inventory.devices.items() if address not in self.gone)
+
+    async def read(self, address: PciAddress) -> FunctionSettings:
+        """Return what a function's card was told of it."""
+        if address in self.gone or self.inventory.devices[address].physical is None:
+            raise NotFound(f"There is no virtual function {address} on this host")
+        return self.told.get(address, QUIET)
+
+    async def tell(self, claim: DeviceClaim, wanted: FunctionSettings) -> None:
+        """Tell a card of a function; nobody else on its network has the MAC, and no process has the function."""
+        new = wanted.without(await self.read(claim.address))
+        if not new.given():
+            return
+        self._change(claim)
+        if self.lent.get(claim.address) != claim:
+            raise AssertionError(f"{claim.address} is not lent to {claim.guest}, and its card is told {wanted}")
+        if new.mac is not None and any(one.address == claim.address for one in self._plugged()):
+            raise Refused(f"PCI device {claim.address} belongs to guest {claim.guest}")
+        for host in self.fabric:
+            others = [at for at, told in host.told.items() if (host, at) != (self, claim.address)]
+            if new.mac not in {None, NO_MAC} and any(host.told[at].mac == new.mac for at in others):
+                raise AssertionError(f"two functions of one network have {new.mac}")
+        self.told[claim.address] = self.told.get(claim.address, QUIET).changed(new)
 
     async def lend(self, claim: DeviceClaim, uid: int | None, together: frozenset[PciAddress]) -> None:
         """Lend a device."""
@@ -87,21 +119,21 @@ class FakeHostDevices:
         if self.lent.get(claim.address, claim) != claim:
             raise AssertionError(f"{claim.address} is lent already, to {self.lent[claim.address].guest}")
         self.lent[claim.address] = claim
-        for qemu in self.link.processes.values():
-            if qemu.alive and qemu.guest.spec.name == claim.guest and qemu.resources.uid == uid:
-                qemu.lent.add(claim)
+        self.link.lent.add((self.host, claim, uid))
 
     async def give_back(self, claim: DeviceClaim) -> None:
         """Take a device back."""
         self._change(claim)
         if used := [one for one in self._plugged() if one.iommu_group == claim.iommu_group]:
             raise Refused(f"PCI device {claim.address} is not given back: guest {used[0].guest} has {used[0].address}")
+        if claim.address in self.lent and claim.before.given():
+            await self.tell(claim, claim.before)
         self.lent.pop(claim.address, None)
-        for qemu in self.link.processes.values():
-            qemu.lent.discard(claim)
+        self.link.lent -= {one for one in self.link.lent if one[:2] == (self.host, claim)}
 
     def _plugged(self) -> list[DeviceClaim]:
-        return [claim for qemu in self.link.processes.values() if qemu.alive for claim in qemu.plugged.values()]
+        here = [qemu for qemu in self.link.processes.values() if qemu.record.boot_id.startswith(f"{self.host}:")]
+        return [claim for qemu in here if qemu.alive for claim in qemu.plugged.values()]
 
     def _change(self, claim: DeviceClaim) -> None:
         error, self.fail_next = self.fail_next, None

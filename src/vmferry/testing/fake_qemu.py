@@ -100,7 +100,6 @@ class FakeQemu:
     mirror_bandwidth: BytesPerSecond | None = None
     has_lost_tpm: bool = False  #: what emulates its TPM has ended
     empty: set[str] = field(default_factory=set)  #: images that it does not have, or not all of
-    lent: set[DeviceClaim] = field(default_factory=set)  #: devices of its host that its user may open
     plugged: dict[str, DeviceClaim] = field(default_factory=dict)  #: those that it has, by their ids
     obeys_unplug: bool = True
     refuses_unplug: bool = False  #: the guest says no, and tells so
@@ -174,6 +173,7 @@ class FakeLink:
 
     def __init__(self, *, auto: bool = True, rounds: int = 2, now_ns: Callable[[], int] | None = None) -> None:
         ticks = itertools.count(1)
+        self.lent: set[tuple[str, DeviceClaim, int | None]] = set()  #: by each host, and to which user
         self.now_ns = now_ns or (lambda: next(ticks))
         self.rounds = rounds
         self.locks: dict[str, FakeQemu] = {}

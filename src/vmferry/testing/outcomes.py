@@ -123,6 +123,14 @@ OUTCOMES: Cells = {
         (_F.CUT, Expected(Fate.ONE, Side.SOURCE, "the mirrors fail")),
     ),
     **_row(
+        _S.DETACHING,
+        ((_F.SOURCE_AGENT, _F.BOTH_AGENTS), Expected(Fate.ONE, Side.SOURCE, "given up, and its devices given again")),
+        (_F.DESTINATION_AGENT, _MOVES),
+        (_F.SOURCE_QEMU, _CRASH),
+        (_F.DESTINATION_QEMU, _STAYS),
+        (_F.CUT, Expected(Fate.ONE, Side.SOURCE, "QEMU cannot connect")),
+    ),
+    **_row(
         _S.RESERVED,
         ((_F.SOURCE_AGENT, _F.BOTH_AGENTS), _STAYS),
         (_F.DESTINATION_AGENT, _MOVES),

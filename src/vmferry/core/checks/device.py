@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from vmferry.core.checks.case import Case
 from vmferry.core.device_claims import attached_blocker
 from vmferry.core.errors import Blocker
+from vmferry.core.wanted_devices import wanted_devices
 
 #: driver -> why its state cannot be moved today.
 NOT_MIGRATABLE = {
@@ -23,6 +24,7 @@ def check_devices(case: Case) -> Iterator[Blocker]:
     """Every device can be built at the destination and has a state that can be moved."""
     if case.runtime.attached:
         yield attached_blocker(case.guest.spec.name, case.source.name, case.runtime.attached)
+    yield from _check_wanted(case)
     for device in case.guest.devices:
         if device.driver not in case.destination.qemu.devices:
             version = ".".join(str(part) for part in case.destination.qemu.version)
@@ -39,4 +41,25 @@ def check_devices(case: Case) -> Iterator[Blocker]:
                 f"device {device.id} ({device.driver}) of guest {case.guest.spec.name} cannot be moved:"
                 f" {NOT_MIGRATABLE[device.driver]}",
                 "detach the device from the guest before the migration, or give it a virtio device instead",
+            )
+
+
+def _check_wanted(case: Case) -> Iterator[Blocker]:
+    """What the guest is to have of its host is there at the destination too, and it can let go what it has."""
+    guest, functions = case.guest.spec.name, ", ".join(case.runtime.functions)
+    yield from case.probe.without_devices
+    if functions and case.runtime.run_state == "paused":
+        yield Blocker(
+            "device.cannot-let-go",
+            f"guest {guest} stands still (paused) and has {functions} of {case.source.name}: its own system must let"
+            " them go first",
+            f"`vmferry guest resume {guest}`, and move it then",
+        )
+    for one in wanted_devices(case.guest):
+        if not one.has_standby and not one.may_detach:
+            yield Blocker(
+                "device.no-standby",
+                f"{one} of guest {guest} has no standby: the guest would be without that network while it moves",
+                'give the card a standby (network = "bridge") in the guest\'s file, or allow it (may_detach = true),'
+                " and start the guest anew",
             )

@@ -16,7 +16,7 @@ from vmferry.core.guest import IoPath, NetworkKind
 def check_network(case: Case) -> Iterator[Blocker]:
     """Every bridge that the guest is plugged into exists at the destination under the same name, and what serves it."""
     there, name = case.destination, case.guest.spec.name
-    served = [index for index, nic in enumerate(case.guest.spec.nics) if nic.io_path is IoPath.VHOST]
+    served = [index for index, nic in enumerate(case.guest.spec.nics) if nic.front_end is IoPath.VHOST]
     if served and there.why_no_vhost is not None:
         yield Blocker(
             "network.no-vhost",

@@ -42,7 +42,7 @@ FALLBACK = "remove what QEMU names from the guest and try again; the text is QEM
 def check_blocked_reasons(case: Case) -> Iterator[Blocker]:
     """QEMU at the source has no reason of its own against a migration."""
     for reason in case.runtime.blocked_reasons:
-        if case.runtime.attached and _VFIO in reason.lower():  # a device that the guest has of its host: told as such
+        if _VFIO in reason.lower() and (case.runtime.attached or case.runtime.functions):  # told as such, or let go
             continue
         yield Blocker(
             "qemu.blocked",

@@ -18,7 +18,10 @@ class SourceEffect(Word):
     #: same answer
     RESERVE = "reserve"
     COPY_DISKS = "copy-disks"  #: mirror images until every copy is in step. Undo: RESTORE, which drops the mirrors
-    SEND = "send"  #: `migrate`. Undo: RESTORE
+    #: have the guest let go what cannot move; its cards are silent then. Undo: GIVE_DEVICES. Repeat: asks first
+    DETACH_DEVICES = "detach-devices"
+    #: `migrate`, or the word that devices must go first. Undo: RESTORE
+    SEND = "send"
     STEER = "steer"  #: let the policy watch the rounds until the state is left. Repeat: asks the status first
     CONTINUE = "continue"  #: `migrate-continue`. Undo: RESTORE
     BEGIN_POSTCOPY = "begin-postcopy"  #: `migrate-start-postcopy`. Undo: RESTORE. Repeat: harmless
@@ -33,6 +36,8 @@ class SourceEffect(Word):
     RESTORE = "restore"  #: cancel; wait for QEMU's final word; `cont` if stopped and it ran. Repeat: asks first
     TAKE_BACK = "take-back"  #: take the leases again, `cont` at the source under the returned token. Repeat: asks first
     NOTE_CRASH = "note-crash"  #: end what is left of its QEMU, mark the guest as crashed here; name, disks, token stay
+    #: have the devices that the guest wants plugged in again, however long that takes; waits for none. Repeat: harmless
+    GIVE_DEVICES = "give-devices"
     REPORT = "report"  #: measure, write the report, tell the watchers
 
 
@@ -49,6 +54,7 @@ class DestinationEffect(Word):
         "await-pages"  #: post-copy: watch until completed; listen anew when the source asks. Repeat: asks first
     )
     ANNOUNCE = "announce"  #: tell the network; the arrival is a guest of this host like any other now. Repeat: harmless
+    GIVE_DEVICES = "give-devices"  #: have the devices that the guest wants plugged in; waits for none. Repeat: harmless
     CLEAN_UP = "clean-up"  #: kill QEMU, prove it dead, free everything. Repeat: harmless
     NOTE_CRASH = "note-crash"  #: end what is left of its QEMU, mark the guest as crashed here; name, disks, token stay
 

@@ -22,6 +22,8 @@ class SourceEvent(Word):
     DESTINATION_RESERVED = "destination-reserved"  #: it listens
     DESTINATION_AWAITS_DISKS = "destination-awaits-disks"  #: it listens, and has no copy yet of images to be copied
     DISKS_MIRRORED = "disks-mirrored"  #: every copy is in step with its image, and each write goes to both
+    DEVICES_PLUGGED = "devices-plugged"  #: the guest has devices of this host that cannot move
+    DEVICES_DETACHED = "devices-detached"  #: it has let all of them go
     DESTINATION_REFUSED = "destination-refused"  #: it said no, or nobody answered
     PRECOPY_BEGAN = "precopy-began"  #: source status `active`
     POSTCOPY_ORDERED = "postcopy-ordered"  #: by the policy, or by whoever asked for the move

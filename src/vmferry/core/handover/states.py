@@ -40,6 +40,8 @@ class SourceState(Word):
     RESERVING = "reserving"
     #: The destination listens; images that the hosts do not share are copied there while the guest runs.
     COPYING_DISKS = "copying-disks"
+    #: The destination listens; the guest is asked to let devices of its host go that cannot move.
+    DETACHING = "detaching"
     #: The destination listens; the source's QEMU is set up and told to send.
     RESERVED = "reserved"
     #: RAM is sent in rounds while the guest runs.
@@ -142,6 +144,7 @@ FACTS: dict[AnyState, Facts] = {
     SourceState.CHECKING: Facts(_S, _SRC, Step.RESERVE, 30_000),
     SourceState.RESERVING: Facts(_S, _SRC, Step.RESERVE, 60_000),
     SourceState.COPYING_DISKS: Facts(_S, _SRC, Step.COPY),
+    SourceState.DETACHING: Facts(_S, _SRC, Step.RESERVE, 90_000),
     SourceState.RESERVED: Facts(_S, _SRC, Step.COPY, 60_000),
     SourceState.PRECOPY: Facts(_S, _SRC, Step.ROUNDS),
     SourceState.PRE_SWITCHOVER: Facts(_S, _SRC, Step.PAUSE, 5_000),

@@ -1,0 +1,149 @@
+"""What guests are to have of this host by their definition: found, kept for them, and plugged in.
+
+A guest that has no function yet runs all the same, on its standby; it is told as degraded, and tried again.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Mapping, Sequence
+
+import structlog
+
+from vmferry.core.device_claims import DeviceClaim, claim_function
+from vmferry.core.errors import Blocked, Blocker, NotFound, VmferryError
+from vmferry.core.functions import QUIET
+from vmferry.core.guest import FrozenGuest
+from vmferry.core.handover.states import FACTS, AnyState, DestinationState, Side, SourceState
+from vmferry.core.ids import GuestName, HostName
+from vmferry.core.pci import PciAddress
+from vmferry.core.wanted_devices import Pools, WantedDevice, choose_functions, missing, wanted_devices
+from vmferry.ports.host_devices import HostDevices
+from vmferry.ports.hypervisor import GuestProcess
+from vmferry.ports.store import GuestRow, HandoverRow, Journal
+
+_log = structlog.get_logger(__name__)
+
+
+class Holding(enum.Enum):
+    """What becomes of the devices that a guest is to have."""
+
+    GIVEN = "given"  #: it runs here: what it does not have is plugged in
+    KEPT = "kept"  #: it comes, or leaves: what it does not have is kept for it, and plugged into nothing
+    FREED = "freed"  #: it has no process here: the host has them again
+
+
+def holding(
+    row: GuestRow | None, process: GuestProcess | None, handover: HandoverRow | None, here: HostName
+) -> Holding:
+    """Return what becomes of a guest's devices now.
+
+    Args:
+        row: of the guest, in this host's journal.
+        process: its own, while it lives.
+        handover: of the guest, if one is not finished.
+        here: this host.
+    """
+    moves = handover is not None and not FACTS[_state(handover)].final
+    if moves and handover is not None and handover.side == str(Side.DESTINATION):
+        return Holding.KEPT
+    if process is None or row is None:
+        return Holding.FREED
+    return Holding.KEPT if moves or row.token.owner != here else Holding.GIVEN
+
+
+def _state(row: HandoverRow) -> AnyState:
+    return SourceState(row.state) if row.side == str(Side.SOURCE) else DestinationState(row.state)
+
+
+class Wanting:
+    """Has guests get what they are to have.
+
+    Args:
+        here: this host.
+        journal: with the claims.
+        host: its devices.
+        networks: the cards of each physical network.
+    """
+
+    def __init__(
+        self, here: HostName, journal: Journal, host: HostDevices, networks: Mapping[str, Sequence[PciAddress]]
+    ) -> None:
+        self._here = here
+        self._journal = journal
+        self._host = host
+        self._networks = networks
+
+    async def why_not(self, guest: FrozenGuest) -> tuple[Blocker, ...]:
+        """Return why a guest that may come could not have what it is to have; nothing is touched."""
+        wanted = wanted_devices(guest)
+        return choose_functions(wanted, await self._pools())[1] if wanted else ()
+
+    async def reserve(self, row: GuestRow) -> None:
+        """Keep devices for a guest that comes, and take them from the host's drivers: all that it wants, or none.
+
+        What was kept before a failure is given back when the arrival is over.
+
+        Raises:
+            Blocked: why some cannot be had.
+            Broken: the journal or the kernel does not do it, in its words.
+        """
+        name = row.guest.spec.name
+        if wanted := wanted_devices(row.guest):
+            for claim in await self._claim(name, wanted):
+                await self._host.lend(claim, row.uid, frozenset({claim.address}))
+
+    async def give(self, row: GuestRow, process: GuestProcess, plugged: Collection[str]) -> dict[str, str]:
+        """Plug in what a guest does not have yet; return what it does not get, and why."""
+        name = row.guest.spec.name
+        failed: dict[str, str] = {}
+        for one in missing(wanted_devices(row.guest), self._of(name), plugged):
+            try:
+                await self._give(row, process, one)
+            except VmferryError as error:
+                failed[one.id] = _why(error)
+                _log.warning("guest has not all its devices", guest=name, device=str(one), error=str(error))
+        return failed
+
+    async def _give(self, row: GuestRow, process: GuestProcess, one: WantedDevice) -> None:
+        name = row.guest.spec.name
+        claim = next((claim for claim in self._of(name) if claim.wanted == one.id), None)
+        if claim is None:
+            (claim,) = await self._claim(name, [one])
+        try:
+            await self._host.lend(claim, row.uid, frozenset({claim.address}))
+            await self._host.tell(claim, one.settings)
+        except NotFound:  # somebody made the card's functions anew, or took it out
+            self._journal.release_device(claim.address)
+            raise
+        await process.plugs.plug(claim)
+        _log.info("guest has its device", guest=name, device=str(one), address=str(claim.address))
+
+    async def quiet(self, claims: Sequence[DeviceClaim], plugged: Collection[str]) -> None:
+        """Have cards deliver nothing to functions that are kept for a guest and that it does not have."""
+        for claim in claims:
+            if claim.wanted is not None and claim.id not in plugged:
+                await self._host.tell(claim, QUIET)
+
+    async def _claim(self, name: GuestName, wanted: Sequence[WantedDevice]) -> tuple[DeviceClaim, ...]:
+        chosen, blockers = choose_functions(wanted, await self._pools())
+        if blockers:
+            raise Blocked(f"Guest {name} cannot have all its devices on {self._here}", blockers=blockers)
+        claims = []
+        for one, device in chosen:
+            before = (await self._host.read(device.address)).of_a_guest
+            claims.append(claim_function(name, one.id, one.port, device, before))
+        self._journal.claim_devices(claims)
+        return tuple(claims)
+
+    async def _pools(self) -> Pools:
+        return Pools(self._here, await self._host.look(), self._networks, self._journal.device_claims())
+
+    def _of(self, name: GuestName) -> tuple[DeviceClaim, ...]:
+        return tuple(claim for claim in self._journal.device_claims() if claim.guest == name)
+
+
+def _why(error: VmferryError) -> str:
+    if isinstance(error, Blocked) and error.blockers:
+        return "; ".join(blocker.what for blocker in error.blockers)
+    return error.what
