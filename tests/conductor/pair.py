@@ -50,7 +50,7 @@ from vmferry.ports.stream import Relays, StreamWays
 from vmferry.testing.fake_door import FakeDoor, FakePipelines
 from vmferry.testing.fake_hypervisor import FAKE_FACTS
 from vmferry.testing.fake_mirrors import FakeDiskFiles
-from vmferry.testing.fake_plugs import FakeHostDevices
+from vmferry.testing.fake_plugs import FakeHostDevices, FakeStandbys
 from vmferry.testing.fake_qemu import FakeLink
 from vmferry.testing.fake_throttle import FakeThrottle
 
@@ -125,6 +125,7 @@ class Host:
     measured: Bandwidth | None = None  #: of its link to any other host
     devices: FakeHostDevices = field(default_factory=lambda: FakeHostDevices(FakeLink(), Inventory.of(())))
     networks: dict[str, tuple[PciAddress, ...]] = field(default_factory=dict)
+    standbys: FakeStandbys = field(default_factory=FakeStandbys)
     given: GuestDevices = field(init=False)
     guests: Guests = field(init=False)
     handovers: Handovers = field(init=False)
@@ -138,7 +139,7 @@ class Host:
         self.gone = asyncio.Event()
         settings = HostSettings(self.name, self.run_dir, self.uids, self.run_dir / "tpm")
         self.guests = Guests(settings, self.journal, self.hypervisor, NoBeats(), self.leases)
-        self.given = GuestDevices(self.guests, self.devices, self.networks)
+        self.given = GuestDevices(self.guests, self.devices, self.networks, self.standbys)
         around = Surroundings(
             peer=lambda host: DirectPeer(self.pair, host),
             check=self._check,

@@ -25,7 +25,7 @@ from vmferry.core.pci_devices import Inventory, PciDevice
 from vmferry.ports.store import Journal
 from vmferry.testing.fake_hypervisor import FakeGuestProcess
 from vmferry.testing.fake_journal import FakeJournal
-from vmferry.testing.fake_plugs import FakeHostDevices, FakePlugs
+from vmferry.testing.fake_plugs import FakeHostDevices, FakePlugs, FakeStandbys
 
 OTHER = GuestName("db-1")
 VFS = [PciAddress.parse(f"01:10.{number}") for number in range(6)]
@@ -83,7 +83,7 @@ async def place(tmp_path: Path, link: WatchedLink, hurried: None) -> AsyncIterat
     async with running(host):
         for name in (GUEST, OTHER):
             await host.guests.run(replace(SPEC, name=name, disks=()))
-        made = Place(host, link, devices, GuestDevices(host.guests, devices))
+        made = Place(host, link, devices, GuestDevices(host.guests, devices, {}, FakeStandbys()))
         yield made
         await made.given.close()
 
@@ -365,7 +365,7 @@ def mortal_agent(place: Place, journal: Journal, chance: random.Random) -> Guest
     for name in (GUEST, OTHER):
         mortal.wrap(place.process(name).plugs, "plug", "unplug")
     place.host.guests.journal = agents_journal
-    return GuestDevices(place.host.guests, agents_devices)
+    return GuestDevices(place.host.guests, agents_devices, {}, FakeStandbys())
 
 
 async def there_and_back(given: GuestDevices, name: GuestName, chance: random.Random) -> bool:
@@ -385,7 +385,7 @@ def next_agent(place: Place, journal: Journal) -> GuestDevices:
     place.host.guests.journal = journal
     for name in (GUEST, OTHER):
         place.process(name).plugs = FakePlugs(place.process(name).qemu, place.link, lambda _: None)
-    survivor = GuestDevices(place.host.guests, place.devices)
+    survivor = GuestDevices(place.host.guests, place.devices, {}, FakeStandbys())
     survivor.recover()
     return survivor
 

@@ -33,7 +33,7 @@ async def service(hosts: tuple[Host, Host]) -> Service:
     here, _ = hosts
     await here.guests.run(replace(SPEC, name=OTHER, disks=()))
     parts: dict[str, Any] = dict.fromkeys((field.name for field in fields(Service)), None)
-    return Service(**{**parts, "guests": here.guests, "host_view": HostView()})
+    return Service(**{**parts, "guests": here.guests, "host_view": HostView(), "guest_devices": here.given})
 
 
 async def test_guests_are_asked_at_the_same_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -435,8 +435,7 @@ class Service:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     async def _view(self, name: GuestName) -> m.GuestView:
-        degraded = self.guest_devices.missing(name)
-        return await guest_view(self.guests, name, self.host_view.offer.acceleration_tag, degraded)
+        return await guest_view(self.guests, name, self.host_view.offer.acceleration_tag, self.guest_devices)
 
     def _known_host(self, name: str) -> None:
         known = self.known_hosts()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
 from pydantic import TypeAdapter
 
 from vmferry.api import models as m
+from vmferry.conductor.guest_devices import GuestDevices
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.source import Source
 from vmferry.core.device_claims import addresses_of
@@ -27,9 +28,7 @@ _REPORT = TypeAdapter(Report)
 _QEMU_LIMIT_S = 1.0
 
 
-async def guest_view(
-    guests: Guests, name: GuestName, acceleration_tag: str, degraded: Mapping[str, str]
-) -> m.GuestView:
+async def guest_view(guests: Guests, name: GuestName, acceleration_tag: str, devices: GuestDevices) -> m.GuestView:
     """Return a guest of this host as it is now; its run state is None when its QEMU does not answer."""
     row = guests.row(name)
     process = guests.process(name)
@@ -55,7 +54,8 @@ async def guest_view(
         spec=row.guest.spec,
         macs=row.guest.macs,
         devices=addresses_of(name, guests.journal.device_claims()),
-        degraded=dict(degraded),
+        carriers={card: None if by is None else str(by) for card, by in devices.carriers(name).items()},
+        degraded=dict(devices.degraded(name)),
     )
 
 

@@ -42,12 +42,13 @@ from vmferry.core.ids import GuestName, HostName
 from vmferry.disks.files import LocalDiskFiles
 from vmferry.disks.sanlock.daemon import Daemon
 from vmferry.disks.sanlock.leases import SanlockLeases, Settings
-from vmferry.hostdev import DeviceLender, Netlink, Sysfs
+from vmferry.hostdev import BridgeStandbys, DeviceLender, Netlink, Sysfs
 from vmferry.links.door import StreamDoor
 from vmferry.links.pipeline import CommandPipelines, Pipeline
 from vmferry.links.relay import LocalRelays
 from vmferry.links.state_file import GuestStateFiles
 from vmferry.measure.compressing import PageCompressing
+from vmferry.measure.learned import learned_port
 from vmferry.pki.stream_directory import StreamDirectory
 from vmferry.ports.disk_leases import DiskLeases, NoDiskLeases
 from vmferry.ports.disks import nodes_of
@@ -157,7 +158,7 @@ async def build(config: AgentConfig, fleet: Membership) -> Service:
     )
     sysfs, cards = Sysfs(), Netlink()
     lender = DeviceLender(sysfs, cards)
-    guest_devices = GuestDevices(guests, lender, config.cards)
+    guest_devices = GuestDevices(guests, lender, config.cards, BridgeStandbys(learned_port))
     checking = Checking(guests, host_view, hypervisor, peer, images.why_not, guest_devices, certificates)
     around = Surroundings(
         peer=peer,

@@ -148,6 +148,9 @@ class GuestView(Reply):
     spec: GuestSpec
     macs: tuple[str, ...]  #: of its network cards, in the order of the specification; also those that were made
     devices: tuple[str, ...] = ()  #: addresses of the host's devices that are kept for it
+    #: of each card that has its virtual function: whether that carries its traffic ("function"), or its standby does;
+    #: None: it has not been heard since it was given the function
+    carriers: dict[str, str | None] = Field(default_factory=dict)
     #: which of its cards are to have a virtual function and have none, and why: they run on their standbys
     degraded: dict[str, str] = Field(default_factory=dict)
 

@@ -16,8 +16,9 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 import structlog
 
 from vmferry.conductor.busy import ATTACHING, DETACHING
+from vmferry.conductor.carrying import Carrying
 from vmferry.conductor.guests import Guests
-from vmferry.conductor.wanting import Holding, Wanting, holding
+from vmferry.conductor.wanting import Holding, Wanting, announce, holding
 from vmferry.core.device_claims import DeviceClaim, check_unclaimed, find_devices, given_back, plan_claims
 from vmferry.core.errors import BadInput, Blocker, NotFound, Refused, TimedOut, VmferryError
 from vmferry.core.guest import FrozenGuest, GuestSpec
@@ -25,7 +26,7 @@ from vmferry.core.ids import GuestName
 from vmferry.core.migration import RunState
 from vmferry.core.pci import PciAddress
 from vmferry.core.wanted_devices import wanted_devices
-from vmferry.ports.host_devices import HostDevices
+from vmferry.ports.host_devices import Carrier, HostDevices, Standbys
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess
 from vmferry.ports.store import HandoverRow
 
@@ -43,15 +44,21 @@ class GuestDevices:
         guests: this host's guests.
         host: this host's devices.
         networks: the cards of each physical network.
+        standbys: this host's bridges.
     """
 
     def __init__(
-        self, guests: Guests, host: HostDevices, networks: Mapping[str, Sequence[PciAddress]] | None = None
+        self,
+        guests: Guests,
+        host: HostDevices,
+        networks: Mapping[str, Sequence[PciAddress]],
+        standbys: Standbys,
     ) -> None:
         self._guests = guests
         self._host = host
-        self._networks = networks or {}
-        self._wanting = Wanting(guests.settings.name, guests.journal, host, self._networks)
+        self._networks = networks
+        self._carrying = Carrying(standbys)
+        self._wanting = Wanting(guests.settings.name, guests.journal, host, networks, self._carrying)
         self._missing: dict[GuestName, dict[str, str]] = {}  #: what guests are to have and have not, and why
         self._locks: defaultdict[GuestName, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._settling: dict[GuestName, asyncio.Task[None]] = {}
@@ -198,9 +205,17 @@ class GuestDevices:
             async with self._locks[name]:
                 await self._wanting.reserve(row)
 
-    def missing(self, name: GuestName) -> Mapping[str, str]:
-        """Return which of its cards a guest is to have and has not, and why: it runs on their standbys."""
-        return self._missing.get(name, {})
+    def degraded(self, name: GuestName) -> Mapping[str, str]:
+        """Return which of a guest's cards do not run through the functions they are to have, and why."""
+        row = self._guests.journal.guest(name)
+        late = (
+            [] if row is None else [(one.id, self._carrying.why_late(name, one)) for one in wanted_devices(row.guest)]
+        )
+        return {**{card: why for card, why in late if why is not None}, **self._missing.get(name, {})}
+
+    def carriers(self, name: GuestName) -> Mapping[str, Carrier | None]:
+        """Return, of each card that has its function, what carries its traffic; None: it has not been heard since."""
+        return {claim.wanted: self._carrying.of(name, claim.wanted) for claim in self.of(name) if claim.wanted}
 
     async def plugged(self, name: GuestName) -> tuple[DeviceClaim, ...]:
         """Return what of its wanted devices a guest's process has."""
@@ -233,7 +248,10 @@ class GuestDevices:
             for ended in await asyncio.gather(*asked, return_exceptions=True):
                 if ended is not None:
                     raise ended
+            for claim in claims:
+                self._carrying.end(name, claim.wanted or "")
             await self._settle(name)
+            await announce(process, wanted_devices(self._guests.row(name).guest))
         _log.info("devices taken away", guest=name, devices=[str(claim.address) for claim in claims])
 
     # -- what is brought about ------------------------------------------------------------------------------------
@@ -314,6 +332,7 @@ class GuestDevices:
                 failed = failed or error
                 continue
             self._guests.journal.release_device(claim.address)
+            self._carrying.end(name, claim.wanted or "")
         return failed
 
     def _handover(self, name: GuestName) -> HandoverRow | None:
@@ -326,6 +345,7 @@ class GuestDevices:
         for task in self._settling.values():
             task.cancel()
         await asyncio.gather(*self._settling.values(), return_exceptions=True)
+        await self._carrying.close()
 
 
 async def _answer(events: AsyncIterator[GuestEvent], device: str) -> GuestEventKind:

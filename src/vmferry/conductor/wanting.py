@@ -5,11 +5,13 @@ A guest that has no function yet runs all the same, on its standby; it is told a
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections.abc import Collection, Mapping, Sequence
 
 import structlog
 
+from vmferry.conductor.carrying import Carrying
 from vmferry.core.device_claims import DeviceClaim, claim_function
 from vmferry.core.errors import Blocked, Blocker, NotFound, VmferryError
 from vmferry.core.functions import QUIET
@@ -64,15 +66,22 @@ class Wanting:
         journal: with the claims.
         host: its devices.
         networks: the cards of each physical network.
+        carrying: watches whether guests use what they get.
     """
 
     def __init__(
-        self, here: HostName, journal: Journal, host: HostDevices, networks: Mapping[str, Sequence[PciAddress]]
+        self,
+        here: HostName,
+        journal: Journal,
+        host: HostDevices,
+        networks: Mapping[str, Sequence[PciAddress]],
+        carrying: Carrying,
     ) -> None:
         self._here = here
         self._journal = journal
         self._host = host
         self._networks = networks
+        self._carrying = carrying
 
     async def why_not(self, guest: FrozenGuest) -> tuple[Blocker, ...]:
         """Return why a guest that may come could not have what it is to have; nothing is touched."""
@@ -97,7 +106,9 @@ class Wanting:
         """Plug in what a guest does not have yet; return what it does not get, and why."""
         name = row.guest.spec.name
         failed: dict[str, str] = {}
-        for one in missing(wanted_devices(row.guest), self._of(name), plugged):
+        wanted = missing(wanted_devices(row.guest), self._of(name), plugged)
+        await announce(process, wanted)
+        for one in wanted:
             try:
                 await self._give(row, process, one)
             except VmferryError as error:
@@ -117,6 +128,7 @@ class Wanting:
             self._journal.release_device(claim.address)
             raise
         await process.plugs.plug(claim)
+        self._carrying.begin(name, one)
         _log.info("guest has its device", guest=name, device=str(one), address=str(claim.address))
 
     async def quiet(self, claims: Sequence[DeviceClaim], plugged: Collection[str]) -> None:
@@ -141,6 +153,13 @@ class Wanting:
 
     def _of(self, name: GuestName) -> tuple[DeviceClaim, ...]:
         return tuple(claim for claim in self._journal.device_claims() if claim.guest == name)
+
+
+async def announce(process: GuestProcess, wanted: Sequence[WantedDevice]) -> None:
+    """Have the network send to the standbys what comes for cards without their functions."""
+    if any(one.has_standby for one in wanted):
+        with contextlib.suppress(VmferryError):  # whatever the guest says next does the same
+            await process.announce()
 
 
 def _why(error: VmferryError) -> str:

@@ -29,8 +29,13 @@ class WantedDevice:
     network: str  #: one of the host's physical networks
     mac: str
     vlan: int
-    has_standby: bool  #: a virtio card carries the traffic while it is not there
+    bridge: str | None  #: where its standby is plugged in, which carries the traffic meanwhile; None: it has none
     may_detach: bool  #: it may be taken away although none does
+
+    @property
+    def has_standby(self) -> bool:
+        """Return whether a virtio card carries the traffic while it is not there."""
+        return self.bridge is not None
 
     @property
     def settings(self) -> FunctionSettings:
@@ -50,7 +55,7 @@ def wanted_devices(guest: FrozenGuest) -> tuple[WantedDevice, ...]:
         if nic.is_function and nic.physical_network is not None
     ]
     return tuple(
-        WantedDevice(f"nic{index}", port, nic.physical_network or "", mac, nic.vlan, nic.has_standby, nic.may_detach)
+        WantedDevice(f"nic{index}", port, nic.physical_network or "", mac, nic.vlan, nic.bridge, nic.may_detach)
         for port, (index, nic, mac) in zip(PORTS, cards, strict=False)
     )
 

@@ -6,9 +6,11 @@ from vmferry.hostdev.lending import DeviceLender
 from vmferry.hostdev.netlink import Cards, Netlink
 from vmferry.hostdev.settings import read_settings, set_function
 from vmferry.hostdev.sriov import set_functions
+from vmferry.hostdev.standbys import BridgeStandbys
 from vmferry.hostdev.sysfs import Sysfs
 
 __all__ = [
+    "BridgeStandbys",
     "Cards",
     "DeviceLender",
     "Known",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Collection
 from typing import Protocol
 
@@ -63,6 +64,23 @@ class HostDevices(Protocol):
             Refused: a program has it, or another of its group.
             Broken: the kernel does not do it, in its words.
         """
+
+
+class Carrier(enum.StrEnum):
+    """What carries the traffic of a guest's card that has a virtual function and a standby."""
+
+    FUNCTION = "function"
+    STANDBY = "standby"
+
+
+class Standbys(Protocol):
+    """This host's bridges, as they hear guests that have virtual functions besides. Never raises."""
+
+    def heard(self, bridge: str, mac: str) -> Carrier | None:
+        """Return where a bridge has heard a guest last; None: nowhere lately."""
+
+    def forget(self, bridge: str, mac: str) -> None:
+        """Have a bridge forget that it heard a guest from its standby, so that it asks everywhere."""
 
 
 class DevicePlugs(Protocol):

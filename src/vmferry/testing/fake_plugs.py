@@ -11,6 +11,7 @@ from vmferry.core.functions import NO_MAC, QUIET, FunctionSettings
 from vmferry.core.migration import RunState
 from vmferry.core.pci import PciAddress
 from vmferry.core.pci_devices import Inventory
+from vmferry.ports.host_devices import Carrier
 from vmferry.ports.hypervisor import GuestEventKind
 from vmferry.testing.fake_qemu import FakeLink, FakeQemu
 
@@ -141,3 +142,20 @@ class FakeHostDevices:
             raise error
         if claim.address in self.gone or claim.address not in self.inventory.devices:
             raise NotFound(f"There is no PCI device {claim.address} on this host")
+
+
+class FakeStandbys:
+    """Bridges that hear what a test says."""
+
+    def __init__(self) -> None:
+        self.carrier: Carrier | None = Carrier.FUNCTION
+        self.unheard: set[tuple[str, str]] = set()
+        self.forgotten: list[tuple[str, str]] = []
+
+    def heard(self, bridge: str, mac: str) -> Carrier | None:
+        """Return what the test said."""
+        return None if (bridge, mac) in self.unheard else self.carrier
+
+    def forget(self, bridge: str, mac: str) -> None:
+        """Note it."""
+        self.forgotten.append((bridge, mac))

@@ -1,0 +1,87 @@
+"""Whether the traffic of guests goes through the functions that they were given: seen at their bridges, not assumed.
+
+A guest takes seconds to use a function (its driver, the card's link). Until then its bridge sends to the standby what
+comes for it, and afterwards too, until it hears it from elsewhere: it is made to forget the standby meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from vmferry.core.ids import GuestName
+from vmferry.core.wanted_devices import WantedDevice
+from vmferry.ports.host_devices import Carrier, Standbys
+
+#: A card's link is there after some 3 s, and ten times later on an emulated host.
+PATIENCE_S = 60.0
+_LOOK_EVERY_S, _LOOK_LATER_S = 0.25, 5.0
+_log = structlog.get_logger(__name__)
+
+
+class Carrying:
+    """Watches what carries the traffic of guests.
+
+    Args:
+        standbys: this host's bridges.
+    """
+
+    def __init__(self, standbys: Standbys) -> None:
+        self._standbys = standbys
+        self._seen: dict[tuple[GuestName, str], Carrier] = {}
+        self._late: set[tuple[GuestName, str]] = set()
+        self._watching: dict[tuple[GuestName, str], asyncio.Task[None]] = {}
+
+    def of(self, guest: GuestName, device: str) -> Carrier | None:
+        """Return what carries a card's traffic; None: it has not been heard since it was given its function."""
+        return self._seen.get((guest, device))
+
+    def why_late(self, guest: GuestName, wanted: WantedDevice) -> str | None:
+        """Return why a guest does not use a function that it has; None: it does, or has said nothing yet."""
+        if (guest, wanted.id) not in self._late:
+            return None
+        return (
+            f"it has {wanted}, and sends through its standby still, after {PATIENCE_S:.0f} s: its system has no driver"
+            " for the function, no net_failover, or the card no link"
+        )
+
+    def begin(self, guest: GuestName, wanted: WantedDevice) -> None:
+        """Watch a card that was given its function."""
+        self.end(guest, wanted.id)
+        if wanted.bridge is not None:
+            watch = self._watch((guest, wanted.id), wanted.bridge, wanted.mac)
+            self._watching[guest, wanted.id] = asyncio.create_task(watch, name=f"carrying:{guest}:{wanted.id}")
+
+    def end(self, guest: GuestName, device: str) -> None:
+        """Watch a card no more: it has no function."""
+        card = (guest, device)
+        if (task := self._watching.pop(card, None)) is not None:
+            task.cancel()
+        self._seen.pop(card, None)
+        self._late.discard(card)
+
+    async def close(self) -> None:
+        """Watch nothing more."""
+        tasks = [*self._watching.values()]
+        for guest, device in [*self._watching]:
+            self.end(guest, device)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch(self, card: tuple[GuestName, str], bridge: str, mac: str) -> None:
+        ends = asyncio.get_running_loop().time() + PATIENCE_S
+        while True:
+            heard = await asyncio.to_thread(self._standbys.heard, bridge, mac)
+            if heard is not None:
+                self._seen[card] = heard
+            if heard is Carrier.FUNCTION:
+                self._late.discard(card)
+                _log.info("guest uses its function", guest=card[0], device=card[1])
+                return
+            is_late = asyncio.get_running_loop().time() > ends
+            if heard is Carrier.STANDBY:
+                await asyncio.to_thread(self._standbys.forget, bridge, mac)
+                if is_late and card not in self._late:
+                    self._late.add(card)
+                    _log.warning("guest does not use its function", guest=card[0], device=card[1])
+            await asyncio.sleep(_LOOK_LATER_S if is_late else _LOOK_EVERY_S)
