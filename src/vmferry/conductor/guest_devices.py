@@ -248,10 +248,11 @@ class GuestDevices:
             for ended in await asyncio.gather(*asked, return_exceptions=True):
                 if ended is not None:
                     raise ended
+            # first: until its network hears of it, what comes for the guest is lost
+            await announce(process, wanted_devices(self._guests.row(name).guest))
             for claim in claims:
                 self._carrying.end(name, claim.wanted or "")
             await self._settle(name)
-            await announce(process, wanted_devices(self._guests.row(name).guest))
         _log.info("devices taken away", guest=name, devices=[str(claim.address) for claim in claims])
 
     # -- what is brought about ------------------------------------------------------------------------------------

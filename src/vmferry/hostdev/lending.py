@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import Blocked, Broken, NotFound, Refused
-from vmferry.core.functions import FunctionSettings
+from vmferry.core.functions import NO_MAC, FunctionSettings
 from vmferry.core.pci import PciAddress
 from vmferry.core.pci_devices import Inventory, PciDevice
 from vmferry.hostdev.binding import bind, give_back
@@ -154,8 +154,11 @@ class DeviceLender:
         told = read_settings(self._cards, found, claim.address)
         if (told.vlan, wanted.vlan) == (None, 0):  # a card that knows none has none
             wanted = replace(wanted, vlan=None)
-        if (new := wanted.without(told)).given():
-            set_function(self._cards, self._wait_let_go(claim), claim.address, new)
+        if not (new := wanted.without(told)).given():
+            return
+        # no driver minds losing its address: whoever has the function still is about to let it go
+        found = read_inventory(self._sysfs) if wanted.mac == NO_MAC else self._wait_let_go(claim)
+        set_function(self._cards, found, claim.address, new)
 
     def _give_back(self, claim: DeviceClaim) -> None:
         device = _find(self._wait_let_go(claim), claim)

@@ -22,11 +22,20 @@ class NicPlan:
 
     path: str = "virtio"
     bridge: bool = True
+    physical_network: str | None = None  #: it is a virtual function there, with a standby if it hangs on the bridge
+    standby: str = "virtio"
+    mac: str | None = None
 
     def table(self) -> dict[str, object]:
         """Return the NIC as a guest file has it."""
-        network: dict[str, object] = {"network": "bridge", "bridge": BRIDGE} if self.bridge else {"network": "user"}
-        return {"path": self.path, **network}
+        alone = "user" if self.physical_network is None else "none"
+        table: dict[str, object] = {"path": self.path, "network": "bridge" if self.bridge else alone}
+        if self.bridge:
+            table["bridge"] = BRIDGE
+        if self.physical_network is not None:
+            table["physical_network"] = self.physical_network
+            table |= {"standby": self.standby} if self.bridge else {"may_detach": True}
+        return table | ({"mac": self.mac} if self.mac is not None else {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,8 @@ class HostDevices(Protocol):
     async def tell(self, claim: DeviceClaim, wanted: FunctionSettings) -> None:
         """Tell a virtual function's card what is not so yet; a process that still lets go of it is waited for.
 
+        Its address is taken from it without waiting for anybody.
+
         On failure what was set before is set again.
 
         Raises:

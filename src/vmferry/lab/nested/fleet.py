@@ -9,6 +9,7 @@ Everything lies in the hosts' own memory: a host that loses its power has lost i
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,15 +19,18 @@ import tomli_w
 
 from vmferry.core.errors import Broken, TimedOut
 from vmferry.core.guest import Acceleration
+from vmferry.core.pci import PciAddress
 from vmferry.lab.commands import Ran
 from vmferry.lab.enrolment import find_command, operator_environment
 from vmferry.lab.guest_plans import GuestPlan
 from vmferry.lab.guests import build
+from vmferry.lab.nested.command_server import CLIENT
 from vmferry.lab.nested.host import NestedHost
 from vmferry.lab.toolchain import QemuBinary, cache_dir, find_qemus
 
 FOLDER = Path("/run/vmferry-lab")
 LOG = FOLDER / "agent.log"
+COMMANDS = FOLDER / "commands.sock"
 #: The nested hosts have one slow CPU each: a command takes seconds to start.
 _COMMAND_TIMEOUT_S = 180.0
 _READY_TIMEOUT_S = 120.0
@@ -64,6 +68,7 @@ class NestedFleet:
         qemus: of each host; the newest on this machine by default.
         image_dirs: where guests' disks may be, beside the fleet's folder, whose file system knows no O_DIRECT.
         acceleration: of their guests: hosts that run on an emulated KVM are too slow to find that out.
+        networks: the cards of each physical network, the same on all hosts.
     """
 
     def __init__(
@@ -72,7 +77,9 @@ class NestedFleet:
         qemus: Mapping[str, QemuBinary] | None = None,
         image_dirs: Sequence[Path] = (),
         acceleration: Acceleration = Acceleration.AUTO,
+        networks: Mapping[str, Sequence[PciAddress]] | None = None,
     ) -> None:
+        self._networks = dict(networks or {})
         self.hosts = dict(hosts)
         self._image_dirs = tuple(image_dirs)
         self._acceleration = acceleration
@@ -108,8 +115,9 @@ class NestedFleet:
 
     async def cli(self, *arguments: str, timeout_s: float = _COMMAND_TIMEOUT_S) -> Ran:
         """Run the operator's command line on the first host and return what it did."""
-        env = (f"{name}={value}" for name, value in operator_environment(FOLDER / "operator").items())
-        return await self.hosts[self._first].run("env", *env, *_VMFERRY, *arguments, timeout_s=timeout_s)
+        env = json.dumps(operator_environment(FOLDER / "operator"))
+        client = (sys.executable, "-IS", "-c", CLIENT, str(COMMANDS), json.dumps(arguments), env)
+        return await self.hosts[self._first].run(*client, timeout_s=timeout_s)
 
     async def must(self, *arguments: str, timeout_s: float = _COMMAND_TIMEOUT_S) -> str:
         """Run the operator's command line and return its standard output.
@@ -161,6 +169,9 @@ class NestedFleet:
         host = self.hosts[name]
         await host.shell(f"mkdir -m 711 {FOLDER} {FOLDER}/state {FOLDER}/run")
         await host.must("tee", str(FOLDER / "agent.toml"), text=tomli_w.dumps(self._settings(name)))
+        if name == self._first:
+            server = f"{sys.executable} -m vmferry.lab.nested.command_server {COMMANDS}"
+            await host.shell(f"setsid {server} </dev/null >{FOLDER}/commands.log 2>&1 &")
         agent = " ".join((*_VMFERRY, "agent", "--config", str(FOLDER / "agent.toml")))
         await host.shell(f"setsid {agent} </dev/null >{LOG} 2>&1 &")
 
@@ -181,6 +192,7 @@ class NestedFleet:
             "run_dir": str(FOLDER / "run"),
             "image_dirs": [*map(str, self._image_dirs), str(FOLDER), str(cache_dir())],
             "memory_reserve": "64MiB",
+            "physical_networks": {name: list(map(str, cards)) for name, cards in self._networks.items()},
             "qemu": {
                 "argv": list(qemu.argv),
                 "env": qemu.env,

@@ -1,7 +1,8 @@
 """Nested hosts with an IOMMU and network cards that make virtual functions: real SR-IOV, VFIO and KVM, emulated.
 
-The cards are igb (QEMU from 8.0 on). Their ports are joined to nothing unless a wire is given for each. Beside them a
-host can have devices that it does not need itself.
+The cards are igb (QEMU from 8.0 on). Their ports are joined to nothing unless a wire is given for each. The first one's
+wire has another card on it, virtio, for a bridge: one that makes functions and is in a bridge itself makes a storm of
+broadcasts. Beside them a host can have devices that it does not need itself.
 """
 
 from __future__ import annotations
@@ -18,6 +19,17 @@ from vmferry.lab.toolchain import QemuBinary
 #: From 2.75 GiB on the functions' memory lies above 4 GiB, where their mailbox fails under an emulated KVM.
 MEMORY_MIB = 2600
 MODULES = ("igb", "kvm-amd", "vfio-pci", "vhost_net", "nvme", "virtio_blk", "e1000e")
+#: Of guests' standbys, and the other card on the first wire in it.
+BRIDGE = "br0"
+_UPLINK = "for net in /sys/class/net/*; do [ $(cat $net/address) != {mac} ] || echo ${{net##*/}}; done"
+_BRIDGE = """
+modprobe -a bridge tun
+ip link add {bridge} type bridge forward_delay 0 mcast_snooping 0
+ip link set {uplink} master {bridge}
+ip link set {uplink} up
+ip addr add {address} dev {bridge}
+ip link set {bridge} up
+"""
 #: What a host does not need itself: QEMU's arguments, the device last.
 SPARES: Mapping[str, Sequence[str]] = {
     "nvme": (
@@ -72,6 +84,19 @@ class SriovHost(NestedHost):
         first = 1 + len(self._cards)
         return {name: PciAddress(0, first + number, 0, 0) for number, name in enumerate(self._spares)}
 
+    async def make_bridge(self, address: str) -> None:
+        """Make the bridge of guests' standbys, on the first card's network.
+
+        Args:
+            address: of the host there, with the length of the prefix.
+        """
+        uplink = (await self.shell(_UPLINK.format(mac=self._uplink_mac))).strip()
+        await self.shell(_BRIDGE.format(bridge=BRIDGE, uplink=uplink, address=address))
+
+    @property
+    def _uplink_mac(self) -> str:
+        return f"52:54:00:ab:01:{self.plan.mac[-2:]}"
+
     async def start(self) -> None:
         """Power on, load the drivers, and bring the cards up: without that their functions have no mailbox."""
         await super().start()
@@ -89,12 +114,18 @@ class SriovHost(NestedHost):
         for number, arguments in enumerate([*map(self._card, range(len(self._cards))), *self._spare_arguments()], 1):
             behind += ["-device", f"pcie-root-port,id=port{number},slot={number},chassis={number}"]
             behind += [*arguments[:-1], f"{arguments[-1]},bus=port{number}"]
-        return [*argv[:first], "-device", "intel-iommu,intremap=on", *behind, *argv[first:]]
+        uplink = ["-device", f"virtio-net-pci,netdev=uplink,mac={self._uplink_mac},romfile="] if self._cards else []
+        return [*argv[:first], "-device", "intel-iommu,intremap=on", *behind, *argv[first:], *uplink]
 
     def _card(self, number: int) -> Sequence[str]:
         mac = f"52:54:00:aa:{number + 1:02x}:{self.plan.mac[-2:]}"
         device = f"igb,netdev=card{number},mac={mac},romfile="
-        return ["-netdev", f"{self._cards[number]},id=card{number}", "-device", device]
+        backend = self._cards[number]
+        if number:
+            return ["-netdev", f"{backend},id=card{number}", "-device", device]
+        hub = [f"{backend},id=wire0", "hubport,id=hub0,hubid=7,netdev=wire0", "hubport,id=card0,hubid=7"]
+        ports = [*hub, "hubport,id=uplink,hubid=7"]
+        return [*(word for port in ports for word in ("-netdev", port)), "-device", device]
 
     def _spare_arguments(self) -> Iterable[Sequence[str]]:
         return (SPARES[name] for name in self._spares)

@@ -1,0 +1,219 @@
+"""What a guest is to have of its host by its definition: it has it wherever it runs, and the host has it otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.conductor.fakes import HOST_A, HOST_B, WatchedLink, make_pair, qemu_of
+from tests.conductor.functions import (
+    CARD,
+    FABRIC,
+    FUNCTIONS,
+    WITH_FUNCTION,
+    give_cards,
+    plugged,
+    wait_free,
+    wait_has_it,
+)
+from tests.conductor.pair import GUEST, Host, running, wait_finished, wait_until
+
+from vmferry.conductor import carrying, guest_devices
+from vmferry.core.errors import BadInput, Broken, Refused
+from vmferry.core.functions import NO_MAC
+from vmferry.core.guest import NetworkKind
+from vmferry.core.handover.states import SourceState
+from vmferry.core.ids import GuestName
+from vmferry.ports.host_devices import Carrier
+from vmferry.testing.fake_hypervisor import FakeGuestProcess
+from vmferry.testing.fake_qemu import FakeQemu
+
+OTHER = GuestName("db-1")
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, link: WatchedLink, hurried: None) -> AsyncIterator[tuple[Host, Host]]:
+    """Two hosts on fakes with two functions each; nothing runs."""
+    made = make_pair(tmp_path, link)
+    give_cards(made, link, 2)
+    here, there = made.hosts[HOST_A], made.hosts[HOST_B]
+    async with running(here, there):
+        yield here, there
+    assert link.doubled == []
+
+
+def qemu(host: Host, link: WatchedLink) -> FakeQemu:
+    """Return the guest's process on a host."""
+    found = qemu_of(host, link)
+    assert found is not None
+    return found
+
+
+async def test_there_and_back(pair: tuple[Host, Host], link: WatchedLink) -> None:
+    """Each host in turn gives it a function, and gets its own back; the MAC is one card's at a time (the fake looks)."""
+    here, there = pair
+    await here.guests.run(WITH_FUNCTION)
+    await wait_has_it(here, link)
+    for source, destination in ((here, there), (there, here)):
+        await source.migrate(destination)
+        await wait_finished(source, destination)
+        await wait_has_it(destination, link)
+        await wait_free(source)
+        assert destination.given.degraded(GUEST) == {}
+        assert destination.given.carriers(GUEST) == {"nic0": Carrier.FUNCTION}
+    await here.guests.stop(GUEST)
+    await wait_free(here)
+
+
+async def test_two_functions_and_two_guests(pair: tuple[Host, Host], link: WatchedLink) -> None:
+    """The third that is wanted is not there: its guest runs degraded, and gets it when another guest is stopped."""
+    here, _ = pair
+    await here.guests.run(replace(WITH_FUNCTION, nics=(FABRIC, FABRIC)))
+    await wait_until(lambda: plugged(here, link) == [*FUNCTIONS[:2]], "it has both")
+    await here.guests.run(replace(WITH_FUNCTION, name=OTHER, disks=()))
+    await wait_until(lambda: here.given.degraded(OTHER) != {}, "it has none")
+    assert "has 2 functions, 2 of them kept for guests, and none is free" in here.given.degraded(OTHER)["nic0"]
+    await here.guests.stop(GUEST)
+    await wait_until(lambda: here.given.degraded(OTHER) == {} and bool(here.given.of(OTHER)), "it has one")
+    assert [claim.wanted for claim in here.given.of(OTHER)] == ["nic0"]
+
+
+async def test_none_free_at_the_destination(pair: tuple[Host, Host], link: WatchedLink) -> None:
+    """The check says so; a move that is begun all the same is refused, and the guest keeps its own all the time."""
+    here, there = pair
+    await here.guests.run(WITH_FUNCTION)
+    await wait_has_it(here, link)
+    await there.guests.run(replace(WITH_FUNCTION, name=OTHER, disks=(), nics=(FABRIC, FABRIC)))
+    await wait_until(lambda: len(there.given.of(OTHER)) == 2, "the other guest has both")
+    row = here.journal.guest(GUEST)
+    assert row is not None
+    assert [blocker.code for blocker in await there.given.why_not(row.guest)] == ["device.no-function"]
+    there.networks.clear()
+    assert [blocker.code for blocker in await there.given.why_not(row.guest)] == ["device.no-network"]
+    there.networks["fabric"] = (CARD,)
+    claim = here.given.of(GUEST)
+    source = await here.migrate(there)
+    await wait_finished(here, there)
+    assert source.state is SourceState.ABORTED
+    assert "could not prepare" in (source.reason or "")
+    assert here.given.of(GUEST) == claim
+    await wait_has_it(here, link)
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_a_guest_that_does_not_let_go(
+    pair: tuple[Host, Host], link: WatchedLink, monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    """The move is given up and told; it has its function still, and again when it lets go long afterwards."""
+    monkeypatch.setattr(guest_devices, "LET_GO_WITHIN_S", 0.05)
+    here, there = pair
+    await here.guests.run(WITH_FUNCTION)
+    await wait_has_it(here, link)
+    process = here.guests.process(GUEST)
+    assert isinstance(process, FakeGuestProcess)
+    process.qemu.refuses_unplug, process.qemu.obeys_unplug = refuses, False
+    source = await here.migrate(there)
+    await wait_finished(here, there)
+    assert source.state is SourceState.ABORTED
+    assert ("does not let" if refuses else "has not let") in (source.reason or "")
+    await wait_has_it(here, link)
+    await wait_free(there)
+    process.plugs.guest_lets_go(here.given.of(GUEST)[0].id)
+    process.qemu.refuses_unplug, process.qemu.obeys_unplug = False, True
+    await wait_has_it(here, link)
+    await here.migrate(there)
+    await wait_finished(here, there)
+    await wait_has_it(there, link)
+
+
+async def test_a_move_that_fails_gives_it_back(pair: tuple[Host, Host], link: WatchedLink) -> None:
+    """Cancelled in the first round: the source's card delivers to it again, before it has it again."""
+    here, there = pair
+    await here.guests.run(WITH_FUNCTION)
+    await wait_has_it(here, link)
+    here.hold.ask(SourceState.PRECOPY)
+    source = await here.migrate(there)
+    await here.hold.wait_reached(SourceState.PRECOPY)
+    assert plugged(here, link) == []
+    (kept,) = here.given.of(GUEST)
+    assert here.devices.told[kept.address].mac == NO_MAC
+    source.cancel()
+    here.hold.let_go(SourceState.PRECOPY)
+    await wait_finished(here, there)
+    await wait_has_it(here, link)
+    await wait_free(there)
+
+
+async def test_it_vanishes(pair: tuple[Host, Host], link: WatchedLink) -> None:
+    """Somebody makes the card's functions anew: the guest loses its own, and gets another."""
+    here, _ = pair
+    await here.guests.run(WITH_FUNCTION)
+    await wait_has_it(here, link)
+    (had,) = here.given.of(GUEST)
+    here.devices.gone.add(had.address)
+    here.devices.told.pop(had.address)
+    process = here.guests.process(GUEST)
+    assert isinstance(process, FakeGuestProcess)
+    process.plugs.guest_lets_go(had.id)
+    await wait_until(lambda: plugged(here, link) == [FUNCTIONS[1]], "it has the other one")
+
+
+async def test_its_driver_is_missing(
+    pair: tuple[Host, Host], link: WatchedLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that goes on sending through its standby is told as degraded, until it is heard from its function."""
+    monkeypatch.setattr(carrying, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(carrying, "_LOOK_LATER_S", 0.01)
+    monkeypatch.setattr(carrying, "_LOOK_EVERY_S", 0.01)
+    here, _ = pair
+    here.standbys.carrier = Carrier.STANDBY
+    await here.guests.run(WITH_FUNCTION)
+    await wait_has_it(here, link)
+    await wait_until(lambda: here.given.degraded(GUEST) != {}, "it is told")
+    assert "no driver for the function" in here.given.degraded(GUEST)["nic0"]
+    row = here.journal.guest(GUEST)
+    assert row is not None
+    assert ("br0", row.guest.macs[0]) in here.standbys.forgotten
+    here.standbys.carrier = Carrier.FUNCTION
+    await wait_until(lambda: here.given.degraded(GUEST) == {}, "it is heard")
+
+
+async def test_not_by_hand(pair: tuple[Host, Host], link: WatchedLink) -> None:
+    """It is not detached by hand, its port is not given to another device, and a guest that stands still keeps it."""
+    here, there = pair
+    await here.guests.run(WITH_FUNCTION)
+    await wait_has_it(here, link)
+    (claim,) = here.given.of(GUEST)
+    with pytest.raises(Refused, match="is nic0 of guest web-7, which is to have it wherever it runs"):
+        await here.given.detach(GUEST, claim.address, 1)
+    await here.given.attach(GUEST, [FUNCTIONS[1]])
+    assert [one.port for one in here.given.of(GUEST)] == ["rp0", "rp1"]
+    await here.given.detach(GUEST, FUNCTIONS[1], 1)
+    await here.guests.pause(GUEST)
+    with pytest.raises(BadInput, match="stands still"):
+        await here.given.take_away(GUEST)
+    await here.migrate(there)
+    await wait_finished(here, there)
+    await here.guests.resume(GUEST)
+    await wait_has_it(here, link)
+
+
+async def test_an_agent_is_killed_while_a_guest_waits_for_one(pair: tuple[Host, Host], link: WatchedLink) -> None:
+    """The next agent gives it what the last one could not."""
+    here, _ = pair
+    here.devices.fail_next = Broken("the kernel says no")
+    await here.guests.run(WITH_FUNCTION)
+    await here.restart()
+    await wait_has_it(here, link)
+
+
+async def test_without_a_network_it_does_not_run(pair: tuple[Host, Host]) -> None:
+    """What no function could ever be is told before the guest is started."""
+    here, _ = pair
+    there_is = replace(WITH_FUNCTION, nics=(replace(FABRIC, physical_network="storage", network=NetworkKind.NONE),))
+    assert here.given.why_not_run(WITH_FUNCTION) == []
+    assert here.given.why_not_run(there_is) == [
+        "network card 0 is a virtual function of storage, which this host does not have (its agent.toml has fabric)"
+    ]
