@@ -52,7 +52,7 @@ def qemu(host: Host, link: WatchedLink) -> FakeQemu:
 
 
 async def test_there_and_back(pair: tuple[Host, Host], link: WatchedLink) -> None:
-    """Each host in turn gives it a function, and gets its own back; the MAC is one card's at a time (the fake looks)."""
+    """Each host in turn gives it one, and gets its own back; its MAC is one card's at a time (the fake looks)."""
     here, there = pair
     await here.guests.run(WITH_FUNCTION)
     await wait_has_it(here, link)

@@ -1,6 +1,7 @@
 """The demonstration: two hosts on this machine, a guest that writes memory, moved live there and back.
 
     python -m vmferry.lab.demo [--keep] [--plain] [--link MBIT]
+    python -m vmferry.lab.demo --sriov       # another one: see lab/sriov_demo.py
 
 Everything it starts is gone when it ends, also after Ctrl-C at any moment. The exit code is 0 only if both moves
 arrived and the guest's memory was whole after each.
@@ -21,7 +22,7 @@ from rich.console import Console
 
 from vmferry.core.errors import Broken, VmferryError
 from vmferry.core.units import BytesPerSecond
-from vmferry.lab import enrolment
+from vmferry.lab import enrolment, sriov_demo
 from vmferry.lab.commands import end
 from vmferry.lab.demo_table import Move, moves_table
 from vmferry.lab.guest_plans import GUEST_ADDRESS, linux_guest
@@ -46,6 +47,7 @@ class Options:
     keep: bool = False
     plain: bool = False
     link: BytesPerSecond | None = None
+    sriov: bool = False
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,9 +72,14 @@ def parse(arguments: list[str] | None) -> Options:
     parser.add_argument("--keep", action="store_true", help="leave everything running until Enter is pressed")
     parser.add_argument("--plain", action="store_true", help="do not encrypt the migration stream")
     parser.add_argument("--link", type=int, metavar="MBIT", help="limit the link between the hosts, in Mbit/s")
+    parser.add_argument(
+        "--sriov", action="store_true", help="two emulated hosts instead, and a guest with a virtual function (SR-IOV)"
+    )
     asked = parser.parse_args(arguments)
+    if asked.sriov and (asked.keep or asked.plain or asked.link):
+        parser.error("--sriov goes alone")
     link = BytesPerSecond(asked.link * 1_000_000 // 8) if asked.link else None
-    return Options(asked.keep, asked.plain, link)
+    return Options(asked.keep, asked.plain, link, asked.sriov)
 
 
 async def _until_signal(console: Console, options: Options) -> int:
@@ -88,6 +95,8 @@ async def demonstrate(console: Console, options: Options) -> int:
     say: Say = console.print
     for left in sweep():
         say(f"(Removed lab {left}, which an interrupted run had left.)")
+    if options.sriov:
+        return await sriov_demo.demonstrate(say)
     started = time.monotonic()
     say("[bold]Two hosts on this machine[/]")
     async with Lab(link=options.link) as lab:

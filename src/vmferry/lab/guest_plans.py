@@ -69,6 +69,7 @@ class GuestPlan:
     machine: str = MACHINE
     nics: tuple[NicPlan, ...] = ()
     disks: tuple[DiskPlan, ...] = ()
+    beat_us: int = 0  #: between two beats; 0: the guest's own choice, a millisecond (linux)
     disk_rate: int = 0  #: MiB/s written to its first disk, and read back when asked for (linux)
     local: bool = False  #: its own images are on its host only (debian; the lab has `local_dirs`)
     echo: bool = False  #: the agents probe its UDP echo during moves, if it has an address (linux)
@@ -88,6 +89,7 @@ class GuestPlan:
         address = {"ip": f"{GUEST_ADDRESS}/24"} if self.has_address else {}
         helper = {"throttle": "on"} if self.throttle else {}
         disk = {"disk_rate": self.disk_rate} if self.disk_rate else {}
+        disk |= {"beat_us": self.beat_us} if self.beat_us else {}
         return {**common, "pattern": self.pattern, "data": self.data, **address, **helper, **disk}
 
     def toml(self, image: GuestImage) -> str:

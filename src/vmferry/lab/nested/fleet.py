@@ -21,43 +21,45 @@ from vmferry.core.errors import Broken, TimedOut
 from vmferry.core.guest import Acceleration
 from vmferry.core.pci import PciAddress
 from vmferry.lab.commands import Ran
-from vmferry.lab.enrolment import find_command, operator_environment
+from vmferry.lab.enrolment import operator_environment
 from vmferry.lab.guest_plans import GuestPlan
 from vmferry.lab.guests import build
 from vmferry.lab.nested.command_server import CLIENT
 from vmferry.lab.nested.host import NestedHost
+from vmferry.lab.nested.identities import make_identities
 from vmferry.lab.toolchain import QemuBinary, cache_dir, find_qemus
 
 FOLDER = Path("/run/vmferry-lab")
+#: What an agent's log says when it serves its fleet.
+_UP = '"agent is up"'
+_LOOK_EVERY_S = 0.5
 LOG = FOLDER / "agent.log"
 COMMANDS = FOLDER / "commands.sock"
 #: The nested hosts have one slow CPU each: a command takes seconds to start.
 _COMMAND_TIMEOUT_S = 180.0
 _READY_TIMEOUT_S = 120.0
 _VMFERRY = (sys.executable, "-m", "vmferry")
+#: Asks, again after a while until there is an answer: a guest that boots empties its console's queue, and what was
+#: asked before is lost. It loads nothing, which an emulated host would take seconds for.
 _ASK = """
-import asyncio, sys
-from pathlib import Path
-from vmferry.lab.channel import ask
-socket = next(Path(sys.argv[1]).rglob(sys.argv[2] + "/" + sys.argv[6]))
-print(asyncio.run(ask(socket, sys.argv[3], sys.argv[4], float(sys.argv[5]))))
+import glob, socket, sys, time
+run, guest, question, prefix, limit_s, each_s, name = sys.argv[1:]
+ends, (path, *_) = time.monotonic() + float(limit_s), glob.glob(f"{run}/**/{guest}/{name}", recursive=True)
+while time.monotonic() < ends:
+    with socket.socket(socket.AF_UNIX) as there:
+        there.settimeout(float(each_s))
+        try:
+            there.connect(path)
+            there.sendall(question.encode())
+            for line in there.makefile("r", errors="replace"):
+                if line.strip().startswith(prefix):
+                    print(line.strip())
+                    sys.exit()
+        except TimeoutError:
+            pass
+sys.exit(f"no answer to {question!r} within {limit_s} s")
 """
-#: The same until there is an answer: a guest that boots empties its console's queue, and what was asked before is lost.
-_ASK_AGAIN = """
-import asyncio, sys, time
-from pathlib import Path
-from vmferry.core.errors import TimedOut
-from vmferry.lab.channel import ask
-socket = next(Path(sys.argv[1]).rglob(sys.argv[2] + "/" + sys.argv[6]))
-ends = time.monotonic() + float(sys.argv[5])
-while True:
-    try:
-        print(asyncio.run(ask(socket, sys.argv[3], sys.argv[4], 10.0)))
-        break
-    except TimedOut:
-        if time.monotonic() > ends:
-            raise
-"""
+_AGAIN_S = 10.0
 
 
 class NestedFleet:
@@ -90,11 +92,11 @@ class NestedFleet:
     async def __aenter__(self) -> Self:
         """Start the agents and make them a fleet; on failure nothing is left."""
         try:
-            await asyncio.gather(*(self._begin(name) for name in self.hosts))
-            ca = ("--ca-dir", str(FOLDER / "state" / "ca"))
-            await self.must("ca", "init", *ca)
+            addresses = {name: host.plan.ip for name, host in self.hosts.items()}
+            identities = await asyncio.to_thread(make_identities, addresses)
+            await asyncio.gather(*(self._begin(name, identities[name]) for name in self.hosts))
             for name in self.hosts:
-                await self.must(*await self._wait_command(name), *ca)
+                await self._wait_up(name)
         except BaseException:
             await self.close()
             raise
@@ -144,30 +146,37 @@ class NestedFleet:
         file = FOLDER / f"{plan.name}.toml"
         await self.hosts[self._first].must("tee", str(file), text=plan.toml(image))
         await self.must("guest", "run", str(file), "--on", host)
-        await self._ask(_ASK_AGAIN, plan.name, host, _READY_TIMEOUT_S)
+        await self._ask_oracle(plan.name, host, _READY_TIMEOUT_S, _AGAIN_S)
 
     async def oracle(self, guest: str, host: str, timeout_s: float = 60.0) -> str:
         """Return what a guest on a host says about its memory: "oracle clean ..." or "oracle DIRTY ..."."""
-        return await self._ask(_ASK, guest, host, timeout_s)
+        return await self._ask_oracle(guest, host, timeout_s, timeout_s)
 
     async def ask_shell(self, guest: str, host: str, command: str, answer: str, timeout_s: float = 60.0) -> str:
         """Return the first line that begins with `answer`, of what a command in a linux guest's shell prints."""
-        arguments = (str(FOLDER / "run"), guest, f"{command}\n", answer, str(timeout_s), "console.sock")
-        return (await self.hosts[host].python(_ASK, *arguments, timeout_s=timeout_s + 60)).strip()
+        return await self._ask(guest, host, f"{command}\n", answer, timeout_s, timeout_s, "console.sock")
 
-    async def _ask(self, code: str, guest: str, host: str, timeout_s: float) -> str:
+    async def _ask_oracle(self, guest: str, host: str, timeout_s: float, each_s: float) -> str:
         question, socket = ("o", "console.sock") if guest in self._micro else ("oracle\n", "control.sock")
-        arguments = (str(FOLDER / "run"), guest, question, "oracle", str(timeout_s), socket)
-        return (await self.hosts[host].python(code, *arguments, timeout_s=timeout_s + 60)).strip()
+        return await self._ask(guest, host, question, "oracle", timeout_s, each_s, socket)
+
+    async def _ask(
+        self, guest: str, host: str, question: str, answer: str, timeout_s: float, each_s: float, socket: str
+    ) -> str:
+        asked = (guest, question, answer, str(timeout_s), str(each_s), socket)
+        client = (sys.executable, "-IS", "-c", _ASK, str(FOLDER / "run"), *asked)
+        return (await self.hosts[host].must(*client, timeout_s=timeout_s + 60)).strip()
 
     async def log(self, host: str) -> str:
         """Return what a host's agent has written."""
         return await self.hosts[host].must("cat", str(LOG))
 
-    async def _begin(self, name: str) -> None:
-        """Start an agent that is not enrolled yet."""
+    async def _begin(self, name: str, identities: str) -> None:
+        """Start an agent that is in the fleet already."""
         host = self.hosts[name]
         await host.shell(f"mkdir -m 711 {FOLDER} {FOLDER}/state {FOLDER}/run")
+        await host.must("sh", "-euc", f"base64 -d | tar -xz -C {FOLDER}", text=identities)
+        await host.shell(f"chmod 711 {FOLDER}")
         await host.must("tee", str(FOLDER / "agent.toml"), text=tomli_w.dumps(self._settings(name)))
         if name == self._first:
             server = f"{sys.executable} -m vmferry.lab.nested.command_server {COMMANDS}"
@@ -175,12 +184,12 @@ class NestedFleet:
         agent = " ".join((*_VMFERRY, "agent", "--config", str(FOLDER / "agent.toml")))
         await host.shell(f"setsid {agent} </dev/null >{LOG} 2>&1 &")
 
-    async def _wait_command(self, name: str) -> list[str]:
-        for _ in range(int(_READY_TIMEOUT_S)):
-            if found := find_command(await self.log(name)):
-                return found
-            await asyncio.sleep(1)
-        raise TimedOut(f"Agent of nested host {name} printed no enrolment code; its log:\n{await self.log(name)}")
+    async def _wait_up(self, name: str) -> None:
+        for _ in range(int(_READY_TIMEOUT_S / _LOOK_EVERY_S)):
+            if _UP in await self.log(name):
+                return
+            await asyncio.sleep(_LOOK_EVERY_S)
+        raise TimedOut(f"Agent of nested host {name} is not up; its log:\n{await self.log(name)}")
 
     def _settings(self, name: str) -> dict[str, object]:
         qemu = self._qemus.get(name) or find_qemus()[0]

@@ -19,6 +19,8 @@ from vmferry.lab.toolchain import QemuBinary
 #: From 2.75 GiB on the functions' memory lies above 4 GiB, where their mailbox fails under an emulated KVM.
 MEMORY_MIB = 2600
 MODULES = ("igb", "kvm-amd", "vfio-pci", "vhost_net", "nvme", "virtio_blk", "e1000e")
+#: Of the agents' network: each packet costs an emulated host much, however long it is.
+_MTU = 9000
 #: Of guests' standbys, and the other card on the first wire in it.
 BRIDGE = "br0"
 _UPLINK = "for net in /sys/class/net/*; do [ $(cat $net/address) != {mac} ] || echo ${{net##*/}}; done"
@@ -101,6 +103,7 @@ class SriovHost(NestedHost):
         """Power on, load the drivers, and bring the cards up: without that their functions have no mailbox."""
         await super().start()
         await self.shell(f"modprobe -a {' '.join(MODULES)}", 120)
+        await self.must("ip", "link", "set", "eth0", "mtu", str(_MTU))
         await self.shell("chmod 666 /dev/kvm")  # as udev does, which does not run here
         await self.shell("for card in /sys/bus/pci/drivers/igb/*/net/*; do ip link set ${card##*/} up; done")
 
