@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from tests.qemus import find_or_skip
 
+from vmferry.core.functions import NO_MAC
 from vmferry.core.guest import Acceleration
+from vmferry.core.pci import PciAddress
 from vmferry.lab.guest_plans import GUEST_ADDRESS, NicPlan, linux_guest
 from vmferry.lab.nested import NestedFleet, NestedHost, NestedLab
 from vmferry.lab.nested.sriov import SriovHost
@@ -26,14 +29,25 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
 ]
 
-GUEST, NETWORK, COUNT = "web-7", "fabric", 2
-MAC = "52:54:00:00:07:07"
-CARD = NicPlan("sriov_vf", physical_network=NETWORK, mac=MAC)
-PLAN = replace(linux_guest(GUEST, memory_mib=128, rate=1, bridge=True), working_set_mib=8, nics=(CARD,), echo=False)
-#: The guest's own look: "seen eth0:net_failover eth1:virtio_net eth2:igbvf".
+GUEST, OTHER, NETWORK, COUNT = "web-7", "db-1", "fabric", 3
+MACS = ("52:54:00:00:07:07", "52:54:00:00:07:08")
+CARDS = tuple(NicPlan("sriov_vf", physical_network=NETWORK, mac=mac) for mac in MACS)
+#: Two functions; beats that cost an emulated host little.
+PLAN = replace(
+    linux_guest(GUEST, memory_mib=128, rate=1, bridge=True), working_set_mib=8, beat_us=5000, nics=CARDS, echo=False
+)
+#: One, of the same card as the others'.
+SECOND = replace(
+    linux_guest(OTHER, memory_mib=128, rate=1, bridge=False),
+    working_set_mib=8,
+    beat_us=5000,
+    nics=(NicPlan("sriov_vf", bridge=False, physical_network=NETWORK, mac="52:54:00:00:07:09"),),
+    echo=False,
+)
+#: The guest's own look: "seen virtio_net:52:54:00:00:07:07:up igbvf:52:54:00:00:07:07:up".
 _SEEN = (
     "echo seen $(for net in /sys/class/net/eth*; do d=$(readlink $net/device/driver);"
-    " echo ${net##*/}:${d##*/}:$(cat $net/address):$(cat $net/operstate); done)"
+    " echo ${d##*/}:$(cat $net/address):$(cat $net/operstate); done)"
 )
 
 
@@ -53,18 +67,22 @@ async def fleet(sriov_lab: NestedLab) -> AsyncIterator[NestedFleet]:
                 await made.must("vf", "create", host.plan.name, str(host.cards[0]), str(COUNT))
             await made.run_guest(PLAN, "host-a")
             yield made
-            for host in hosts:
-                await made.must("vf", "release", host.plan.name, str(host.cards[0]))
     finally:
         for host in hosts:
             if host.is_up:
-                await host.shell("ip link del br0")
+                await host.shell("ip link del br0; echo 0 >/sys/bus/pci/devices/0000:01:00.0/sriov_numvfs")
 
 
-async def view(fleet: NestedFleet) -> dict[str, object]:
-    """Return the guest as its host's agent has it."""
-    shown: dict[str, object] = json.loads(await fleet.must("guest", "show", GUEST, "--json"))
+async def view(fleet: NestedFleet, guest: str = GUEST) -> dict[str, Any]:
+    """Return a guest as its host's agent has it."""
+    shown: dict[str, Any] = json.loads(await fleet.must("guest", "show", guest, "--json"))
     return shown
+
+
+async def functions_of(fleet: NestedFleet, host: str) -> list[tuple[str | None, str]]:
+    """Return, of each function of a host, who has it and which MAC its card delivers to it."""
+    pci = json.loads(await fleet.must("pci", "list", host, "--json"))["devices"]
+    return [(one["user"], one["settings"]["mac"]) for one in pci if one["physical"] is not None]
 
 
 async def wait_carried(fleet: NestedFleet, other: NestedHost) -> None:
@@ -72,22 +90,50 @@ async def wait_carried(fleet: NestedFleet, other: NestedHost) -> None:
 
     async def is_carried() -> bool:
         await other.run("busybox", "ping", "-c", "3", "-W", "2", GUEST_ADDRESS)
-        return (await view(fleet))["carriers"] == {"nic0": "function"}
+        shown = await view(fleet)
+        return shown["degraded"] == {} and len(shown["carriers"]) == 2 and shown["carriers"]["nic0"] == "function"
 
-    await wait_until(is_carried, "the guest's function carries its traffic", timeout_s=240)
+    await wait_until(is_carried, "the guest's functions are there, and the first carries its traffic", timeout_s=240)
 
 
-async def test_there_and_back(fleet: NestedFleet) -> None:
-    """Igbvf is in use before and after at both ends; the guest is whole, and reached all the time."""
+async def seen(fleet: NestedFleet, guest: str, host: str) -> list[str]:
+    """Return the cards that a guest's system has, by driver, MAC and state."""
+    return (await fleet.ask_shell(guest, host, _SEEN, "seen ")).split()[1:]
+
+
+async def test_two_functions_there_and_back(fleet: NestedFleet) -> None:
+    """Igbvf is in use before and after at both ends; the guest is whole, and reached; the source has its own back."""
     host_a, host_b = fleet.hosts.values()
     await wait_carried(fleet, host_b)
     for source, destination in ((host_a, host_b), (host_b, host_a)):
-        before = await fleet.ask_shell(GUEST, source.plan.name, _SEEN, "seen eth")
-        assert f"igbvf:{MAC}:up" in before
+        assert {f"igbvf:{mac}:up" for mac in MACS} <= set(await seen(fleet, GUEST, source.plan.name))
         await fleet.must("migrate", GUEST, destination.plan.name, timeout_s=300)
         await wait_carried(fleet, source)
-        assert f"igbvf:{MAC}:up" in await fleet.ask_shell(GUEST, destination.plan.name, _SEEN, "seen eth")
+        assert {f"igbvf:{mac}:up" for mac in MACS} <= set(await seen(fleet, GUEST, destination.plan.name))
         assert (await fleet.oracle(GUEST, destination.plan.name, 120)).startswith("oracle clean")
-        pci = json.loads(await fleet.must("pci", "list", source.plan.name, "--json"))["devices"]
-        functions = [one for one in pci if one["physical"] is not None]
-        assert [(one["user"], one["settings"]["mac"]) for one in functions] == [(None, "00:00:00:00:00:00")] * COUNT
+        assert await functions_of(fleet, source.plan.name) == [(None, NO_MAC)] * COUNT
+
+
+async def test_two_guests_on_one_card(fleet: NestedFleet) -> None:
+    """The second has the third function; the move of the first to a host without enough is refused beforehand."""
+    await fleet.run_guest(SECOND, "host-b")
+
+    async def has_it() -> bool:
+        return (await view(fleet, OTHER))["degraded"] == {} and any(
+            card.startswith("igbvf:52:54:00:00:07:09:up") for card in await seen(fleet, OTHER, "host-b")
+        )
+
+    await wait_until(has_it, "the second guest's function is up", timeout_s=240)
+    await fleet.must("migrate", GUEST, "host-b", timeout_s=300)
+    await wait_carried(fleet, fleet.hosts["host-a"])
+    users = await functions_of(fleet, "host-b")
+    assert sorted(mac for _, mac in users) == sorted([*MACS, "52:54:00:00:07:09"])
+    assert sorted(user or "" for user, _ in users) == ["guest db-1", "guest web-7", "guest web-7"]
+    await fleet.must("migrate", OTHER, "host-a", timeout_s=300)  # without a standby, as its file allows
+    await wait_until(lambda: _is_up(fleet), "it has its function on host-a", timeout_s=240)
+    assert (await fleet.oracle(OTHER, "host-a", 120)).startswith("oracle clean")
+    assert (await fleet.cli("vf", "release", "host-b", str(PciAddress(0, 1, 0, 0)))).exit_code != 0
+
+
+async def _is_up(fleet: NestedFleet) -> bool:
+    return any(card.startswith("igbvf:52:54:00:00:07:09:up") for card in await seen(fleet, OTHER, "host-a"))

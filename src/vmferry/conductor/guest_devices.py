@@ -300,11 +300,12 @@ class GuestDevices:
         plugged = frozenset() if process is None else await process.plugs.plugged()
         await self._ask_back(process, [claim for claim in self.of(name) if claim.id in self._unwanted], plugged)
         failed = await self._give_back(name, plugged, kept=held is not Holding.FREED)
-        self._missing.pop(name, None)
+        if held is Holding.GIVEN and row is not None and process is not None:
+            self._missing[name] = await self._wanting.give(row, process, plugged)
+        else:
+            self._missing.pop(name, None)
         if held is Holding.KEPT:
             await self._wanting.quiet(self.of(name), plugged)
-        elif held is Holding.GIVEN and row is not None and process is not None:
-            self._missing[name] = await self._wanting.give(row, process, plugged)
         if failed is not None:
             raise failed
 

@@ -9,10 +9,11 @@ Everything lies in the hosts' own memory: a host that loses its power has lost i
 from __future__ import annotations
 
 import asyncio
-import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Self
 
 import tomli_w
@@ -20,11 +21,10 @@ import tomli_w
 from vmferry.core.errors import Broken, TimedOut
 from vmferry.core.guest import Acceleration
 from vmferry.core.pci import PciAddress
-from vmferry.lab.commands import Ran
+from vmferry.lab.commands import Ran, run_command
 from vmferry.lab.enrolment import operator_environment
 from vmferry.lab.guest_plans import GuestPlan
 from vmferry.lab.guests import build
-from vmferry.lab.nested.command_server import CLIENT
 from vmferry.lab.nested.host import NestedHost
 from vmferry.lab.nested.identities import make_identities
 from vmferry.lab.toolchain import QemuBinary, cache_dir, find_qemus
@@ -34,7 +34,6 @@ FOLDER = Path("/run/vmferry-lab")
 _UP = '"agent is up"'
 _LOOK_EVERY_S = 0.5
 LOG = FOLDER / "agent.log"
-COMMANDS = FOLDER / "commands.sock"
 #: The nested hosts have one slow CPU each: a command takes seconds to start.
 _COMMAND_TIMEOUT_S = 180.0
 _READY_TIMEOUT_S = 120.0
@@ -63,7 +62,7 @@ _AGAIN_S = 10.0
 
 
 class NestedFleet:
-    """Agents in hosts that are up; the first host has the CA and the operator.
+    """Agents in hosts that are up; the first host has the CA, and the operator is on this machine.
 
     Args:
         hosts: by name; they are somebody else's, and stay up.
@@ -85,15 +84,16 @@ class NestedFleet:
         self.hosts = dict(hosts)
         self._image_dirs = tuple(image_dirs)
         self._acceleration = acceleration
-        self._first = next(iter(self.hosts))
+        self._made = TemporaryDirectory(prefix="vmferry-operator-")
+        self._folder = Path(self._made.name)  #: of this machine
         self._qemus = dict(qemus or {})
         self._micro: set[str] = set()  #: guests that are asked over their consoles
 
     async def __aenter__(self) -> Self:
         """Start the agents and make them a fleet; on failure nothing is left."""
         try:
-            addresses = {name: host.plan.ip for name, host in self.hosts.items()}
-            identities = await asyncio.to_thread(make_identities, addresses)
+            plans = [host.plan for host in self.hosts.values()]
+            identities = await asyncio.to_thread(make_identities, plans, self._folder / "operator")
             await asyncio.gather(*(self._begin(name, identities[name]) for name in self.hosts))
             for name in self.hosts:
                 await self._wait_up(name)
@@ -108,6 +108,7 @@ class NestedFleet:
 
     async def close(self) -> None:
         """End everything that was started in hosts that are up; idempotent."""
+        self._made.cleanup()
         for host in self.hosts.values():
             if host.is_up:
                 # agents first, which might start another; neither pattern is what this command line itself has
@@ -116,10 +117,16 @@ class NestedFleet:
                 await host.must("rm", "-rf", str(FOLDER))
 
     async def cli(self, *arguments: str, timeout_s: float = _COMMAND_TIMEOUT_S) -> Ran:
-        """Run the operator's command line on the first host and return what it did."""
-        env = json.dumps(operator_environment(FOLDER / "operator"))
-        client = (sys.executable, "-IS", "-c", CLIENT, str(COMMANDS), json.dumps(arguments), env)
-        return await self.hosts[self._first].run(*client, timeout_s=timeout_s)
+        """Run the operator's command line, on this machine, and return what it did.
+
+        Raises:
+            TimedOut: it did not end in time.
+        """
+        env = {**os.environ, **operator_environment(self._folder / "operator")}
+        try:
+            return await run_command([*_VMFERRY, *arguments], env, timeout_s)
+        except TimeoutError as error:
+            raise TimedOut(f"`vmferry {' '.join(arguments)}` did not end within {timeout_s:.0f} s") from error
 
     async def must(self, *arguments: str, timeout_s: float = _COMMAND_TIMEOUT_S) -> str:
         """Run the operator's command line and return its standard output.
@@ -143,8 +150,8 @@ class NestedFleet:
         if plan.kind == "micro":
             self._micro.add(plan.name)
         image = await asyncio.to_thread(build, plan.kind, cache_dir())
-        file = FOLDER / f"{plan.name}.toml"
-        await self.hosts[self._first].must("tee", str(file), text=plan.toml(image))
+        file = self._folder / f"{plan.name}.toml"
+        file.write_text(plan.toml(image), "utf-8")
         await self.must("guest", "run", str(file), "--on", host)
         await self._ask_oracle(plan.name, host, _READY_TIMEOUT_S, _AGAIN_S)
 
@@ -178,9 +185,6 @@ class NestedFleet:
         await host.must("sh", "-euc", f"base64 -d | tar -xz -C {FOLDER}", text=identities)
         await host.shell(f"chmod 711 {FOLDER}")
         await host.must("tee", str(FOLDER / "agent.toml"), text=tomli_w.dumps(self._settings(name)))
-        if name == self._first:
-            server = f"{sys.executable} -m vmferry.lab.nested.command_server {COMMANDS}"
-            await host.shell(f"setsid {server} </dev/null >{FOLDER}/commands.log 2>&1 &")
         agent = " ".join((*_VMFERRY, "agent", "--config", str(FOLDER / "agent.toml")))
         await host.shell(f"setsid {agent} </dev/null >{LOG} 2>&1 &")
 
@@ -195,7 +199,7 @@ class NestedFleet:
         qemu = self._qemus.get(name) or find_qemus()[0]
         return {
             "name": name,
-            "listen": self.hosts[name].plan.ip,
+            "listen": "0.0.0.0",
             "advertise": self.hosts[name].plan.ip,
             "state_dir": str(FOLDER / "state"),
             "run_dir": str(FOLDER / "run"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from qemu.qmp import QMPClient
 
+from vmferry.agent.config import DEFAULT_PORT
 from vmferry.core.errors import Broken, TimedOut
 from vmferry.lab.commands import Ran
 from vmferry.lab.nested import control
@@ -25,6 +26,12 @@ from vmferry.lab.toolchain import QemuBinary
 UP_TIMEOUT_S = 120.0
 COMMAND_TIMEOUT_S = 60.0
 NIC = "nic0"
+#: The address that QEMU's own network has for its guest.
+_OPERATOR_NET = """
+for net in /sys/class/net/*; do
+  [ $(cat $net/address) != {mac} ] || {{ ip addr add 10.0.2.15/24 dev ${{net##*/}}; ip link set ${{net##*/}} up; }}
+done
+"""
 #: HPET, whose speed is known: a kernel that is started on a busy machine has to guess that of the TSC.
 _CMDLINE = "console=ttyS0 quiet panic=-1 mitigations=off tsc=unstable clocksource=hpet"
 
@@ -39,6 +46,7 @@ class HostPlan:
         address: of its network card, with the length of the prefix.
         memory_mib: RAM; what it writes to its root is in it too.
         layers: folders of this machine whose files it has in its root, the last one on top.
+        operator_port: of this machine's loopback: what connects there reaches the host's agent; None: nothing does.
     """
 
     name: str
@@ -46,6 +54,12 @@ class HostPlan:
     address: str
     memory_mib: int = 1024
     layers: tuple[Path, ...] = ()
+    operator_port: int | None = None
+
+    @property
+    def operator_mac(self) -> str:
+        """Of the network card by which this machine reaches the host."""
+        return f"{self.mac[:9]}7f{self.mac[11:]}"
 
     @property
     def ip(self) -> str:
@@ -112,6 +126,8 @@ class NestedHost:
             raise Broken(f"{error.what}; {self._last_words()}") from error
         await self.must("ip", "addr", "add", self.plan.address, "dev", "eth0")
         await self.must("ip", "link", "set", "eth0", "up")
+        if self.plan.operator_port is not None:
+            await self.shell(_OPERATOR_NET.format(mac=self.plan.operator_mac))
 
     async def run(self, *argv: str, timeout_s: float = COMMAND_TIMEOUT_S, text: str = "") -> Ran:
         """Run a command in the host, as root, and return what it did.
@@ -189,7 +205,7 @@ class NestedHost:
         return "\n".join(["its logs end with:", *(line for tail in lines for line in tail)])
 
     def _argv(self) -> list[str]:
-        directory, image = self._directory, self._image
+        directory, image, plan = self._directory, self._image, self.plan
         shares = [_share("machine", Path("/"))]
         shares += [_share(f"layer{number}", layer) for number, layer in enumerate(self._layers())]
         options = {
@@ -217,6 +233,10 @@ class NestedHost:
             ],
         }
         flags = ["-nodefaults", "-no-user-config", "-no-reboot"]
+        if (port := plan.operator_port) is not None:
+            forward = f"hostfwd=tcp:127.0.0.1:{port}-:{DEFAULT_PORT}"
+            options["netdev"] = [f"user,id=operator,restrict=on,ipv6=off,{forward}"]
+            options["device"].append(f"virtio-net-pci,netdev=operator,mac={plan.operator_mac},romfile=")
         return [*self._qemu.argv, *flags, *self._wire, *_words(options)]
 
     def _layers(self) -> tuple[Path, ...]:

@@ -1,6 +1,7 @@
 """Identities of a fleet in nested hosts, made here: on an emulated processor the enrolment alone takes half a minute.
 
-What the hosts get is what enrolling them one after the other would have left; how that is done is tested elsewhere.
+What the hosts get is what enrolling them one after the other would have left; how that is done is tested elsewhere. The
+operator is on this machine, and has the hosts' agents at ports of its loopback.
 """
 
 from __future__ import annotations
@@ -8,45 +9,48 @@ from __future__ import annotations
 import base64
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vmferry.agent.config import DEFAULT_PORT
 from vmferry.api.fleet_commands import init_ca
+from vmferry.lab.nested.host import HostPlan
 from vmferry.pki import certificates as certs
 from vmferry.pki.authority import Authority
 from vmferry.pki.identity import IdentityDirectory
-from vmferry.pki.membership import HostMember
+from vmferry.pki.membership import HostMember, sign
 
 
-def make_identities(addresses: Mapping[str, str]) -> dict[str, str]:
-    """Return what each host is to unpack in its folder, as base64: `state/identity`, and on the first host the CA.
+def make_identities(plans: Sequence[HostPlan], operator: Path) -> dict[str, str]:
+    """Write the operator's identity, and return what each host is to unpack in its folder, as base64.
 
-    The first host has the operator, too, in `operator`.
+    That is `state/identity`, and `state/ca` on the first host.
 
     Args:
-        addresses: of the hosts, by their names.
+        plans: of the hosts, with ports for the operator.
+        operator: where the operator's identity will be.
     """
     with TemporaryDirectory() as made:
-        folder, first = Path(made), next(iter(addresses))
-        ca, operator = folder / first / "state" / "ca", folder / first / "operator"
+        folder = Path(made)
+        ca = folder / plans[0].name / "state" / "ca"
         ca.parent.mkdir(parents=True, mode=0o700)
         init_ca(ca, operator)
         authority = Authority.open(ca)
-        members = [HostMember(name, ip, DEFAULT_PORT, certs.make_enrolment()) for name, ip in addresses.items()]
-        membership = replace(authority.membership(), authority=first)
-        for member in members:
+        members = [HostMember(plan.name, plan.ip, DEFAULT_PORT, certs.make_enrolment()) for plan in plans]
+        membership = seen = replace(authority.membership(), authority=plans[0].name)
+        for plan, member in zip(plans, members, strict=True):
             membership = membership.with_host(member)
+            seen = seen.with_host(replace(member, address="127.0.0.1", port=plan.operator_port or DEFAULT_PORT))
         signed = authority.publish(membership)
-        IdentityDirectory(operator).accept_membership(signed)
+        IdentityDirectory(operator).accept_membership(sign(seen, authority.key))
         for member in members:
             key = certs.make_key()
             certificate = authority.issue(member.identity, certs.make_request(key), membership)
             directory = folder / member.name / "state" / "identity"
             IdentityDirectory(directory).save(key, certificate, authority.certificate, signed)
-        return {name: _packed(folder / name) for name in addresses}
+        return {plan.name: _packed(folder / plan.name) for plan in plans}
 
 
 def _packed(folder: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -97,7 +98,7 @@ class NestedLab:
         name = HOSTS[number]
         directory = lab.directory / name
         directory.mkdir(mode=0o700)
-        plan = HostPlan(name, _MACS[number], _ADDRESSES[number], self._memory_mib, layers)
+        plan = HostPlan(name, _MACS[number], _ADDRESSES[number], self._memory_mib, layers, _free_port())
         env = {**os.environ, MARK: lab.id}
 
         def joined(what: str) -> str:
@@ -113,6 +114,13 @@ class NestedLab:
         if not found:
             raise Broken("No QEMU on this machine starts", fix="run `./run setup`")
         return found[0]
+
+
+def _free_port() -> int:
+    """Return a port of the loopback that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _wire(here: Path, there: Path) -> str:
