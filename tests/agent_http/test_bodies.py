@@ -77,9 +77,9 @@ async def test_wrong_bodies(world: World, body: bytes, told: str) -> None:
 
 async def test_unknown_key_deep_inside(world: World) -> None:
     """An unknown key is named at every depth: a guest's key is never silently ignored."""
-    spec = {"name": "web-8", "memory_bytes": 1 << 30, "boot": {}, "nics": [{"vlan": 7}]}
+    spec = {"name": "web-8", "memory_bytes": 1 << 30, "boot": {}, "nics": [{"colour": 7}]}
     answer = await problem(world, post("/v1/guests", json.dumps({"spec": spec}).encode()))
-    assert "spec.nics.0.vlan: unknown key" in answer["what"]
+    assert "spec.nics.0.colour: unknown key" in answer["what"]
 
 
 async def test_values_are_not_repeated(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tests.core_checks.conftest import (
@@ -36,7 +37,10 @@ from vmferry.core.guest import (
     UefiBoot,
 )
 from vmferry.core.host import FileFacts
+from vmferry.core.pci import PciAddress
+from vmferry.core.pci_devices import Inventory
 from vmferry.core.units import MIB, Bytes
+from vmferry.core.wanted_devices import Pools, WantedDevice, choose_functions
 
 CODE, NVRAM = "/usr/share/OVMF/code.fd", "/srv/vmferry/web-7.nvram"
 
@@ -98,6 +102,12 @@ def with_vhost(case: Case) -> Case:
     return with_destination(with_spec(case, nics=(nic,)), why_no_vhost=None)
 
 
+def with_function(case: Case, **changes: Any) -> Case:
+    """Return the case with a card that is to be a virtual function, and has a standby."""
+    nic = dataclasses.replace(case.guest.spec.nics[0], io_path=IoPath.SRIOV_VF, physical_network="fabric", **changes)
+    return with_spec(case, nics=(nic,))
+
+
 def with_uefi(case: Case) -> Case:
     """Return a UEFI guest whose code and NVRAM are fine on both hosts."""
     files = (
@@ -114,8 +124,38 @@ def without_files_there(case: Case, path: str) -> Case:
     return with_probe(case, files=tuple(file for file in case.probe.files if file.path != path))
 
 
+#: What a destination says of what it has not.
+_POOLS = Pools("host-b", Inventory.of(()), {"fabric": (PciAddress.parse("01:00.0"),)})
+_WANTED = (WantedDevice("nic0", "rp0", "fabric", "52:54:00:00:00:01", 0, "br0", may_detach=False),)
+(NO_FUNCTION,) = choose_functions(_WANTED, _POOLS)[1]
+(NO_NETWORK,) = choose_functions(_WANTED, dataclasses.replace(_POOLS, networks={}))[1]
+
 #: what is spoiled -> (code of the only blocker, words of `what`, words of `fix`)
 CASES: dict[str, tuple[Callable[[Case], Case], str, list[str], list[str]]] = {
+    "no function there": (
+        lambda c: with_probe(with_function(c), without_devices=(NO_FUNCTION,)),
+        "device.no-function",
+        ["nic0", "host-b"],
+        ["vf create"],
+    ),
+    "no such network there": (
+        lambda c: with_probe(with_function(c), without_devices=(NO_NETWORK,)),
+        "device.no-network",
+        ["nic0", "fabric", "it has none"],
+        ["agent.toml of host-b"],
+    ),
+    "a function without a standby": (
+        lambda c: with_function(c, network=NetworkKind.NONE, bridge=None),
+        "device.no-standby",
+        ["nic0's virtual function of fabric", "web-7"],
+        ["may_detach"],
+    ),
+    "a paused guest with a function": (
+        lambda c: with_runtime(with_function(c), run_state="paused", functions=("0000:01:10.0",)),
+        "device.cannot-let-go",
+        ["web-7", "0000:01:10.0", "host-a", "paused"],
+        ["guest resume"],
+    ),
     "same host": (
         lambda c: with_destination(c, name="host-a"),
         "host.same",
@@ -447,6 +487,10 @@ def test_every_blocker_comes_at_once(case: Case) -> None:
 def test_a_guest_whose_cards_the_kernel_serves_moves_to_a_host_that_can(case: Case) -> None:
     """And other guests do not care."""
     assert find(with_vhost(case)) == ()
+    assert find(with_function(case)) == ()
+    assert find(with_function(case, network=NetworkKind.NONE, bridge=None, may_detach=True)) == ()
+    vfio = "0000:01:10.0: VFIO migration is not supported in kernel"
+    assert find(with_runtime(with_function(case), blocked_reasons=(vfio,), functions=("0000:01:10.0",))) == ()
     assert find(with_destination(case, why_no_vhost="no")) == ()
 
 

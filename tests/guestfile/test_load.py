@@ -24,6 +24,7 @@ from vmferry.core.units import MIB, Bytes
 from vmferry.guestfile import GuestFileInvalid, load_guest_file, parse_guest_file
 
 SMALL = 'name = "web-7"\nmemory = "512 MiB"\n[boot]\nkernel = "/k"\n'
+FUNCTION = 'path = "sriov_vf"\nphysical_network = "fabric"\n'
 FULL = """\
 name = "web-7"
 memory = 536870912
@@ -176,11 +177,28 @@ TABLES = {
     '[[disk]]\nimage = "/a"\ncache = "fast"': (7, "disk[0].cache", "'fast'", "none, directsync"),
     '[[disk]]\nimage = "/a"\n[[disk]]\nimage = "/a"': (8, "disk[1].image", "disk[0].image", "of its own"),
     '[[disk]]\nimage = "/k"': (6, "disk[0].image", "boot.kernel", "of its own"),
-    '[[nic]]\npath = "sriov_vf"': (6, "nic[0].path", "'sriov_vf'", "not yet in this version"),
+    '[[nic]]\npath = "passthrough"': (6, "nic[0].path", "'passthrough'", "not yet in this version"),
+    '[[nic]]\npath = "sriov_vf"\nnetwork = "none"': (5, "nic[0].physical_network", "missing", "needs it"),
+    f'[[nic]]\n{FUNCTION}network = "user"': (8, "nic[0].network", "'user'", "a standby on it"),
+    f'[[nic]]\n{FUNCTION}network = "none"\nbridge = "br0"': (9, "nic[0].bridge", 'network = "none"', "only beside"),
+    f'[[nic]]\n{FUNCTION}network = "none"\nstandby = "vhost"': (9, "nic[0].standby", "none", "only beside"),
+    f'[[nic]]\n{FUNCTION}network = "none"\nvlan = 4095': (9, "nic[0].vlan", "4095", "1 to 4094"),
+    f'[[nic]]\n{FUNCTION}network = "bridge"\nbridge = "br0"\nstandby = "emulated"': (
+        10,
+        "nic[0].standby",
+        "'emulated'",
+        "virtio, vhost",
+    ),
+    '[[nic]]\nnetwork = "none"': (6, "nic[0].network", '"none"', "sriov_vf"),
+    "[[nic]]\nvlan = 7": (6, "nic[0].vlan", 'without path = "sriov_vf"', "only beside"),
+    "[[nic]]\nmay_detach = true": (6, "nic[0].may_detach", 'without path = "sriov_vf"', "only beside"),
+    f'[[nic]]\n{FUNCTION}network = "bridge"\nbridge = "br0"\nmay_detach = true': (
+        *(10, "nic[0].may_detach", "beside a standby", "it may, always"),
+    ),
     '[[nic]]\nnetwork = "bridge"': (5, "nic[0].bridge", "missing", "needs it"),
     '[[nic]]\nbridge = "br0"': (6, "nic[0].bridge", 'network = "user"', "only beside"),
     '[[nic]]\nnetwork = "bridge"\nbridge = "a/b"': (7, "nic[0].bridge", "'a/b'", "1 to 15"),
-    '[[nic]]\nnetwork = "tap"': (6, "nic[0].network", "'tap'", "user, bridge"),
+    '[[nic]]\nnetwork = "tap"': (6, "nic[0].network", "'tap'", "user, bridge, none"),
     '[[nic]]\nmac = "01:00:00:00:00:01"': (6, "nic[0].mac", "'01:00", "unicast"),
     '[[nic]]\nmac = "52:54:00:00:00:01"\n[[nic]]\nmac = "52:54:00:00:00:01"': (8, "nic[1].mac", "nic[0].mac", "own"),
     "[[nic]]\nforward_udp = [[1, 2],\n[3, 70000]]": (7, "nic[0].forward_udp[1][1]", "70000", "1 to 65535"),

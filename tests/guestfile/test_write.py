@@ -33,6 +33,25 @@ _PATH_TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs"), exclude_char
 _TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 
 
+_ALONE = st.builds(
+    Nic,
+    st.just(IoPath.SRIOV_VF),
+    st.just(NetworkKind.NONE),
+    physical_network=st.just("fabric"),
+    vlan=st.integers(0, 4094),
+    may_detach=st.booleans(),
+)
+_WITH_STANDBY = st.builds(
+    Nic,
+    st.just(IoPath.SRIOV_VF),
+    st.just(NetworkKind.BRIDGE),
+    st.just("br0"),
+    physical_network=st.just("lan-7"),
+    standby=st.sampled_from([IoPath.VIRTIO, IoPath.VHOST]),
+)
+_FUNCTIONS = st.one_of(_ALONE, _WITH_STANDBY)
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> GuestSpec:
     """Guests of every kind that a guest file can describe."""
@@ -46,7 +65,10 @@ def specs(draw: st.DrawFn) -> GuestSpec:
         return Disk(next(paths), image_format, io_path, draw(st.booleans()), cache, below)
 
     def nic(number: int) -> Nic:
-        io_path, mac = draw(st.sampled_from(IoPath)), draw(st.sampled_from([None, f"52:54:00:00:00:{number:02x}"]))
+        if number == 0 and draw(st.booleans()):
+            return draw(_FUNCTIONS)
+        plain = [path for path in IoPath if path is not IoPath.SRIOV_VF]
+        io_path, mac = draw(st.sampled_from(plain)), draw(st.sampled_from([None, f"52:54:00:00:00:{number:02x}"]))
         if draw(st.booleans()):
             return Nic(io_path, NetworkKind.BRIDGE, draw(st.sampled_from(["br0", "br-lan.7"])), mac)
         ports = draw(st.lists(st.integers(1, 9999), max_size=2, unique=True))

@@ -51,7 +51,7 @@ def wanted_devices(guest: FrozenGuest) -> tuple[WantedDevice, ...]:
     """Return what a guest is to have of its host, in the order of its cards."""
     cards = [
         (index, nic, mac)
-        for index, (nic, mac) in enumerate(zip(guest.spec.nics, guest.macs, strict=True))
+        for index, (nic, mac) in enumerate(zip(guest.spec.nics, guest.macs, strict=False))
         if nic.is_function and nic.physical_network is not None
     ]
     return tuple(

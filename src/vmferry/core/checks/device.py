@@ -9,6 +9,8 @@ from vmferry.core.device_claims import attached_blocker
 from vmferry.core.errors import Blocker
 from vmferry.core.wanted_devices import wanted_devices
 
+#: What a destination says of devices that it has not.
+_TOLD = ("device.no-function", "device.no-network")
 #: driver -> why its state cannot be moved today.
 NOT_MIGRATABLE = {
     "vfio-pci": "a physical function or VF is bound to this host",
@@ -47,7 +49,12 @@ def check_devices(case: Case) -> Iterator[Blocker]:
 def _check_wanted(case: Case) -> Iterator[Blocker]:
     """What the guest is to have of its host is there at the destination too, and it can let go what it has."""
     guest, functions = case.guest.spec.name, ", ".join(case.runtime.functions)
-    yield from case.probe.without_devices
+    for told in case.probe.without_devices:  # in the destination's words, of which some may be missing
+        yield Blocker(
+            told.code if told.code in _TOLD else _TOLD[0],
+            told.what or f"guest {guest} cannot have on {case.destination.name} what it is to have of its host",
+            told.fix or f"see `vmferry pf list {case.destination.name}`",
+        )
     if functions and case.runtime.run_state == "paused":
         yield Blocker(
             "device.cannot-let-go",
