@@ -33,6 +33,9 @@ env = { QEMU_MODULE_DIR = "/opt/qemu/modules" }
 uids = "700000-700099"
 acceleration = "tcg"
 
+[physical_networks]
+fabric = ["03:00.0", "0000:04:00.1"]
+
 [sanlock]
 lockspace = "fleet-1"
 host_id = 7
@@ -57,6 +60,9 @@ def test_everything() -> None:
     assert config.qemu.acceleration is Acceleration.TCG
     assert config.qemu.argv[1:] == ("-L", "/opt/qemu/share")
     assert config.authority_dir == Path("/srv/ca")
+    assert {name: list(map(str, cards)) for name, cards in config.cards.items()} == {
+        "fabric": ["0000:03:00.0", "0000:04:00.1"]
+    }
     assert config.sanlock is not None
     assert (config.sanlock.lockspace, config.sanlock.host_id) == ("fleet-1", 7)
     assert (config.sanlock.dir, config.sanlock.image_dirs) == (Path("/srv/nfs/leases"), (Path("/srv/nfs"),))
@@ -97,6 +103,9 @@ def test_nothing() -> None:
         (f"{SANLOCK}host_id = 1".replace('"/srv"', ""), "line 4: sanlock.image_dirs: Tuple should have at least 1"),
         (f"{SANLOCK}host_id = 1".replace("fleet", "Fleet 1"), "line 2: sanlock.lockspace:"),
         (f"{SANLOCK}host_id = 1".replace("fleet", "f" * 49), "line 2: sanlock.lockspace:"),
+        ('[physical_networks]\nfabric = ["ens1"]', "line 2: physical_networks.fabric.0: expected a PCI address"),
+        ("[physical_networks]\nfabric = []", "line 2: physical_networks.fabric: Tuple should have at least 1"),
+        ('[physical_networks]\n"Fabric 1" = ["03:00.0"]', "physical_networks.Fabric 1"),
         ("name = ", "is not TOML"),
     ],
 )

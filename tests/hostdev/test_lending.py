@@ -6,6 +6,7 @@ import asyncio
 import os
 import stat
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from tests.hostdev.kit import CARD, NVME, SECOND, at, cards, host
 
 from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import Blocked, Broken, NotFound, Refused
+from vmferry.core.functions import NO_MAC, QUIET, FunctionSettings
 from vmferry.core.ids import GuestName
 from vmferry.hostdev import lending
-from vmferry.hostdev.inventory import DEVICES
+from vmferry.hostdev.inventory import DEVICES, read_inventory
 from vmferry.hostdev.lending import DeviceLender
 from vmferry.testing.fake_sysfs import FakeKernel
 
@@ -35,7 +37,8 @@ class Place:
         self.root = root
         (root / "proc").mkdir()
         (root / "dev/vfio").mkdir(parents=True)
-        self.lender = DeviceLender(self.kernel, cards(self.kernel), root)
+        self.cards = cards(self.kernel)
+        self.lender = DeviceLender(self.kernel, self.cards, root)
 
     def claim(self, address: str, *, was_kept: bool = False) -> DeviceClaim:
         """Return a claim of a device, whose group has a file."""
@@ -177,3 +180,39 @@ async def test_who_is_cancelled_does_not_end_a_change(place: Place, monkeypatch:
     await back
     assert place.driver(CARD) == "igb"
     await place.lender.close()
+
+
+async def test_a_function_is_told_what_its_guest_is_to_have(place: Place) -> None:
+    """Before the guest has it, not while a program has it; silent at once; and told again what it was told before."""
+    place.kernel.write(f"{DEVICES}/{CARD}/sriov_drivers_autoprobe", "0")
+    place.kernel.write(f"{DEVICES}/{CARD}/sriov_numvfs", "2")
+    address = str(read_inventory(place.kernel).devices[at(CARD)].sriov.functions[1])  # type: ignore[union-attr]
+    await place.lender.tell(place.claim(address), FunctionSettings(mac=NO_MAC, vlan=9))
+    before = (await place.lender.read(at(address))).of_a_guest
+    claim = replace(place.claim(address), wanted="nic0", before=before)
+    wanted = FunctionSettings(mac="52:54:00:00:00:07", vlan=7)
+    await place.lender.lend(claim, UID, frozenset({claim.address}))
+    await place.lender.lend(claim, UID, frozenset({claim.address}))
+    await place.lender.tell(claim, wanted)
+    assert (await place.lender.read(claim.address)).of_a_guest == wanted
+    told = len(place.cards.writes)
+    await place.lender.tell(claim, wanted)
+    assert len(place.cards.writes) == told
+    held = place.open(claim)
+    with pytest.raises(Refused, match="has its IOMMU group"):
+        await place.lender.tell(claim, FunctionSettings(mac="52:54:00:00:00:08"))
+    await place.lender.tell(claim, QUIET)
+    assert (await place.lender.read(claim.address)).of_a_guest == QUIET
+    held.unlink()
+    await place.lender.give_back(claim)
+    assert (await place.lender.read(claim.address)).of_a_guest == before
+
+
+async def test_a_card_that_knows_no_vlans(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has none is not told that it has none."""
+    place.kernel.write(f"{DEVICES}/{CARD}/sriov_drivers_autoprobe", "0")
+    place.kernel.write(f"{DEVICES}/{CARD}/sriov_numvfs", "1")
+    address = str(read_inventory(place.kernel).devices[at(CARD)].sriov.functions[0])  # type: ignore[union-attr]
+    monkeypatch.setattr(place.cards, "read", lambda *_: FunctionSettings(mac=NO_MAC))
+    await place.lender.tell(place.claim(address), FunctionSettings(mac="52:54:00:00:00:07", vlan=0))
+    assert place.cards.writes == [("ens1", 0, "mac", "52:54:00:00:00:07")]

@@ -18,6 +18,8 @@ from vmferry.ports.host_devices import Carrier
 
 #: What taps of guests are called (qemu/tap.py).
 _TAP = "vftap"
+#: NTF_MASTER: an entry of the port's bridge, not of the port itself.
+_OF_THE_BRIDGE = 4
 
 
 class BridgeStandbys:
@@ -44,7 +46,7 @@ class BridgeStandbys:
             return
         with IPRoute() as route, contextlib.suppress(NetlinkError):  # it was heard elsewhere a moment ago
             for index in route.link_lookup(ifname=port):
-                route.fdb("del", ifindex=index, lladdr=mac)
+                route.fdb("del", ifindex=index, lladdr=mac, flags=_OF_THE_BRIDGE)
 
     def _port(self, bridge: str, mac: str) -> str | None:
         with contextlib.suppress(OSError):

@@ -10,6 +10,7 @@ import pytest
 
 from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import BadInput, GuestBusy, NotFound, Refused
+from vmferry.core.functions import FunctionSettings
 from vmferry.core.guest import (
     Acceleration,
     BiosBoot,
@@ -260,7 +261,10 @@ class JournalConformance:
             with pytest.raises(Refused):
                 journal.claim_devices([make_claim("04:00.0", "db-1", 23, "rp2"), wrong])
         assert list(journal.device_claims()) == web
-        journal.claim_devices([make_claim("02:00.1", "web-7", 21, "rp2")])
+        before = FunctionSettings(mac="00:00:00:00:00:00", vlan=9)
+        function = replace(make_claim("02:00.1", "web-7", 21, "rp2"), was_kept=True, wanted="nic0", before=before)
+        journal.claim_devices([function])
+        assert list(journal.device_claims())[-1] == function
         journal.release_device(web[0].address)
         journal.release_device(web[0].address)
         assert [str(claim.address) for claim in journal.device_claims()] == ["0000:02:00.0", "0000:02:00.1"]
