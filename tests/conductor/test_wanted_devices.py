@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from tests.conductor.fakes import HOST_A, HOST_B, WatchedLink, make_pair, qemu_of
@@ -21,7 +22,8 @@ from tests.conductor.functions import (
 from tests.conductor.pair import GUEST, Host, running, wait_finished, wait_until
 
 from vmferry.conductor import carrying, guest_devices
-from vmferry.core.errors import BadInput, Broken, Refused
+from vmferry.conductor.saving import GuestSaving
+from vmferry.core.errors import BadInput, Blocked, Broken, Refused
 from vmferry.core.functions import NO_MAC
 from vmferry.core.guest import NetworkKind
 from vmferry.core.handover.states import SourceState
@@ -216,4 +218,17 @@ async def test_without_a_network_it_does_not_run(pair: tuple[Host, Host]) -> Non
     assert here.given.why_not_run(WITH_FUNCTION) == []
     assert here.given.why_not_run(there_is) == [
         "network card 0 is a virtual function of storage, which this host does not have (its agent.toml has fabric)"
+    ]
+
+
+async def test_it_is_not_saved(pair: tuple[Host, Host], link: WatchedLink, tmp_path: Path) -> None:
+    """What is in a card cannot be written down: told, with what to do instead."""
+    here, _ = pair
+    await here.guests.run(WITH_FUNCTION)
+    await wait_has_it(here, link)
+    saving = GuestSaving(here.guests, cast("Any", None), cast("Any", None))
+    with pytest.raises(Blocked) as told:
+        await saving._saveable(GUEST)
+    assert [(blocker.code, blocker.fix) for blocker in told.value.blockers] == [
+        ("device.attached", "shut it down instead: as long as it runs it is to have it")
     ]

@@ -8,7 +8,7 @@ import pytest
 from tests.core_checks.conftest import DISK, make_files, with_file_there, with_probe, with_runtime, with_spec
 
 from vmferry.core.checks import Case, guarantee
-from vmferry.core.guest import Disk, UefiBoot
+from vmferry.core.guest import Disk, IoPath, NetworkKind, UefiBoot
 
 
 def with_identity(case: Case, identity: str) -> Case:
@@ -70,3 +70,14 @@ def test_the_risk_of_postcopy_is_told(case: Case) -> None:
     for postcopy in (True, False):
         promised = guarantee(case.guest, case.runtime, case.probe, postcopy=postcopy)
         assert ("both hosts are needed until the last page" in promised.sentence) is postcopy
+
+
+def test_functions_are_told(case: Case) -> None:
+    """What carries the traffic meanwhile is told before anything begins."""
+    nic = dataclasses.replace(case.guest.spec.nics[0], io_path=IoPath.SRIOV_VF, physical_network="fabric")
+    with_standby = with_spec(case, nics=(nic,))
+    alone = with_spec(case, nics=(dataclasses.replace(nic, network=NetworkKind.NONE, bridge=None),))
+    for asked, words in ((with_standby, "nic0 runs on its standby"), (alone, "nic0 has no network")):
+        promise = guarantee(asked.guest, asked.runtime, asked.probe)
+        assert f"{words} from before the first round until it has a function of fabric there" in promise.sentence
+    assert "fabric" not in guarantee(case.guest, case.runtime, case.probe).sentence

@@ -35,6 +35,7 @@ from vmferry.core.ids import Epoch, GuestName
 from vmferry.core.migration import MigrationStatus, RunState
 from vmferry.core.saved import SAVED, SavedGuest
 from vmferry.core.units import Bytes, Milliseconds
+from vmferry.core.wanted_devices import wanted_devices
 from vmferry.ports.hypervisor import GuestProcess, MigrationSetup
 from vmferry.ports.state_file import StateFiles
 from vmferry.ports.store import GuestRow, Saving, SavingKind, Token
@@ -202,6 +203,8 @@ class GuestSaving:
         if attached := addresses_of(name, self._journal.device_claims()):
             here = self._guests.settings.name
             blocker = attached_blocker(name, here, attached)
+            if wanted_devices(self._guests.row(name).guest):
+                blocker = dataclasses.replace(blocker, fix="shut it down instead: as long as it runs it is to have it")
             raise Blocked(f"Guest {name} cannot be saved", owner=here, blockers=(blocker,))
         return process
 

@@ -9,6 +9,7 @@ from vmferry.core.disks import written_images
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.host import FileFacts, GuestProbe, GuestRuntime
 from vmferry.core.progress import Guarantee
+from vmferry.core.wanted_devices import WantedDevice, wanted_devices
 
 COMMIT_OWNER = "vmferry"
 #: The last state from which the guest goes back to the source (design of the hand-over).
@@ -75,9 +76,16 @@ def guarantee(
         f"vmferry commits; until {ROLLBACK_UNTIL} every failure that leaves QEMU at the source alive ends with guest"
         f" {guest.spec.name} running there; {MEANING[fence]}"
     )
+    if wanted := wanted_devices(guest):
+        sentence += f"; {', '.join(map(_told, wanted))}"
     if postcopy:
         sentence += f"; {POSTCOPY_RISK}"
     return Guarantee(COMMIT_OWNER, ROLLBACK_UNTIL, fence, sentence)
+
+
+def _told(wanted: WantedDevice) -> str:
+    meanwhile = "runs on its standby" if wanted.has_standby else "has no network"
+    return f"{wanted.id} {meanwhile} from before the first round until it has a function of {wanted.network} there"
 
 
 def _fence(runtime: GuestRuntime, probe: GuestProbe, path: str) -> str:
