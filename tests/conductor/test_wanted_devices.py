@@ -209,6 +209,8 @@ async def test_an_agent_is_killed_while_a_guest_waits_for_one(pair: tuple[Host, 
     await here.guests.run(WITH_FUNCTION)
     await here.restart()
     await wait_has_it(here, link)
+    await here.restart()
+    await wait_until(lambda: here.given.carriers(GUEST) == {"nic0": Carrier.FUNCTION}, "the next one watches it too")
 
 
 async def test_without_a_network_it_does_not_run(pair: tuple[Host, Host]) -> None:

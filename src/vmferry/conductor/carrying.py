@@ -29,13 +29,14 @@ class Carrying:
 
     def __init__(self, standbys: Standbys) -> None:
         self._standbys = standbys
+        self._given: dict[tuple[GuestName, str], None] = {}  #: in the order in which they were given
         self._seen: dict[tuple[GuestName, str], Carrier] = {}
         self._late: set[tuple[GuestName, str]] = set()
         self._watching: dict[tuple[GuestName, str], asyncio.Task[None]] = {}
 
-    def of(self, guest: GuestName, device: str) -> Carrier | None:
-        """Return what carries a card's traffic; None: it has not been heard since it was given its function."""
-        return self._seen.get((guest, device))
+    def of(self, guest: GuestName) -> dict[str, Carrier | None]:
+        """Return, of each card that has its function, what carries its traffic; None: it has not been heard since."""
+        return {device: self._seen.get((owner, device)) for owner, device in self._given if owner == guest}
 
     def why_late(self, guest: GuestName, wanted: WantedDevice) -> str | None:
         """Return why a guest does not use a function that it has; None: it does, or has said nothing yet."""
@@ -47,8 +48,10 @@ class Carrying:
         )
 
     def begin(self, guest: GuestName, wanted: WantedDevice) -> None:
-        """Watch a card that was given its function."""
-        self.end(guest, wanted.id)
+        """Watch a card that has its function; nothing happens when it is watched already."""
+        if (guest, wanted.id) in self._given:
+            return
+        self._given[guest, wanted.id] = None
         if wanted.bridge is not None:
             watch = self._watch((guest, wanted.id), wanted.bridge, wanted.mac)
             self._watching[guest, wanted.id] = asyncio.create_task(watch, name=f"carrying:{guest}:{wanted.id}")
@@ -56,6 +59,7 @@ class Carrying:
     def end(self, guest: GuestName, device: str) -> None:
         """Watch a card no more: it has no function."""
         card = (guest, device)
+        self._given.pop(card, None)
         if (task := self._watching.pop(card, None)) is not None:
             task.cancel()
         self._seen.pop(card, None)
@@ -64,7 +68,7 @@ class Carrying:
     async def close(self) -> None:
         """Watch nothing more."""
         tasks = [*self._watching.values()]
-        for guest, device in [*self._watching]:
+        for guest, device in [*self._given]:
             self.end(guest, device)
         await asyncio.gather(*tasks, return_exceptions=True)
 

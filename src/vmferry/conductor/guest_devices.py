@@ -215,7 +215,7 @@ class GuestDevices:
 
     def carriers(self, name: GuestName) -> Mapping[str, Carrier | None]:
         """Return, of each card that has its function, what carries its traffic; None: it has not been heard since."""
-        return {claim.wanted: self._carrying.of(name, claim.wanted) for claim in self.of(name) if claim.wanted}
+        return self._carrying.of(name)
 
     async def plugged(self, name: GuestName) -> tuple[DeviceClaim, ...]:
         """Return what of its wanted devices a guest's process has."""

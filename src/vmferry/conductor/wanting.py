@@ -109,11 +109,15 @@ class Wanting:
         wanted = missing(wanted_devices(row.guest), self._of(name), plugged)
         await announce(process, wanted)
         for one in wanted:
+            self._carrying.end(name, one.id)
             try:
                 await self._give(row, process, one)
             except VmferryError as error:
                 failed[one.id] = _why(error)
                 _log.warning("guest has not all its devices", guest=name, device=str(one), error=str(error))
+        for one in wanted_devices(row.guest):
+            if one not in wanted:  # an earlier agent gave it
+                self._carrying.begin(name, one)
         return failed
 
     async def _give(self, row: GuestRow, process: GuestProcess, one: WantedDevice) -> None:

@@ -174,6 +174,19 @@ class NestedFleet:
         client = (sys.executable, "-IS", "-c", _ASK, str(FOLDER / "run"), *asked)
         return (await self.hosts[host].must(*client, timeout_s=timeout_s + 60)).strip()
 
+    async def kill_agent(self, host: str) -> None:
+        """Kill a host's agent, as nothing else can end it; its guests live on."""
+        await self.hosts[host].shell("while pkill -9 -f '[v]mferry-lab/agent.toml'; do sleep 0.1; done")
+
+    async def start_agent(self, host: str) -> None:
+        """Start a host's agent anew, and wait until it serves.
+
+        Raises:
+            TimedOut: it does not, in time.
+        """
+        await self._start(host)
+        await self._wait_up(host)
+
     async def log(self, host: str) -> str:
         """Return what a host's agent has written."""
         return await self.hosts[host].must("cat", str(LOG))
@@ -185,8 +198,12 @@ class NestedFleet:
         await host.must("sh", "-euc", f"base64 -d | tar -xz -C {FOLDER}", text=identities)
         await host.shell(f"chmod 711 {FOLDER}")
         await host.must("tee", str(FOLDER / "agent.toml"), text=tomli_w.dumps(self._settings(name)))
+        await self._start(name)
+
+    async def _start(self, name: str) -> None:
+        """Start an agent; its log begins anew."""
         agent = " ".join((*_VMFERRY, "agent", "--config", str(FOLDER / "agent.toml")))
-        await host.shell(f"setsid {agent} </dev/null >{LOG} 2>&1 &")
+        await self.hosts[name].shell(f"setsid {agent} </dev/null >{LOG} 2>&1 &")
 
     async def _wait_up(self, name: str) -> None:
         for _ in range(int(_READY_TIMEOUT_S / _LOOK_EVERY_S)):
