@@ -22,7 +22,7 @@ from vmferry.agent.spec_rules import spec_complaints
 from vmferry.api import models as m
 from vmferry.api.bases import Request
 from vmferry.core.errors import BadInput, Denied, Refused
-from vmferry.core.guest import Disk, GuestSpec, IoPath, KernelBoot, NetworkKind, Nic, UefiBoot
+from vmferry.core.guest import Disk, GuestSpec, HostDevice, IoPath, KernelBoot, NetworkKind, Nic, UefiBoot
 from vmferry.core.ids import GuestName, GuestUuid, HandoverId, HostName
 from vmferry.core.units import Bytes
 from vmferry.guestfile import words
@@ -76,7 +76,7 @@ BAD: dict[str, tuple[GuestSpec, str]] = {
     "kernel's card without a bridge": (replace(GOOD, nics=(Nic(IoPath.VHOST),)), "nics[0].io_path"),
     "kernel's disk": (replace(GOOD, disks=(Disk("/a", io_path=IoPath.VHOST),)), "disks[0].io_path"),
     "function without a network": (replace(GOOD, nics=(Nic(IoPath.SRIOV_VF),)), "nics[0].io_path"),
-    "five functions": (replace(GOOD, nics=(FUNCTION,) * 5), "nics"),
+    "five functions": (replace(GOOD, nics=(FUNCTION,) * 5), "nics, host_devices"),
     "function's network": (
         replace(GOOD, nics=(replace(FUNCTION, physical_network="a b"),)),
         "nics[0].physical_network",
@@ -84,6 +84,8 @@ BAD: dict[str, tuple[GuestSpec, str]] = {
     "function's VLAN": (replace(GOOD, nics=(replace(FUNCTION, vlan=4095),)), "nics[0].vlan"),
     "standby": (replace(GOOD, nics=(replace(FUNCTION, standby=IoPath.EMULATED),)), "nics[0].io_path"),
     "VLAN of no function": (replace(GOOD, nics=(Nic(vlan=7),)), "nics[0].io_path"),
+    "host's device": (replace(GOOD, host_devices=(HostDevice("eth0"),)), "host_devices[0].device"),
+    "five of the host's": (replace(GOOD, host_devices=(HostDevice("8086:10d3"),) * 5), "nics, host_devices"),
     "MAC": (replace(GOOD, nics=(Nic(mac="52:54:00:12:34:56\n"),)), "nics[0].mac"),
     "port": (replace(GOOD, nics=(Nic(forward_udp=((0, 7),)),)), "nics[0].forward_udp"),
     "CPU": (replace(GOOD, cpu="host"), "cpu"),

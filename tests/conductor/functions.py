@@ -16,6 +16,7 @@ from vmferry.testing.fake_qemu import FakeLink
 
 CARD = PciAddress.parse("01:00.0")
 FUNCTIONS = tuple(PciAddress.parse(f"01:10.{number}") for number in range(4))
+NVME = PciAddress.parse("03:00.0")
 FABRIC = Nic(IoPath.SRIOV_VF, NetworkKind.BRIDGE, bridge="br0", physical_network="fabric", vlan=7)
 WITH_FUNCTION: GuestSpec = replace(SPEC, nics=(FABRIC,))
 
@@ -31,7 +32,9 @@ def inventory(count: int) -> Inventory:
         PciDevice(one, 0x8086, 0x10CA, 0x020000, iommu_group=20 + number, physical=CARD, resets=("flr",))
         for number, one in enumerate(functions)
     ]
-    return Inventory.of([card, *made])
+    disk = PciDevice(NVME, 0x1B36, 0x0010, 0x010802, "nvme", iommu_group=30, resets=("flr",), disks=("nvme0n1",))
+    own = PciDevice(PciAddress.parse("00:1f.2"), 0x8086, 0x2922, 0x010601, "ahci", iommu_group=31, disks=("sda",))
+    return Inventory.of([card, *made, disk, own])
 
 
 def give_cards(pair: Pair, link: FakeLink, count: int = 4) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from tests.conductor.fakes import HOST_A, HOST_B, WatchedLink, make_pair, qemu_of
+from tests.conductor.fakes import HOST_A, HOST_B, SPEC, WatchedLink, make_pair, qemu_of
 from tests.conductor.functions import (
     CARD,
     FABRIC,
     FUNCTIONS,
+    NVME,
     WITH_FUNCTION,
     give_cards,
     plugged,
@@ -25,7 +26,7 @@ from vmferry.conductor import carrying, guest_devices
 from vmferry.conductor.saving import GuestSaving
 from vmferry.core.errors import BadInput, Blocked, Broken, Refused
 from vmferry.core.functions import NO_MAC
-from vmferry.core.guest import NetworkKind
+from vmferry.core.guest import HostDevice, NetworkKind
 from vmferry.core.handover.states import SourceState
 from vmferry.core.ids import GuestName
 from vmferry.ports.host_devices import Carrier
@@ -234,3 +235,22 @@ async def test_it_is_not_saved(pair: tuple[Host, Host], link: WatchedLink, tmp_p
     assert [(blocker.code, blocker.fix) for blocker in told.value.blockers] == [
         ("device.attached", "shut it down instead: as long as it runs it is to have it")
     ]
+
+
+@pytest.mark.parametrize("device", ["1b36:0010", str(NVME)])
+async def test_a_whole_device(pair: tuple[Host, Host], link: WatchedLink, device: str) -> None:
+    """By model or address: it is taken away before the guest moves, and the other host's given; no card is told."""
+    here, there = pair
+    await here.guests.run(replace(SPEC, host_devices=(HostDevice(device, may_detach=True),)))
+    await wait_until(lambda: plugged(here, link) == [NVME], "it has it")
+    row = here.journal.guest(GUEST)
+    assert row is not None
+    assert await there.given.why_not(row.guest) == ()
+    await here.migrate(there)
+    await wait_finished(here, there)
+    await wait_until(lambda: plugged(there, link) == [NVME], "it has the other one")
+    await wait_free(here)
+    assert here.devices.told == there.devices.told == {}
+    assert there.given.carriers(GUEST) == {}
+    (blocker,) = await there.given.why_not(row.guest)
+    assert (blocker.code, "0000:03:00.0 is kept for a guest" in blocker.what) == ("device.none-free", True)

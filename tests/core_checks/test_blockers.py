@@ -31,6 +31,7 @@ from vmferry.core.guest import (
     BiosBoot,
     Disk,
     FrozenDevice,
+    HostDevice,
     IoPath,
     NetworkKind,
     Nic,
@@ -40,7 +41,7 @@ from vmferry.core.host import FileFacts
 from vmferry.core.pci import PciAddress
 from vmferry.core.pci_devices import Inventory
 from vmferry.core.units import MIB, Bytes
-from vmferry.core.wanted_devices import Pools, WantedDevice, choose_functions
+from vmferry.core.wanted_devices import Pools, WantedDevice, choose_devices
 
 CODE, NVRAM = "/usr/share/OVMF/code.fd", "/srv/vmferry/web-7.nvram"
 
@@ -108,6 +109,11 @@ def with_function(case: Case, **changes: Any) -> Case:
     return with_spec(case, nics=(nic,))
 
 
+def with_host_device(case: Case, *, may_detach: bool) -> Case:
+    """Return the case with a device of its host that the guest is to have."""
+    return with_spec(case, host_devices=(HostDevice("1b36:0010", may_detach),))
+
+
 def with_uefi(case: Case) -> Case:
     """Return a UEFI guest whose code and NVRAM are fine on both hosts."""
     files = (
@@ -126,9 +132,11 @@ def without_files_there(case: Case, path: str) -> Case:
 
 #: What a destination says of what it has not.
 _POOLS = Pools("host-b", Inventory.of(()), {"fabric": (PciAddress.parse("01:00.0"),)})
-_WANTED = (WantedDevice("nic0", "rp0", "fabric", "52:54:00:00:00:01", 0, "br0", may_detach=False),)
-(NO_FUNCTION,) = choose_functions(_WANTED, _POOLS)[1]
-(NO_NETWORK,) = choose_functions(_WANTED, dataclasses.replace(_POOLS, networks={}))[1]
+_WANTED = (WantedDevice("nic0", "rp0", False, "fabric", "52:54:00:00:00:01", 0, "br0"),)
+_NVME = (WantedDevice("host0", "rp0", True, device="1b36:0010"),)
+(NONE_FREE,) = choose_devices(_NVME, _POOLS)[1]
+(NO_FUNCTION,) = choose_devices(_WANTED, _POOLS)[1]
+(NO_NETWORK,) = choose_devices(_WANTED, dataclasses.replace(_POOLS, networks={}))[1]
 
 #: what is spoiled -> (code of the only blocker, words of `what`, words of `fix`)
 CASES: dict[str, tuple[Callable[[Case], Case], str, list[str], list[str]]] = {
@@ -155,6 +163,18 @@ CASES: dict[str, tuple[Callable[[Case], Case], str, list[str], list[str]]] = {
         "device.cannot-let-go",
         ["web-7", "0000:01:10.0", "host-a", "paused"],
         ["guest resume"],
+    ),
+    "no such device there": (
+        lambda c: with_probe(with_host_device(c, may_detach=True), without_devices=(NONE_FREE,)),
+        "device.none-free",
+        ["host0 (1b36:0010)", "host-b", "it has none"],
+        ["pci list host-b"],
+    ),
+    "a device that stays": (
+        lambda c: with_host_device(c, may_detach=False),
+        "device.may-not-detach",
+        ["host0 (1b36:0010)", "web-7", "host-a"],
+        ["may_detach"],
     ),
     "same host": (
         lambda c: with_destination(c, name="host-a"),

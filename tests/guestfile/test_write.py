@@ -16,6 +16,7 @@ from vmferry.core.guest import (
     Disk,
     DiskFormat,
     GuestSpec,
+    HostDevice,
     IoPath,
     KernelBoot,
     NetworkKind,
@@ -90,6 +91,9 @@ def specs(draw: st.DrawFn) -> GuestSpec:
         acceleration=draw(st.sampled_from(Acceleration)),
         disks=disks,
         nics=nics,
+        host_devices=draw(
+            st.sampled_from([(), (HostDevice("8086:10d3"), HostDevice("0000:03:00.0", may_detach=True))])
+        ),
         beat=draw(st.booleans()),
         control=draw(st.booleans()),
         tpm=draw(st.sampled_from([None, "2.0"])),

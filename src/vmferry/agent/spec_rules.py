@@ -50,7 +50,9 @@ def _rows(spec: GuestSpec) -> Iterator[_Row]:
         yield from _given(f"nics[{index}].mac", words.mac, nic.mac)
         ports = [port for pair in nic.forward_udp for port in pair]
         yield from ((f"nics[{index}].forward_udp", _from_1_to(_LAST_PORT), port) for port in ports)
-    yield "nics", _few_functions, spec
+    for index, device in enumerate(spec.host_devices):
+        yield f"host_devices[{index}].device", words.host_device, device.device
+    yield "nics, host_devices", _few_devices, spec
     yield from _given("tpm", words.tpm_version, spec.tpm)
     yield from _given("echo", words.echo, spec.echo)
 
@@ -95,9 +97,9 @@ def _whole_function(nic: Nic) -> None:
         raise ValueError('a bridge beside network = "bridge", and only there')
 
 
-def _few_functions(spec: GuestSpec) -> None:
-    if sum(nic.is_function for nic in spec.nics) > len(PORTS):
-        raise ValueError(f"at most {len(PORTS)} virtual functions")
+def _few_devices(spec: GuestSpec) -> None:
+    if sum(nic.is_function for nic in spec.nics) + len(spec.host_devices) > len(PORTS):
+        raise ValueError(f"at most {len(PORTS)} virtual functions and devices of the host together")
 
 
 def _without_nul(value: str) -> None:

@@ -95,7 +95,7 @@ def _row(view: dict[str, Any]) -> list[str]:
     spec = view["spec"]
     note = f"busy: {view['busy_with']}" if view["busy_with"] else view["note"] or ""
     if degraded := view.get("degraded"):
-        note += f"{'; ' if note else ''}degraded: {', '.join(degraded)} without its virtual function"
+        note += f"{'; ' if note else ''}degraded: {', '.join(degraded)} without what it is to have of its host"
     return [
         view["name"],
         view["owner"],

@@ -51,8 +51,10 @@ class Carrying:
         """Watch a card that has its function; nothing happens when it is watched already."""
         if (guest, wanted.id) in self._given:
             return
+        if wanted.network is None:
+            return
         self._given[guest, wanted.id] = None
-        if wanted.bridge is not None:
+        if wanted.bridge is not None and wanted.mac is not None:
             watch = self._watch((guest, wanted.id), wanted.bridge, wanted.mac)
             self._watching[guest, wanted.id] = asyncio.create_task(watch, name=f"carrying:{guest}:{wanted.id}")
 

@@ -12,14 +12,14 @@ from collections.abc import Collection, Mapping, Sequence
 import structlog
 
 from vmferry.conductor.carrying import Carrying
-from vmferry.core.device_claims import DeviceClaim, claim_function
+from vmferry.core.device_claims import DeviceClaim, claim_wanted
 from vmferry.core.errors import Blocked, Blocker, NotFound, VmferryError
-from vmferry.core.functions import QUIET
+from vmferry.core.functions import NOTHING_SAID, QUIET
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.states import FACTS, AnyState, DestinationState, Side, SourceState
 from vmferry.core.ids import GuestName, HostName
 from vmferry.core.pci import PciAddress
-from vmferry.core.wanted_devices import Pools, WantedDevice, choose_functions, missing, wanted_devices
+from vmferry.core.wanted_devices import Pools, WantedDevice, choose_devices, missing, wanted_devices
 from vmferry.ports.host_devices import HostDevices
 from vmferry.ports.hypervisor import GuestProcess
 from vmferry.ports.store import GuestRow, HandoverRow, Journal
@@ -86,7 +86,7 @@ class Wanting:
     async def why_not(self, guest: FrozenGuest) -> tuple[Blocker, ...]:
         """Return why a guest that may come could not have what it is to have; nothing is touched."""
         wanted = wanted_devices(guest)
-        return choose_functions(wanted, await self._pools())[1] if wanted else ()
+        return choose_devices(wanted, await self._pools())[1] if wanted else ()
 
     async def reserve(self, row: GuestRow) -> None:
         """Keep devices for a guest that comes, and take them from the host's drivers: all that it wants, or none.
@@ -127,7 +127,8 @@ class Wanting:
             (claim,) = await self._claim(name, [one])
         try:
             await self._host.lend(claim, row.uid, frozenset({claim.address}))
-            await self._host.tell(claim, one.settings)
+            if one.settings.given():
+                await self._host.tell(claim, one.settings)
         except NotFound:  # somebody made the card's functions anew, or took it out
             self._journal.release_device(claim.address)
             raise
@@ -138,17 +139,17 @@ class Wanting:
     async def quiet(self, claims: Sequence[DeviceClaim], plugged: Collection[str]) -> None:
         """Have cards deliver nothing to functions that are kept for a guest and that it does not have."""
         for claim in claims:
-            if claim.wanted is not None and claim.id not in plugged:
+            if claim.before.given() and claim.id not in plugged:
                 await self._host.tell(claim, QUIET)
 
     async def _claim(self, name: GuestName, wanted: Sequence[WantedDevice]) -> tuple[DeviceClaim, ...]:
-        chosen, blockers = choose_functions(wanted, await self._pools())
+        chosen, blockers = choose_devices(wanted, await self._pools())
         if blockers:
             raise Blocked(f"Guest {name} cannot have all its devices on {self._here}", blockers=blockers)
         claims = []
         for one, device in chosen:
-            before = (await self._host.read(device.address)).of_a_guest
-            claims.append(claim_function(name, one.id, one.port, device, before))
+            told = NOTHING_SAID if one.network is None else await self._host.read(device.address)
+            claims.append(claim_wanted(name, one.id, one.port, device, told.of_a_guest))
         self._journal.claim_devices(claims)
         return tuple(claims)
 

@@ -89,10 +89,8 @@ def plan_claims(
     )
 
 
-def claim_function(
-    guest: GuestName, wanted: str, port: str, device: PciDevice, before: FunctionSettings
-) -> DeviceClaim:
-    """Return the claim of a virtual function that a guest is to have by its definition."""
+def claim_wanted(guest: GuestName, wanted: str, port: str, device: PciDevice, before: FunctionSettings) -> DeviceClaim:
+    """Return the claim of a device that a guest is to have by its definition."""
     return DeviceClaim(device.address, guest, _group(device), port, device.is_with_vfio, wanted, before)
 
 

@@ -164,6 +164,14 @@ class Nic:
 
 
 @dataclass(frozen=True, slots=True)
+class HostDevice:
+    """A device of the host that the guest has for itself (I/O path passthrough): a controller, a card, sound."""
+
+    device: str  #: vendor:device, of which any free one will do, or a PCI address, the same on every host
+    may_detach: bool = False  #: it may be taken from the guest while it moves, and another one given
+
+
+@dataclass(frozen=True, slots=True)
 class GuestSpec:
     """What the guest file says, validated; nothing host-specific."""
 
@@ -176,6 +184,7 @@ class GuestSpec:
     acceleration: Acceleration = Acceleration.AUTO
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
+    host_devices: tuple[HostDevice, ...] = ()
     beat: bool = False  #: the guest beats, one byte at a time, on I/O port 0xe9 (isa-debugcon)
     control: bool = False  #: the built-in linux guest's control channel (`CONTROL_PORT`)
     tpm: str | None = None  #: `TPM_VERSION`: it has one, emulated

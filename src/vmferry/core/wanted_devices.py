@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import Blocker
-from vmferry.core.functions import FunctionSettings
+from vmferry.core.functions import NOTHING_SAID, FunctionSettings
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.pci import PciAddress
 from vmferry.core.pci_devices import Inventory, PciDevice
@@ -22,15 +22,16 @@ PORTS = ("rp0", "rp1", "rp2", "rp3")
 
 @dataclass(frozen=True, slots=True)
 class WantedDevice:
-    """A virtual function that a guest is to have."""
+    """A device that a guest is to have: a virtual function of one of a network's cards, or a device as such."""
 
-    id: str  #: the guest's card that it is
+    id: str  #: the guest's card that it is, or the guest's name for it
     port: str  #: the guest's root port that it is plugged into
-    network: str  #: one of the host's physical networks
-    mac: str
-    vlan: int
-    bridge: str | None  #: where its standby is plugged in, which carries the traffic meanwhile; None: it has none
-    may_detach: bool  #: it may be taken away although none does
+    may_detach: bool  #: it may be taken away, although nothing stands in for it
+    network: str | None = None  #: of a function: one of the host's physical networks
+    mac: str | None = None  #: of a function
+    vlan: int = 0  #: of a function
+    bridge: str | None = None  #: where a function's standby is plugged in, which carries the traffic meanwhile
+    device: str | None = None  #: of another device: vendor:device, or its address
 
     @property
     def has_standby(self) -> bool:
@@ -39,25 +40,37 @@ class WantedDevice:
 
     @property
     def settings(self) -> FunctionSettings:
-        """What the card is told of the function before the guest has it."""
-        return FunctionSettings(mac=self.mac, vlan=self.vlan)
+        """What a card is told of its function before the guest has it; nothing of other devices."""
+        return NOTHING_SAID if self.network is None else FunctionSettings(mac=self.mac, vlan=self.vlan)
+
+    def is_one(self, device: PciDevice) -> bool:
+        """Return whether a device, no function of a network, is what is wanted."""
+        return self.device in {device.ids, str(device.address)}
 
     def __str__(self) -> str:
         """Return how people are told of it."""
-        return f"{self.id}'s virtual function of {self.network}"
+        if self.network is not None:
+            return f"{self.id}'s virtual function of {self.network}"
+        return f"{self.id} ({self.device})"
 
 
 def wanted_devices(guest: FrozenGuest) -> tuple[WantedDevice, ...]:
-    """Return what a guest is to have of its host, in the order of its cards."""
+    """Return what a guest is to have of its host: the functions in the order of its cards, then the devices."""
+    ports = iter(PORTS)
     cards = [
         (index, nic, mac)
         for index, (nic, mac) in enumerate(zip(guest.spec.nics, guest.macs, strict=False))
         if nic.is_function and nic.physical_network is not None
     ]
-    return tuple(
-        WantedDevice(f"nic{index}", port, nic.physical_network or "", mac, nic.vlan, nic.bridge, nic.may_detach)
-        for port, (index, nic, mac) in zip(PORTS, cards, strict=False)
-    )
+    functions = [
+        WantedDevice(f"nic{index}", port, nic.may_detach, nic.physical_network, mac, nic.vlan, nic.bridge)
+        for (index, nic, mac), port in zip(cards, ports, strict=False)
+    ]
+    devices = [
+        WantedDevice(f"host{index}", port, one.may_detach, device=one.device)
+        for (index, one), port in zip(enumerate(guest.spec.host_devices), ports, strict=False)
+    ]
+    return (*functions, *devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,30 +90,56 @@ class Pools:
     held: Sequence[DeviceClaim] = field(default=())
 
 
-def choose_functions(
+def choose_devices(
     wanted: Sequence[WantedDevice], pools: Pools
 ) -> tuple[tuple[tuple[WantedDevice, PciDevice], ...], tuple[Blocker, ...]]:
-    """Return a free function for each of what is wanted, and why some can have none.
+    """Return a free device for each of what is wanted, and why some can have none.
 
-    The card with the most free functions gives the next one; of one card, the lowest.
+    Of functions, the card with the most free ones gives the next; of one card, and of devices, the lowest.
     """
     taken = {claim.address for claim in pools.held}
     groups = {claim.iommu_group for claim in pools.held}
     chosen: list[tuple[WantedDevice, PciDevice]] = []
     blockers: list[Blocker] = []
     for one in wanted:
-        cards = pools.networks.get(one.network)
-        if cards is None:
-            blockers.append(_no_network(one, pools))
+        found = _function(one, pools, taken, groups) if one.network is not None else _device(one, pools, taken, groups)
+        if isinstance(found, Blocker):
+            blockers.append(found)
             continue
-        free = [list(_free(card, pools, taken, groups)) for card in cards]
-        best = max(free, key=len, default=[])
-        if not best:
-            blockers.append(_none_free(one, cards, pools, taken))
-            continue
-        chosen.append((one, best[0]))
-        taken.add(best[0].address)
+        chosen.append((one, found))
+        taken.add(found.address)
     return tuple(chosen), tuple(blockers)
+
+
+def _function(
+    one: WantedDevice, pools: Pools, taken: Collection[PciAddress], groups: Collection[int]
+) -> PciDevice | Blocker:
+    cards = pools.networks.get(one.network or "")
+    if cards is None:
+        return _no_network(one, pools)
+    free = [list(_free(card, pools, taken, groups)) for card in cards]
+    best = max(free, key=len, default=[])
+    return best[0] if best else _none_free(one, cards, pools, taken)
+
+
+def _device(
+    one: WantedDevice, pools: Pools, taken: Collection[PciAddress], groups: Collection[int]
+) -> PciDevice | Blocker:
+    told: list[str] = []
+    for device in pools.found.devices.values():
+        if not one.is_one(device):
+            continue
+        if device.address in taken or device.iommu_group in groups:
+            told.append(f"{device.address} is kept for a guest")
+        elif blockers := pools.found.why_not(device, frozenset({device.address})):
+            told.append("; ".join(blocker.what for blocker in blockers))
+        else:
+            return device
+    return Blocker(
+        "device.none-free",
+        f"{one} cannot be had on {pools.host}: {'; '.join(told) or 'it has none'}",
+        f"see `vmferry pci list {pools.host}`: free one, or choose another host",
+    )
 
 
 def _free(

@@ -27,7 +27,7 @@ def find_combinations(document: dict[str, Any]) -> Iterator[Finding]:
     for index, nic in _tables(document, "nic"):
         yield from _nic(("nic", index), nic)
         yield from _function(("nic", index), nic)
-    yield from _too_many_functions(document)
+    yield from _too_many_devices(document)
     for index, disk in _tables(document, "disk"):
         if disk.get("backing") and disk.get("format", "qcow2") != "qcow2":
             yield ("disk", index, "backing"), "backing of a raw image", 'backing only beside format = "qcow2"'
@@ -102,10 +102,14 @@ def _function(path: Path, nic: dict[str, Any]) -> Iterator[Finding]:
         yield (*path, "may_detach"), seen, 'may_detach only beside network = "none": with a standby it may, always'
 
 
-def _too_many_functions(document: dict[str, Any]) -> Iterator[Finding]:
-    functions = [index for index, nic in _tables(document, "nic") if nic.get("path") == IoPath.SRIOV_VF]
-    for index in functions[len(PORTS) :]:
-        yield ("nic", index, "path"), f"{len(functions)} virtual functions", f"at most {len(PORTS)}"
+def _too_many_devices(document: dict[str, Any]) -> Iterator[Finding]:
+    functions: list[Path] = [
+        ("nic", index, "path") for index, nic in _tables(document, "nic") if nic.get("path") == IoPath.SRIOV_VF
+    ]
+    devices: list[Path] = [("host_device", index) for index, _ in _tables(document, "host_device")]
+    for path in [*functions, *devices][len(PORTS) :]:
+        seen = f"{len(functions)} virtual functions and {len(devices)} devices of the host"
+        yield path, seen, f"at most {len(PORTS)} together"
 
 
 def _repeated_files(document: dict[str, Any]) -> Iterator[Finding]:

@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from vmferry.core.errors import BadInput
-from vmferry.core.guest import Backing, BiosBoot, Boot, Disk, GuestSpec, KernelBoot, Nic, UefiBoot
+from vmferry.core.guest import Backing, BiosBoot, Boot, Disk, GuestSpec, HostDevice, KernelBoot, Nic, UefiBoot
 from vmferry.core.ids import GuestName, GuestUuid
 from vmferry.core.units import Bytes
 from vmferry.guestfile.combinations import find_combinations
-from vmferry.guestfile.model import BackingTable, BootTable, DiskTable, GuestTable, NicTable
+from vmferry.guestfile.model import BackingTable, BootTable, DiskTable, GuestTable, HostDeviceTable, NicTable
 from vmferry.guestfile.positions import MOST_PARTS, Path, TooDeep, find_lines, line_of
 from vmferry.guestfile.problems import Problem, invalid
 
@@ -28,6 +28,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "disk": DiskTable,
     "nic": NicTable,
     "backing": BackingTable,
+    "host_device": HostDeviceTable,
 }
 _RANGES = {"greater_than_equal", "less_than_equal"}
 _TYPES = {
@@ -178,6 +179,7 @@ def _spec(table: GuestTable) -> GuestSpec:
         acceleration=table.acceleration,
         disks=tuple(_disk(disk) for disk in table.disk),
         nics=tuple(_nic(nic) for nic in table.nic),
+        host_devices=tuple(HostDevice(one.device, one.may_detach) for one in table.host_device),
         beat=table.beat,
         control=table.control,
         tpm=table.tpm,

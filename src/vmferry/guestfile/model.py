@@ -58,6 +58,7 @@ StandbyPath = Annotated[
     IoPath, BeforeValidator(words.standby_path), _schema(enum=[path.value for path in words.STANDBY_PATHS])
 ]
 PhysicalNetwork = Annotated[str, AfterValidator(words.physical_network), _schema(pattern=NAME_PATTERN)]
+HostDeviceWord = Annotated[str, AfterValidator(words.host_device), _schema()]
 Vlan = Annotated[int, AfterValidator(words.vlan)]
 DiskPath = Annotated[IoPath, BeforeValidator(words.disk_path), _schema(enum=[path.value for path in words.DISK_PATHS])]
 AccelerationWord = Annotated[Acceleration, _word(Acceleration)]
@@ -156,6 +157,22 @@ class NicTable(BaseModel):
     )
 
 
+class HostDeviceTable(BaseModel):
+    """One `[[host_device]]`: a device of the host that the guest has for itself (passthrough)."""
+
+    model_config = _STRICT
+
+    device: HostDeviceWord = Field(
+        description="`vendor:device`, as `lspci -n` writes it, of which any free one will do, or a PCI address, the"
+        " same on every host: a disk or USB controller, a card, sound (docs/devices.md)"
+    )
+    may_detach: bool = Field(
+        default=False,
+        description="whether it may be taken from the guest while it moves, and another one given: what is in the"
+        " device stays behind; the guest does not move otherwise",
+    )
+
+
 class GuestTable(BaseModel):
     """The whole guest file."""
 
@@ -203,3 +220,4 @@ class GuestTable(BaseModel):
     boot: BootTable = Field(description="what it boots from")
     disk: list[DiskTable] = Field([], description="its disks, in this order")
     nic: list[NicTable] = Field([], description="its network cards, in this order")
+    host_device: list[HostDeviceTable] = Field([], description="devices of its host, in this order")

@@ -9,7 +9,7 @@ import sys
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from vmferry.guestfile.model import BootTable, DiskTable, GuestTable, NicTable
+from vmferry.guestfile.model import BootTable, DiskTable, GuestTable, HostDeviceTable, NicTable
 from vmferry.guestfile.words import CACHES_REFUSED, CPU_REFUSED, LATER_PATHS
 
 _INTRODUCTION = """\
@@ -49,6 +49,7 @@ _TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`[boot]`", BootTable),
     ("`[[disk]]`", DiskTable),
     ("`[[nic]]`", NicTable),
+    ("`[[host_device]]`", HostDeviceTable),
 )
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 
+from vmferry.core.errors import BadInput
 from vmferry.core.functions import MOST_VLAN
 from vmferry.core.guest import DIRECT_CACHES, TPM_VERSION, IoPath, echo_address
 from vmferry.core.ids import NAME_PATTERN
+from vmferry.core.pci import PciAddress
 from vmferry.core.units import GIB, KIB, MIB
 
 MEMORY_MIN = 2 * MIB
@@ -30,7 +32,7 @@ _MACHINE = re.compile(r"^pc-q35-\d+\.\d+(\.\d+)?$")
 _MACHINE_ALLOWED = "a versioned machine type such as pc-q35-7.2 or pc-q35-10.0"
 
 #: Known words of the vocabulary whose paths are not built yet.
-LATER_PATHS = ("vhost_user", "passthrough")
+LATER_PATHS = ("vhost_user",)
 #: How a guest reaches a function's standby.
 STANDBY_PATHS = (IoPath.VIRTIO, IoPath.VHOST)
 #: How a guest reaches a disk; the kernel's vhost serves network cards.
@@ -45,6 +47,7 @@ CACHES_REFUSED = {
 _MAC = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
 _BRIDGE = re.compile(r"^[A-Za-z0-9._-]{1,15}$")
 _NAME = re.compile(NAME_PATTERN)
+_MODEL = re.compile(r"[0-9A-Fa-f]{4}:[0-9A-Fa-f]{4}")
 UUID_PATTERN = r"^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$"
 _UUID = re.compile(UUID_PATTERN)
 
@@ -136,6 +139,16 @@ def vlan(value: int) -> int:
     return value
 
 
+def host_device(value: str) -> str:
+    """Return a device of the host: vendor:device, or an address in its whole form."""
+    if _MODEL.fullmatch(value):
+        return value.lower()
+    try:
+        return str(PciAddress.parse(value))
+    except BadInput as error:
+        raise ValueError("vendor:device as `lspci -n` writes it, e.g. 8086:10d3, or a PCI address") from error
+
+
 def disk_path(value: object) -> IoPath:
     """Return how the guest reaches a disk."""
     return _path(value, DISK_PATHS)
@@ -143,6 +156,8 @@ def disk_path(value: object) -> IoPath:
 
 def _path(value: object, allowed: tuple[IoPath, ...]) -> IoPath:
     words = ", ".join(allowed)
+    if value == "passthrough":
+        raise ValueError(f"{words}; a whole device of the host is a [[host_device]]")
     if value in LATER_PATHS:
         raise ValueError(f"{words}; {value} is not yet in this version")
     if value not in allowed:

@@ -6,7 +6,7 @@ from typing import Any
 
 import tomli_w
 
-from vmferry.core.guest import Boot, Disk, GuestSpec, KernelBoot, Nic, UefiBoot
+from vmferry.core.guest import Boot, Disk, GuestSpec, HostDevice, KernelBoot, Nic, UefiBoot
 from vmferry.core.units import GIB, MIB
 from vmferry.guestfile.model import DiskTable, GuestTable, NicTable
 
@@ -35,6 +35,7 @@ def dump_guest_file(spec: GuestSpec) -> str:
         parts.append(_table("[[disk]]", _disk(disk)))
         parts += [_table("[[disk.backing]]", {"image": b.path, "format": b.format.value}) for b in disk.backing]
     parts += [_table("[[nic]]", _nic(nic)) + _forwards(nic) for nic in spec.nics]
+    parts += [_table("[[host_device]]", _host_device(one)) for one in spec.host_devices]
     return "\n".join(parts)
 
 
@@ -88,6 +89,10 @@ def _nic(nic: Nic) -> dict[str, Any]:
         "may_detach": nic.may_detach,
     }
     return _said(values, NicTable, always={"network"})
+
+
+def _host_device(device: HostDevice) -> dict[str, Any]:
+    return {"device": device.device, **({"may_detach": True} if device.may_detach else {})}
 
 
 def _forwards(nic: Nic) -> str:

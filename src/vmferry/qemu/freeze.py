@@ -121,7 +121,7 @@ def check_spec(spec: GuestSpec) -> None:
         BadInput: something cannot be built; names the guest, what was seen and what is expected.
     """
     family = _family(spec.machine)
-    functions = sum(nic.is_function for nic in spec.nics)
+    plugged = sum(nic.is_function for nic in spec.nics) + len(spec.host_devices)
     ide = sum(disk.io_path is IoPath.EMULATED for disk in spec.disks)
     problems = [
         (spec.vcpus < 1, f"vcpus = {spec.vcpus}, expected at least 1"),
@@ -139,8 +139,8 @@ def check_spec(spec: GuestSpec) -> None:
             "a TPM beside an initrd, which QEMU loads over the firmware's tables; expected a boot from a disk",
         ),
         *((n.network is NetworkKind.BRIDGE and not n.bridge, "a NIC on a bridge has no bridge") for n in spec.nics),
-        (functions > 0 and family != "q35", "virtual functions are plugged into root ports, expected a type q35"),
-        (functions > ROOT_PORTS, f"{functions} virtual functions, expected at most {ROOT_PORTS}"),
+        (plugged > 0 and family != "q35", "the host's devices are plugged into root ports, expected a type q35"),
+        (plugged > ROOT_PORTS, f"{plugged} devices of the host, expected at most {ROOT_PORTS}"),
     ]
     for wrong, what in problems:
         if wrong:

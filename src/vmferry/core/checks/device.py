@@ -10,7 +10,7 @@ from vmferry.core.errors import Blocker
 from vmferry.core.wanted_devices import wanted_devices
 
 #: What a destination says of devices that it has not.
-_TOLD = ("device.no-function", "device.no-network")
+_TOLD = ("device.no-function", "device.no-network", "device.none-free")
 #: driver -> why its state cannot be moved today.
 NOT_MIGRATABLE = {
     "vfio-pci": "a physical function or VF is bound to this host",
@@ -63,7 +63,14 @@ def _check_wanted(case: Case) -> Iterator[Blocker]:
             f"`vmferry guest resume {guest}`, and move it then",
         )
     for one in wanted_devices(case.guest):
-        if not one.has_standby and not one.may_detach:
+        if one.network is None and not one.may_detach:
+            yield Blocker(
+                "device.may-not-detach",
+                f"{one} of guest {guest} stays on {case.source.name}, and what is in it",
+                "allow in the guest's file that it is taken away, and another one given (may_detach = true), and start"
+                " the guest anew",
+            )
+        elif not one.has_standby and not one.may_detach:
             yield Blocker(
                 "device.no-standby",
                 f"{one} of guest {guest} has no standby: the guest would be without that network while it moves",

@@ -84,6 +84,8 @@ def guarantee(
 
 
 def _told(wanted: WantedDevice) -> str:
+    if wanted.network is None:
+        return f"{wanted} is taken from it before the first round, with what is in it, and it is given one there"
     meanwhile = "runs on its standby" if wanted.has_standby else "has no network"
     return f"{wanted.id} {meanwhile} from before the first round until it has a function of {wanted.network} there"
 
