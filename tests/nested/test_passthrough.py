@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
 ]
 
-GUEST = "web-7"
+GUEST, OTHER = "web-7", "db-1"
 PLAN = replace(linux_guest(GUEST, memory_mib=160, rate=1, bridge=False), working_set_mib=8)
 #: The guest's own look at its devices: "seen 8086:10ca ...".
 _SEEN = "echo seen $(for d in /sys/bus/pci/devices/*; do cat $d/vendor $d/device; done)"
@@ -52,24 +52,24 @@ def host_of(fleet: NestedFleet) -> SriovHost:
     return host
 
 
-async def driver_of(fleet: NestedFleet, device: PciAddress) -> str:
-    """Return which driver of the host has a device; empty: none."""
-    ran = await fleet.hosts["host-a"].run("readlink", f"{device.sysfs}/driver")
+async def driver_of(fleet: NestedFleet, device: PciAddress, host: str = "host-a") -> str:
+    """Return which driver of a host has a device; empty: none."""
+    ran = await fleet.hosts[host].run("readlink", f"{device.sysfs}/driver")
     return ran.stdout.strip().rpartition("/")[2]
 
 
-async def seen_by(fleet: NestedFleet, guest: str, ids: str) -> int:
+async def seen_by(fleet: NestedFleet, guest: str, ids: str, host: str = "host-a") -> int:
     """Return how many devices with these ids a guest's system sees."""
-    words = (await fleet.ask_shell(guest, "host-a", _SEEN, "seen 0x")).split()[1:]
+    words = (await fleet.ask_shell(guest, host, _SEEN, "seen 0x")).split()[1:]
     pairs = [f"{vendor[2:]}:{device[2:]}" for vendor, device in zip(words[::2], words[1::2], strict=True)]
     return pairs.count(ids)
 
 
-async def wait_seen(fleet: NestedFleet, guest: str, ids: str, count: int) -> None:
+async def wait_seen(fleet: NestedFleet, guest: str, ids: str, count: int, host: str = "host-a") -> None:
     """Wait until a guest's system has found as many."""
 
     async def is_so() -> bool:
-        return await seen_by(fleet, guest, ids) == count
+        return await seen_by(fleet, guest, ids, host) == count
 
     await wait_until(is_so, f"{guest} sees {count} devices {ids}", timeout_s=120)
 
@@ -95,3 +95,16 @@ async def test_a_whole_device_goes_in_and_back(fleet: NestedFleet, what: str, id
     assert await driver_of(fleet, device) == driver
     assert await seen_by(fleet, GUEST, ids) == 0
     assert (await fleet.oracle(GUEST, "host-a", 120)).startswith("oracle clean")
+
+
+async def test_a_guest_that_is_to_have_a_disk_controller_moves(fleet: NestedFleet) -> None:
+    """It has its host's, lets it go, moves, and has the other host's; each host has its own back afterwards."""
+    plan = replace(PLAN, name=OTHER, extra={"host_device": [{"device": "1b36:0010", "may_detach": True}]})
+    await fleet.run_guest(plan, "host-a")
+    for source, destination in (("host-a", "host-b"), ("host-b", "host-a")):
+        await wait_seen(fleet, OTHER, "1b36:0010", 1, source)
+        assert (await driver_of(fleet, host_of(fleet).spares["nvme"], source)) == "vfio-pci"
+        await fleet.must("migrate", OTHER, destination, "--plain", timeout_s=300)
+        assert (await driver_of(fleet, host_of(fleet).spares["nvme"], source)) == "nvme"
+    await wait_seen(fleet, OTHER, "1b36:0010", 1, "host-a")
+    assert (await fleet.oracle(OTHER, "host-a", 120)).startswith("oracle clean")
