@@ -13,6 +13,7 @@ from vmferry.cli import (
     domains,
     guests,
     handovers,
+    lab,
     migration,
     pci,
     policies,
@@ -46,6 +47,7 @@ app.command("cancel")(migration.cancel)
 app.command("bandwidth")(migration.bandwidth)
 app.add_typer(handovers.app, name="handover")
 app.add_typer(policies.app, name="policy")
+app.add_typer(lab.app, name="lab")
 app.command("save")(saving.save)
 app.command("restore")(saving.restore)
 app.command("import")(domains.import_domain)

@@ -89,11 +89,16 @@ class NestedFleet:
         self._qemus = dict(qemus or {})
         self._micro: set[str] = set()  #: guests that are asked over their consoles
 
+    @property
+    def operator(self) -> Path:
+        """Where the operator's identity is, on this machine."""
+        return self._folder / "operator"
+
     async def __aenter__(self) -> Self:
         """Start the agents and make them a fleet; on failure nothing is left."""
         try:
             plans = [host.plan for host in self.hosts.values()]
-            identities = await asyncio.to_thread(make_identities, plans, self._folder / "operator")
+            identities = await asyncio.to_thread(make_identities, plans, self.operator)
             await asyncio.gather(*(self._begin(name, identities[name]) for name in self.hosts))
             for name in self.hosts:
                 await self._wait_up(name)
@@ -122,7 +127,7 @@ class NestedFleet:
         Raises:
             TimedOut: it did not end in time.
         """
-        env = {**os.environ, **operator_environment(self._folder / "operator")}
+        env = {**os.environ, **operator_environment(self.operator)}
         try:
             return await run_command([*_VMFERRY, *arguments], env, timeout_s)
         except TimeoutError as error:

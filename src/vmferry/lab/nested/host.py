@@ -26,6 +26,11 @@ from vmferry.lab.toolchain import QemuBinary
 UP_TIMEOUT_S = 120.0
 COMMAND_TIMEOUT_S = 60.0
 NIC = "nic0"
+#: One shell after the other, each with a terminal of its own.
+_SHELL = """
+while_up='while :; do setsid -c sh -i </dev/hvc0 >/dev/hvc0 2>&1; sleep 1; done'
+cd /root; setsid sh -c "$while_up" </dev/null >/dev/null 2>&1 &
+"""
 #: The address that QEMU's own network has for its guest.
 _OPERATOR_NET = """
 for net in /sys/class/net/*; do
@@ -47,6 +52,7 @@ class HostPlan:
         memory_mib: RAM; what it writes to its root is in it too.
         layers: folders of this machine whose files it has in its root, the last one on top.
         operator_port: of this machine's loopback: what connects there reaches the host's agent; None: nothing does.
+        has_shell: whether there is a shell at its `shell_socket`.
     """
 
     name: str
@@ -55,6 +61,7 @@ class HostPlan:
     memory_mib: int = 1024
     layers: tuple[Path, ...] = ()
     operator_port: int | None = None
+    has_shell: bool = False
 
     @property
     def operator_mac(self) -> str:
@@ -99,6 +106,11 @@ class NestedHost:
         self._watching: asyncio.Task[None] | None = None
 
     @property
+    def shell_socket(self) -> Path:
+        """Where its shell is, one user at a time, if its plan has one."""
+        return self._directory / "shell.sock"
+
+    @property
     def is_up(self) -> bool:
         """Whether commands can be run now."""
         return self._channel.is_up
@@ -128,6 +140,8 @@ class NestedHost:
         await self.must("ip", "link", "set", "eth0", "up")
         if self.plan.operator_port is not None:
             await self.shell(_OPERATOR_NET.format(mac=self.plan.operator_mac))
+        if self.plan.has_shell:
+            await self.shell(_SHELL)
 
     async def run(self, *argv: str, timeout_s: float = COMMAND_TIMEOUT_S, text: str = "") -> Ran:
         """Run a command in the host, as root, and return what it did.
@@ -237,6 +251,9 @@ class NestedHost:
             forward = f"hostfwd=tcp:127.0.0.1:{port}-:{DEFAULT_PORT}"
             options["netdev"] = [f"user,id=operator,restrict=on,ipv6=off,{forward}"]
             options["device"].append(f"virtio-net-pci,netdev=operator,mac={plan.operator_mac},romfile=")
+        if plan.has_shell:
+            options["chardev"].append(f"socket,id=shell,path={self.shell_socket},server=on,wait=off")
+            options["device"].append("virtconsole,chardev=shell")
         return [*self._qemu.argv, *flags, *self._wire, *_words(options)]
 
     def _layers(self) -> tuple[Path, ...]:

@@ -39,6 +39,7 @@ class NestedLab:
         cards: how many cards that make virtual functions each host has, joined to the other's; 0: it has no IOMMU
             either, and no KVM.
         spares: devices that the hosts do not need (`sriov.SPARES`), where there are cards.
+        shells: whether each host has a shell at a socket (`NestedHost.shell_socket`).
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class NestedLab:
         qemu: QemuBinary | None = None,
         cards: int = 0,
         spares: Sequence[str] = (),
+        shells: bool = False,
     ) -> None:
+        self._shells = shells
         self._packages = tuple(packages)
         self._memory_mib = memory_mib or (sriov.MEMORY_MIB if cards else _MEMORY_MIB)
         self._qemu = qemu
@@ -98,7 +101,7 @@ class NestedLab:
         name = HOSTS[number]
         directory = lab.directory / name
         directory.mkdir(mode=0o700)
-        plan = HostPlan(name, _MACS[number], _ADDRESSES[number], self._memory_mib, layers, _free_port())
+        plan = HostPlan(name, _MACS[number], _ADDRESSES[number], self._memory_mib, layers, _free_port(), self._shells)
         env = {**os.environ, MARK: lab.id}
 
         def joined(what: str) -> str:
