@@ -16,6 +16,7 @@ from tests.conductor.functions import (
     NVME,
     WITH_FUNCTION,
     give_cards,
+    inventory,
     plugged,
     wait_free,
     wait_has_it,
@@ -24,13 +25,16 @@ from tests.conductor.pair import GUEST, Host, running, wait_finished, wait_until
 
 from vmferry.conductor import carrying, guest_devices
 from vmferry.conductor.saving import GuestSaving
-from vmferry.core.errors import BadInput, Blocked, Broken, Refused
-from vmferry.core.functions import NO_MAC
+from vmferry.core.device_claims import DeviceClaim
+from vmferry.core.errors import BadInput, Blocked, Blocker, Broken, Refused
+from vmferry.core.functions import NO_MAC, QUIET, FunctionSettings
 from vmferry.core.guest import HostDevice, NetworkKind
 from vmferry.core.handover.states import SourceState
 from vmferry.core.ids import GuestName
+from vmferry.core.pci_devices import Inventory
+from vmferry.core.wanted_devices import Pools, WantedDevice, choose_devices
 from vmferry.ports.host_devices import Carrier
-from vmferry.testing.fake_hypervisor import FakeGuestProcess
+from vmferry.testing.fake_hypervisor import FakeGuestProcess, FakeHypervisor
 from vmferry.testing.fake_qemu import FakeQemu
 
 OTHER = GuestName("db-1")
@@ -252,5 +256,107 @@ async def test_a_whole_device(pair: tuple[Host, Host], link: WatchedLink, device
     await wait_free(here)
     assert here.devices.told == there.devices.told == {}
     assert there.given.carriers(GUEST) == {}
-    (blocker,) = await there.given.why_not(row.guest)
+    other = replace(row.guest, spec=replace(row.guest.spec, name=OTHER))
+    (blocker,) = await there.given.why_not(other)
     assert (blocker.code, "0000:03:00.0 is kept for a guest" in blocker.what) == ("device.none-free", True)
+
+
+async def test_a_refused_move_does_not_end_the_waiting(pair: tuple[Host, Host], link: WatchedLink) -> None:
+    """A guest that waits for a function is checked and stays; it gets one when there is one."""
+    here, there = pair
+    there_are = here.devices.inventory
+    here.devices.inventory = inventory(0)
+    await here.guests.run(WITH_FUNCTION)
+    await wait_until(lambda: here.given.degraded(GUEST) != {}, "it waits")
+    here.blockers = (Blocker("guest.busy", "no", "wait"),)
+    here.hold.ask(SourceState.CHECKING)
+    source = await here.migrate(there)
+    await here.hold.wait_reached(SourceState.CHECKING)
+    here.given.settle_later(GUEST)
+    await wait_until(lambda: here.given.degraded(GUEST) == {}, "it is looked after while it is checked")
+    here.hold.let_go(SourceState.CHECKING)
+    await wait_finished(here, there)
+    assert source.state is SourceState.ABORTED
+    here.devices.inventory = there_are
+    await wait_has_it(here, link)
+
+
+async def test_a_function_that_is_not_plugged_gets_nothing(pair: tuple[Host, Host], link: WatchedLink) -> None:
+    """Its card delivers to nobody what the guest's standby is to get."""
+    here, _ = pair
+    assert isinstance(here.hypervisor, FakeHypervisor)
+    here.hypervisor.refuse_next("plug", Broken("the group is busy"))
+    seen: list[str | None] = []
+    told = here.devices.tell
+
+    async def tell(claim: DeviceClaim, wanted: FunctionSettings) -> None:
+        await told(claim, wanted)
+        seen.append(here.devices.told[claim.address].mac)
+
+    here.devices.tell = tell  # type: ignore[method-assign]
+    await here.guests.run(WITH_FUNCTION)
+    await wait_has_it(here, link)
+    row = here.journal.guest(GUEST)
+    assert row is not None
+    assert seen == [row.guest.macs[0], NO_MAC, row.guest.macs[0]]
+
+
+async def test_one_that_is_another_by_now(pair: tuple[Host, Host], link: WatchedLink) -> None:
+    """A function that is not what was kept for the guest is given back, and another one taken."""
+    here, _ = pair
+    here.devices.fail_next = Refused("PCI device was changed meanwhile")
+    await here.guests.run(WITH_FUNCTION)
+    await wait_has_it(here, link)
+    assert len(here.given.of(GUEST)) == 1
+    assert list(here.devices.lent) == [claim.address for claim in here.given.of(GUEST)]
+
+
+async def test_it_comes_back_before_its_functions_do(
+    pair: tuple[Host, Host], link: WatchedLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its former host has not got back yet is the guest's again when it arrives there."""
+    here, there = pair
+    await here.guests.run(WITH_FUNCTION)
+    await wait_has_it(here, link)
+
+    async def held(claim: DeviceClaim) -> None:
+        raise Refused("a program has it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(here.devices, "give_back", held)
+        await here.migrate(there)
+        await wait_finished(here, there)
+        await wait_has_it(there, link)
+        (kept,) = here.given.of(GUEST)
+        here.devices.told[kept.address] = QUIET
+        row = there.journal.guest(GUEST)
+        assert row is not None
+        assert await here.given.why_not(row.guest) == ()
+        await there.migrate(here)
+        await wait_finished(here, there)
+        await wait_has_it(here, link)
+        assert here.given.of(GUEST) == (kept,)
+    await wait_free(there)
+
+
+async def test_by_hand_it_is_not_given_without_its_address(pair: tuple[Host, Host]) -> None:
+    """What is kept for a card of the guest is no device for `guest attach`."""
+    here, _ = pair
+    assert isinstance(here.hypervisor, FakeHypervisor)
+    for _ in range(3):
+        here.hypervisor.refuse_next("plug", Broken("the group is busy"))
+        if not here.journal.guests():
+            await here.guests.run(WITH_FUNCTION)
+        await wait_until(lambda: bool(here.given.of(GUEST)), "one is kept")
+    with pytest.raises(Refused, match="is kept for guest web-7"):
+        await here.given.attach(GUEST, [here.given.of(GUEST)[0].address])
+
+
+def test_two_of_one_group_are_not_promised() -> None:
+    """Only one of them could be had: the check says so beforehand."""
+    found = inventory(2)
+    twins = [replace(device, iommu_group=20) for device in found.devices.values() if device.physical is not None]
+    pools = Pools("host-b", Inventory.of([*found.devices.values(), *twins]), {"fabric": (CARD,)})
+    wanted = [WantedDevice(f"nic{n}", f"rp{n}", False, "fabric", f"52:54:00:00:00:0{n}") for n in range(2)]
+    chosen, blockers = choose_devices(wanted, pools)
+    assert (len(chosen), [blocker.code for blocker in blockers]) == (1, ["device.no-function"])

@@ -110,7 +110,8 @@ class GuestDevices:
     ) -> tuple[DeviceClaim, ...]:
         """Return those that the guest has let go and that wait for others of their group: it can have them again."""
         plugged = await process.plugs.plugged()
-        return tuple(claim for claim in self.of(name) if claim.address in addresses and claim.id not in plugged)
+        given = [claim for claim in self.of(name) if claim.wanted is None]
+        return tuple(claim for claim in given if claim.address in addresses and claim.id not in plugged)
 
     async def _claim(self, guest: FrozenGuest, addresses: Sequence[PciAddress]) -> tuple[DeviceClaim, ...]:
         devices = find_devices(await self._host.look(), addresses)
@@ -286,6 +287,8 @@ class GuestDevices:
                         return
             except VmferryError as error:
                 _log.warning("a guest's devices are not given back yet", guest=name, error=str(error))
+            except Exception:  # noqa: BLE001 - whatever it was, what is kept for the guest is not forgotten
+                _log.exception("a guest's devices cannot be looked after", guest=name)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 

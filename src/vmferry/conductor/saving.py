@@ -200,10 +200,11 @@ class GuestSaving:
                 owner=self._guests.settings.name,
                 fix=fixes.get(state, "stop it: it has ended"),
             )
-        if attached := addresses_of(name, self._journal.device_claims()):
+        wanted = tuple(str(one) for one in wanted_devices(self._guests.row(name).guest))
+        if attached := wanted or addresses_of(name, self._journal.device_claims()):
             here = self._guests.settings.name
             blocker = attached_blocker(name, here, attached)
-            if wanted_devices(self._guests.row(name).guest):
+            if wanted:
                 blocker = dataclasses.replace(blocker, fix="shut it down instead: as long as it runs it is to have it")
             raise Blocked(f"Guest {name} cannot be saved", owner=here, blockers=(blocker,))
         return process
@@ -355,6 +356,7 @@ class GuestSaving:
         except VmferryError as error:
             _log.warning("a file that was restored keeps a name of its own", guest=saving.guest, error=str(error))
         self._journal.end_saving(saving.id)  # not when this was cancelled: the next agent lets it run
+        self._guests.on_changed(saving.guest)
         if failure is not None:
             raise failure
 

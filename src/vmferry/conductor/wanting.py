@@ -13,7 +13,7 @@ import structlog
 
 from vmferry.conductor.carrying import Carrying
 from vmferry.core.device_claims import DeviceClaim, claim_wanted
-from vmferry.core.errors import Blocked, Blocker, NotFound, VmferryError
+from vmferry.core.errors import Blocked, Blocker, NotFound, Refused, VmferryError
 from vmferry.core.functions import NOTHING_SAID, QUIET
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.states import FACTS, AnyState, DestinationState, Side, SourceState
@@ -85,7 +85,8 @@ class Wanting:
 
     async def why_not(self, guest: FrozenGuest) -> tuple[Blocker, ...]:
         """Return why a guest that may come could not have what it is to have; nothing is touched."""
-        wanted = wanted_devices(guest)
+        mine = {claim.wanted for claim in self._of(guest.spec.name)}  # it was here, and they are not given back yet
+        wanted = [one for one in wanted_devices(guest) if one.id not in mine]
         return choose_devices(wanted, await self._pools())[1] if wanted else ()
 
     async def reserve(self, row: GuestRow) -> None:
@@ -98,12 +99,18 @@ class Wanting:
             Broken: the journal or the kernel does not do it, in its words.
         """
         name = row.guest.spec.name
-        if wanted := wanted_devices(row.guest):
-            for claim in await self._claim(name, wanted):
-                await self._host.lend(claim, row.uid, frozenset({claim.address}))
+        mine = [claim for claim in self._of(name) if claim.wanted is not None]
+        has = {claim.wanted for claim in mine}
+        if new := [one for one in wanted_devices(row.guest) if one.id not in has]:
+            mine += await self._claim(name, new)
+        for claim in mine:
+            await self._host.lend(claim, row.uid, frozenset({claim.address}))
 
     async def give(self, row: GuestRow, process: GuestProcess, plugged: Collection[str]) -> dict[str, str]:
-        """Plug in what a guest does not have yet; return what it does not get, and why."""
+        """Plug in what a guest does not have yet; return what it does not get, and why.
+
+        No card delivers to a function that the guest does not have in the end.
+        """
         name = row.guest.spec.name
         failed: dict[str, str] = {}
         wanted = missing(wanted_devices(row.guest), self._of(name), plugged)
@@ -115,6 +122,9 @@ class Wanting:
             except VmferryError as error:
                 failed[one.id] = _why(error)
                 _log.warning("guest has not all its devices", guest=name, device=str(one), error=str(error))
+        if failed:
+            with contextlib.suppress(VmferryError):  # tried again with the next attempt
+                await self.quiet(self._of(name), await process.plugs.plugged())
         for one in wanted_devices(row.guest):
             if one not in wanted:  # an earlier agent gave it
                 self._carrying.begin(name, one)
@@ -130,6 +140,10 @@ class Wanting:
             if one.settings.given():
                 await self._host.tell(claim, one.settings)
         except NotFound:  # somebody made the card's functions anew, or took it out
+            self._journal.release_device(claim.address)
+            raise
+        except Refused:  # it is not what it was when it was kept, or its card cannot do it: another one the next time
+            await self._host.give_back(claim)
             self._journal.release_device(claim.address)
             raise
         await process.plugs.plug(claim)

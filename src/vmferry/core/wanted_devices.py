@@ -108,6 +108,7 @@ def choose_devices(
             continue
         chosen.append((one, found))
         taken.add(found.address)
+        groups |= set() if found.iommu_group is None else {found.iommu_group}
     return tuple(chosen), tuple(blockers)
 
 

@@ -167,7 +167,10 @@ class DeviceLender:
         if not claim.was_kept:
             give_back(self._sysfs, claim.address, holders=self._holders())
         if device.iommu_group is not None and os.geteuid() == 0 and self._file(device.iommu_group).exists():
-            self._hand_over(device.iommu_group, 0)  # others of the group are with VFIO still
+            try:
+                self._hand_over(device.iommu_group, 0)  # others of the group are with VFIO still
+            except OSError as error:
+                raise Broken(f"File of IOMMU group {device.iommu_group} cannot be given to root: {error}") from error
 
     def _holders(self) -> dict[str, str]:
         return holders(self._root / "proc")

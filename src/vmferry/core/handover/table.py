@@ -75,7 +75,8 @@ Key = tuple[AnyState, AnyEvent]
 
 _S, _E, _X = SourceState, SourceEvent, SourceEffect
 _ABORT = Step(_S.ABORTING, (_X.RESTORE,))
-_UNTOUCHED = Step(_S.ABORTED, (_X.REPORT,))
+#: Nothing is to be undone; devices may have gone meanwhile, and were not given again.
+_UNTOUCHED = Step(_S.ABORTED, (_X.GIVE_DEVICES, _X.REPORT))
 _ABORTED = Step(_S.ABORTED, (_X.GIVE_DEVICES, _X.DISCARD, _X.REPORT))
 _RETURNED = Step(_S.RETURNED, (_X.GIVE_DEVICES, _X.REPORT))
 _CRASHED = Step(_S.CRASHED, (_X.DISCARD, _X.NOTE_CRASH, _X.REPORT))
