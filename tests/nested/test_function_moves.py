@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 GUEST, OTHER, NETWORK, COUNT = "web-7", "db-1", "fabric", 3
-MACS = ("52:54:00:00:07:07", "52:54:00:00:07:08")
+MACS, OTHERS = ("52:54:00:00:07:07", "52:54:00:00:07:08"), "52:54:00:00:07:09"
 CARDS = tuple(NicPlan("sriov_vf", physical_network=NETWORK, mac=mac) for mac in MACS)
 #: Two functions; beats that cost an emulated host little.
 PLAN = replace(
@@ -41,7 +41,7 @@ SECOND = replace(
     linux_guest(OTHER, memory_mib=128, rate=1, bridge=False),
     working_set_mib=8,
     beat_us=5000,
-    nics=(NicPlan("sriov_vf", bridge=False, physical_network=NETWORK, mac="52:54:00:00:07:09"),),
+    nics=(NicPlan("sriov_vf", bridge=False, physical_network=NETWORK, mac=OTHERS),),
     echo=False,
 )
 #: The guest's own look: "seen virtio_net:52:54:00:00:07:07:up igbvf:52:54:00:00:07:07:up".
@@ -101,15 +101,25 @@ async def seen(fleet: NestedFleet, guest: str, host: str) -> list[str]:
     return (await fleet.ask_shell(guest, host, _SEEN, "seen ")).split()[1:]
 
 
+async def wait_seen(fleet: NestedFleet, guest: str, host: str, macs: Sequence[str]) -> None:
+    """Wait until a guest's own system has functions with these MACs in use."""
+    wanted = {f"igbvf:{mac}:up" for mac in macs}
+
+    async def are_up() -> bool:
+        return wanted <= set(await seen(fleet, guest, host))
+
+    await wait_until(are_up, f"{guest} on {host} has {wanted} in use", timeout_s=240)
+
+
 async def test_two_functions_there_and_back(fleet: NestedFleet) -> None:
     """Igbvf is in use before and after at both ends; the guest is whole, and reached; the source has its own back."""
     host_a, host_b = fleet.hosts.values()
     await wait_carried(fleet, host_b)
     for source, destination in ((host_a, host_b), (host_b, host_a)):
-        assert {f"igbvf:{mac}:up" for mac in MACS} <= set(await seen(fleet, GUEST, source.plan.name))
+        await wait_seen(fleet, GUEST, source.plan.name, MACS)
         await fleet.must("migrate", GUEST, destination.plan.name, timeout_s=300)
         await wait_carried(fleet, source)
-        assert {f"igbvf:{mac}:up" for mac in MACS} <= set(await seen(fleet, GUEST, destination.plan.name))
+        await wait_seen(fleet, GUEST, destination.plan.name, MACS)
         assert (await fleet.oracle(GUEST, destination.plan.name, 120)).startswith("oracle clean")
         assert await functions_of(fleet, source.plan.name) == [(None, NO_MAC)] * COUNT
 
@@ -118,22 +128,13 @@ async def test_two_guests_on_one_card(fleet: NestedFleet) -> None:
     """The second has the third function; the move of the first to a host without enough is refused beforehand."""
     await fleet.run_guest(SECOND, "host-b")
 
-    async def has_it() -> bool:
-        return (await view(fleet, OTHER))["degraded"] == {} and any(
-            card.startswith("igbvf:52:54:00:00:07:09:up") for card in await seen(fleet, OTHER, "host-b")
-        )
-
-    await wait_until(has_it, "the second guest's function is up", timeout_s=240)
+    await wait_seen(fleet, OTHER, "host-b", [OTHERS])
     await fleet.must("migrate", GUEST, "host-b", timeout_s=300)
     await wait_carried(fleet, fleet.hosts["host-a"])
     users = await functions_of(fleet, "host-b")
-    assert sorted(mac for _, mac in users) == sorted([*MACS, "52:54:00:00:07:09"])
+    assert sorted(mac for _, mac in users) == sorted([*MACS, OTHERS])
     assert sorted(user or "" for user, _ in users) == ["guest db-1", "guest web-7", "guest web-7"]
     await fleet.must("migrate", OTHER, "host-a", timeout_s=300)  # without a standby, as its file allows
-    await wait_until(lambda: _is_up(fleet), "it has its function on host-a", timeout_s=240)
+    await wait_seen(fleet, OTHER, "host-a", [OTHERS])
     assert (await fleet.oracle(OTHER, "host-a", 120)).startswith("oracle clean")
     assert (await fleet.cli("vf", "release", "host-b", str(PciAddress(0, 1, 0, 0)))).exit_code != 0
-
-
-async def _is_up(fleet: NestedFleet) -> bool:
-    return any(card.startswith("igbvf:52:54:00:00:07:09:up") for card in await seen(fleet, OTHER, "host-a"))
