@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,6 +34,7 @@ pytestmark = [
 GUEST, OTHER, NETWORK, COUNT = "web-7", "db-1", "fabric", 3
 MACS, OTHERS = ("52:54:00:00:07:07", "52:54:00:00:07:08"), "52:54:00:00:07:09"
 CARDS = tuple(NicPlan("sriov_vf", physical_network=NETWORK, mac=mac) for mac in MACS)
+ROUNDS = 4
 #: Two functions; beats that cost an emulated host little.
 PLAN = replace(
     linux_guest(GUEST, memory_mib=128, rate=1, bridge=True), working_set_mib=8, beat_us=5000, nics=CARDS, echo=False
@@ -44,9 +47,11 @@ SECOND = replace(
     nics=(NicPlan("sriov_vf", bridge=False, physical_network=NETWORK, mac=OTHERS),),
     echo=False,
 )
-#: The guest's own look: "seen virtio_net:52:54:00:00:07:07:up igbvf:52:54:00:00:07:07:up".
+#: The guest's own look: "seen virtio_net:52:54:00:00:07:07:up igbvf:52:54:00:00:07:07:up"; a card that came after its
+#: start, and that no standby has joined, is brought up first.
 _SEEN = (
-    "echo seen $(for net in /sys/class/net/eth*; do d=$(readlink $net/device/driver);"
+    "for net in /sys/class/net/eth*; do /bin/busybox ip link set ${net##*/} up; done;"
+    " echo seen $(for net in /sys/class/net/eth*; do d=$(readlink $net/device/driver);"
     " echo ${d##*/}:$(cat $net/address):$(cat $net/operstate); done)"
 )
 
@@ -138,3 +143,40 @@ async def test_two_guests_on_one_card(fleet: NestedFleet) -> None:
     await wait_seen(fleet, OTHER, "host-a", [OTHERS])
     assert (await fleet.oracle(OTHER, "host-a", 120)).startswith("oracle clean")
     assert (await fleet.cli("vf", "release", "host-b", str(PciAddress(0, 1, 0, 0)))).exit_code != 0
+
+
+async def where(fleet: NestedFleet, guest: str) -> str | None:
+    """Return the host on which a guest runs; None: on none, on both, or not all hosts answer."""
+    listed = json.loads(await fleet.must("guest", "list", "--json"))
+    hosts = [one["host"] for one in listed["guests"] if one["name"] == guest and one["run_state"] == "running"]
+    return hosts[0] if len(hosts) == 1 and not listed["silent"] else None
+
+
+async def test_agents_that_are_killed(fleet: NestedFleet) -> None:
+    """Either one, at any moment of a move: the guest has its functions on one host, and the other host has its own."""
+    chance = random.Random(7)
+    for _ in range(ROUNDS):
+        source = await where(fleet, GUEST)
+        assert source is not None
+        other = next(name for name in fleet.hosts if name != source)
+        order = asyncio.create_task(fleet.cli("migrate", GUEST, other, "--plain", timeout_s=300))
+        await asyncio.sleep(chance.uniform(1, 12))
+        struck = chance.choice([source, other])
+        await fleet.kill_agent(struck)
+        await asyncio.sleep(1)
+        await fleet.start_agent(struck)
+        await order
+
+        async def is_settled() -> bool:
+            here = await where(fleet, GUEST)
+            if here is None or (await view(fleet))["degraded"]:
+                return False
+            users = {name: [user for user, _ in await functions_of(fleet, name)] for name in fleet.hosts}
+            there = next(name for name in fleet.hosts if name != here)
+            return users[here].count(f"guest {GUEST}") == 2 and f"guest {GUEST}" not in users[there]
+
+        await wait_until(is_settled, "the guest has both functions, on one host", timeout_s=240)
+        here = await where(fleet, GUEST)
+        assert here is not None
+        await wait_seen(fleet, GUEST, here, MACS)
+        assert (await fleet.oracle(GUEST, here, 120)).startswith("oracle clean")
