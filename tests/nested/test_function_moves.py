@@ -34,7 +34,7 @@ pytestmark = [
 GUEST, OTHER, NETWORK, COUNT = "web-7", "db-1", "fabric", 3
 MACS, OTHERS = ("52:54:00:00:07:07", "52:54:00:00:07:08"), "52:54:00:00:07:09"
 CARDS = tuple(NicPlan("sriov_vf", physical_network=NETWORK, mac=mac) for mac in MACS)
-ROUNDS = 4
+ROUNDS = 3
 #: Two functions; beats that cost an emulated host little.
 PLAN = replace(
     linux_guest(GUEST, memory_mib=128, rate=1, bridge=True), working_set_mib=8, beat_us=5000, nics=CARDS, echo=False
