@@ -29,7 +29,7 @@ def join_console(fleet: Fleet, host: str, guest: str) -> None:
     """
     say(f"console of {guest} on {host}; Ctrl-] leaves it")
     try:
-        with _raw_terminal():
+        with raw_terminal():
             asyncio.run(_join(fleet, host, guest))
     except aiohttp.WSServerHandshakeError as error:
         raise _reason(fleet, host, guest) or _not_opened(host, guest, error) from error
@@ -97,7 +97,7 @@ async def _copy_output(socket: aiohttp.ClientWebSocketResponse) -> None:
 
 
 @contextlib.contextmanager
-def _raw_terminal() -> Iterator[None]:
+def raw_terminal() -> Iterator[None]:
     """Pass every key on, Ctrl-C too; does nothing when the input is no terminal."""
     if not sys.stdin.isatty():
         yield

@@ -18,14 +18,12 @@ import signal
 import socket
 import subprocess
 import sys
-import termios
 import time
-import tty
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vmferry.cli.console import LEAVE, raw_terminal
 from vmferry.core.errors import BadInput, Broken, NotFound, TimedOut, VmferryError
 from vmferry.core.guest import Acceleration
 from vmferry.lab.nested import NestedFleet, NestedLab
@@ -39,8 +37,6 @@ _OLDEST_QEMU = (10, 0)
 _UP_WITHIN_S, _DOWN_WITHIN_S = 300.0, 30.0
 _COMMAND_TIMEOUT_S = 600.0
 _LOOK_EVERY_S = 0.2
-#: Ctrl-], as in telnet and virsh.
-_LEAVE = b"\x1d"
 
 
 def directory() -> Path:
@@ -156,7 +152,7 @@ def _tail(path: Path) -> str:
 def _join(console: Path) -> int:
     """Join this terminal and a host's shell until Ctrl-] is pressed or the host ends."""
     print(f"a shell on {console.parent.name}; Ctrl-] leaves it", flush=True)
-    with socket.socket(socket.AF_UNIX) as there, _raw_terminal():
+    with socket.socket(socket.AF_UNIX) as there, raw_terminal():
         there.connect(str(console))
         there.sendall(b"\n")
         while True:
@@ -167,24 +163,9 @@ def _join(console: Path) -> int:
                 os.write(sys.stdout.fileno(), data)
             if sys.stdin in readable:
                 keys = os.read(sys.stdin.fileno(), 4096)
-                if not keys or _LEAVE in keys:
+                if not keys or LEAVE in keys:
                     return 0
                 there.sendall(keys)
-
-
-@contextlib.contextmanager
-def _raw_terminal() -> Iterator[None]:
-    """Pass every key on; does nothing when the input is no terminal."""
-    if not sys.stdin.isatty():
-        yield
-        return
-    before = termios.tcgetattr(sys.stdin)
-    tty.setraw(sys.stdin)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
-        print()
 
 
 # -- the process that keeps it ----------------------------------------------------------------------------------------
