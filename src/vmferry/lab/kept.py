@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from vmferry.cli.console import LEAVE, raw_terminal
+from vmferry.cli.output import INTERRUPTED
 from vmferry.core.errors import BadInput, Broken, NotFound, TimedOut, VmferryError
 from vmferry.core.guest import Acceleration
 from vmferry.lab.nested import NestedFleet, NestedLab
@@ -33,7 +34,7 @@ from vmferry.lab.registry import base_directory, sweep
 from vmferry.lab.toolchain import find_qemu
 
 NETWORK = "fabric"
-_OLDEST_QEMU = (10, 0)
+_QEMU = (10, 0)
 _UP_WITHIN_S, _DOWN_WITHIN_S = 300.0, 30.0
 _COMMAND_TIMEOUT_S = 600.0
 _LOOK_EVERY_S = 0.2
@@ -69,15 +70,23 @@ def up(*, sriov: bool) -> None:
     if identity is not None:
         (here / "keeper.json").write_text(json.dumps(asdict(identity)), "utf-8")
     print("Two nested hosts are started; that takes a minute or two without hardware virtualisation.", flush=True)
+    try:
+        _wait_up(here, keeper)
+    except BaseException:  # Ctrl-C, too
+        down()
+        raise
+    show()
+
+
+def _wait_up(here: Path, keeper: subprocess.Popen[bytes]) -> None:
     ends = time.monotonic() + _UP_WITHIN_S
     while not (here / "lab.json").exists():
         if keeper.poll() is not None:
             raise Broken(f"The lab ended by itself; its log ends with:\n{_tail(here / 'lab.log')}")
         if time.monotonic() > ends:
-            down()
-            raise TimedOut(f"The lab is not up within {_UP_WITHIN_S:.0f} s", fix=f"see {here / 'lab.log'}")
+            told = _tail(here / "lab.log")
+            raise TimedOut(f"The lab is not up within {_UP_WITHIN_S:.0f} s; its log ends with:\n{told}")
         time.sleep(_LOOK_EVERY_S)
-    show()
 
 
 def show() -> None:
@@ -176,7 +185,7 @@ async def keep(*, sriov: bool) -> None:
     ended = asyncio.Event()
     for signalled in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signalled, ended.set)
-    qemu = find_qemu(*_OLDEST_QEMU)
+    qemu = find_qemu(*_QEMU)
     async with NestedLab(cards=1 if sriov else 0, qemu=qemu, shells=True) as lab:
         cards = [host for host in lab.hosts.values() if isinstance(host, SriovHost)]
         for number, host in enumerate(cards, 1):
@@ -243,6 +252,8 @@ def main(arguments: list[str] | None = None) -> int:
     except VmferryError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 

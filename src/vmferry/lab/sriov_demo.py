@@ -35,8 +35,8 @@ from vmferry.lab.toolchain import find_qemu
 NETWORK = "fabric"
 FIRST, SECOND = "host-a", "host-b"
 FUNCTIONS = 2
-#: igb came with 8.0; tried with 10.0.
-OLDEST_QEMU = (10, 0)
+#: igb came with 8.0; this is the one that was tried.
+QEMU = (10, 0)
 #: The gap may be so much longer than that of the same guest without a function.
 ALLOWED_RATIO = 1.5
 #: Time before and after a move in which packets are counted through the function.
@@ -82,7 +82,7 @@ async def demonstrate(say: Say) -> int:
     """Show it; return the exit code: 0 only if both guests were whole, and the function in use, all the time."""
     began = time.monotonic()
     say("[bold]Two emulated hosts, each with an IOMMU, KVM and a card that makes virtual functions (igb)[/]")
-    async with NestedLab(cards=1, qemu=find_qemu(*OLDEST_QEMU)) as lab, _fleet(lab, say) as fleet:
+    async with NestedLab(cards=1, qemu=find_qemu(*QEMU)) as lab, _fleet(lab, say) as fleet:
         scene = Scene(fleet, say)
         say(f"\n[bold]{GUEST} is to have a virtual function, and {FIRST} has none[/]")
         await asyncio.gather(scene.make_functions(SECOND), fleet.run_guest(PLAN, FIRST))
@@ -107,7 +107,7 @@ async def _fleet(lab: NestedLab, say: Say) -> AsyncIterator[NestedFleet]:
     for number, host in enumerate(hosts, 1):
         await host.make_bridge(f"10.78.0.{number}/24")
     say("  They are up. Their cards, and their bridges for standbys, are on one wire; a second one is for agents.")
-    qemus = dict.fromkeys(lab.hosts, find_qemu(*OLDEST_QEMU))
+    qemus = dict.fromkeys(lab.hosts, find_qemu(*QEMU))
     networks = {NETWORK: hosts[0].cards[:1]}
     async with NestedFleet(lab.hosts, qemus, acceleration=Acceleration.KVM, networks=networks) as fleet:
         yield fleet

@@ -84,8 +84,10 @@ class NestedFleet:
         self.hosts = dict(hosts)
         self._image_dirs = tuple(image_dirs)
         self._acceleration = acceleration
-        self._made = TemporaryDirectory(prefix="vmferry-operator-")
-        self._folder = Path(self._made.name)  #: of this machine
+        first = next(iter(self.hosts.values()))
+        # of this machine, within the lab's own: it is gone with the lab, whatever ends this program
+        self._made = TemporaryDirectory(prefix="operator-", dir=first.directory)
+        self._folder = Path(self._made.name)
         self._qemus = dict(qemus or {})
         self._micro: set[str] = set()  #: guests that are asked over their consoles
 

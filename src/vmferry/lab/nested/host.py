@@ -98,7 +98,7 @@ class NestedHost:
         self.plan = plan
         self._image = image
         self._qemu = qemu
-        self._directory = directory
+        self.directory = directory
         self._env = {**env, **qemu.env}
         self._wire = tuple(wire)
         self._channel = Channel(plan.name, directory / "control.sock")
@@ -108,7 +108,7 @@ class NestedHost:
     @property
     def shell_socket(self) -> Path:
         """Where its shell is, one user at a time, if its plan has one."""
-        return self._directory / "shell.sock"
+        return self.directory / "shell.sock"
 
     @property
     def is_up(self) -> bool:
@@ -124,7 +124,7 @@ class NestedHost:
         """
         await self.power_off()  # what is left of one that ended by itself
         await self._channel.listen()
-        with (self._directory / "qemu.log").open("ab") as log:
+        with (self.directory / "qemu.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._argv(), env=self._env, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
             )
@@ -192,7 +192,7 @@ class NestedHost:
         if self._process is None:
             raise Broken(f"Nested host {self.plan.name} is not up")
         qmp = QMPClient(self.plan.name)
-        await connect_when_listening(qmp, self._directory / "qmp.sock", self._process)
+        await connect_when_listening(qmp, self.directory / "qmp.sock", self._process)
         try:
             await qmp.execute("set_link", {"name": NIC, "up": up})
         finally:
@@ -214,12 +214,12 @@ class NestedHost:
         self._channel.hang_up()
 
     def _last_words(self) -> str:
-        logs = [self._directory / name for name in ("qemu.log", "console.log")]
+        logs = [self.directory / name for name in ("qemu.log", "console.log")]
         lines = [path.read_text("utf-8", "replace").splitlines()[-8:] for path in logs if path.exists()]
         return "\n".join(["its logs end with:", *(line for tail in lines for line in tail)])
 
     def _argv(self) -> list[str]:
-        directory, image, plan = self._directory, self._image, self.plan
+        directory, image, plan = self.directory, self._image, self.plan
         shares = [_share("machine", Path("/"))]
         shares += [_share(f"layer{number}", layer) for number, layer in enumerate(self._layers())]
         options = {
