@@ -79,6 +79,7 @@ class Trip:
         read: takes a reading and publishes it.
         following: how fast pages may follow, in QEMU's parameters: since so many ms at the destination, on such a link.
         end_mirrors: has the copies of disks be whole; raises when one cannot be used.
+        why_no_channel: why the channel of its own that post-copy needs cannot be made any more; None: it can.
     """
 
     handover: HandoverId
@@ -90,6 +91,7 @@ class Trip:
     read: Callable[[MigrationSample], Awaitable[None]]
     following: Callable[[Milliseconds, BytesPerSecond], Mapping[str, int]]
     end_mirrors: Callable[[], Awaitable[None]]
+    why_no_channel: Callable[[], str | None]
 
 
 class PostcopySource:
@@ -147,9 +149,14 @@ class PostcopySource:
     async def _begin(self) -> None:
         """Stop the guest, then end the rounds: a QEMU that stopped it by itself starts it again when it fails later.
 
-        QEMU 10.0 does so behind the commit, when the stream breaks between its last page and the last word.
+        QEMU 10.0 does so behind the commit, when the stream breaks between its last page and the last word. What cannot
+        have its channel is given up here, while the guest runs: the destination's QEMU may die for want of it once the
+        guest is on its way, and with it the guest.
         """
         process = self._alive()
+        why = self._trip.why_no_channel()
+        if why is not None and await process.query_run_state() is RunState.RUNNING:  # an earlier agent had not begun
+            raise Broken(why, side="source")
         self._link = (await process.query_migration()).bandwidth
         await process.set_parameters(self._trip.following(_NOT_YET, self._link))
         await process.stop()

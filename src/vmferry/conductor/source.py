@@ -24,7 +24,7 @@ from vmferry.conductor.sending import send
 from vmferry.conductor.source_calls import Calls
 from vmferry.conductor.source_qemu import go_on, is_dying, undo_migration, wait_postmigrate, why_ended
 from vmferry.conductor.steering import Steering
-from vmferry.core.capabilities import StreamWish
+from vmferry.core.capabilities import StreamWish, Transport
 from vmferry.core.convergence.facts import Throttle
 from vmferry.core.errors import Blocker, Broken, Refused, TimedOut, Unreachable, VmferryError
 from vmferry.core.guest import FrozenGuest
@@ -120,6 +120,7 @@ class Source:
             steering.read,
             steering.following,
             self.disks.end,
+            self._why_no_channel,
         )
         self._postcopy = PostcopySource(trip)
         steering.helm.begin_postcopy = self._begin_postcopy
@@ -220,6 +221,12 @@ class Source:
                 f"Post-copy of guest {self.name} is not allowed for this move", fix="allow it: migrate --postcopy"
             )
         self._postcopy.order(rule)
+
+    def _why_no_channel(self) -> str | None:
+        """Return why this agent makes no further channels: an earlier one had the way, which it told nobody."""
+        if self._way is not None or self.request.link is not Transport.UNIX:
+            return None
+        return f"post-copy of guest {self.name} needs a channel that a restarted agent cannot make (--link unix)"
 
     async def _begin_postcopy(self, rule: str) -> None:
         self.begin_postcopy(rule)
