@@ -236,3 +236,22 @@ async def test_what_rdma_excludes_is_told_before(hosts: tuple[Host, Host], link:
         assert source.blockers, stream
     assert "listen" not in called(there)
     assert len(link.running()) == 1
+
+
+async def test_a_restarted_agent_makes_no_channel_for_postcopy(hosts: tuple[Host, Host], link: WatchedLink) -> None:
+    """Nobody knows the way to the other agent any more: given up before the guest is stopped, not on its way."""
+    here, there = hosts
+    link.rounds = 10**9
+    source = await here.migrate(there, stream=StreamWish(Transport.UNIX), postcopy=True)
+    await wait_until(lambda: source.state is SourceState.PRECOPY, "it is sending")
+    await here.restart()
+    handover = source.request.handover
+    await wait_until(lambda: here.handovers.source(handover) is not None, "the next agent drives it")
+    again = here.handovers.source(handover)
+    assert again is not None
+    again.begin_postcopy("asked for")
+    await wait_finished(here, there)
+    assert again.state is SourceState.ABORTED
+    assert "a channel that a restarted agent cannot make" in (again.reason or "")
+    assert {"start_postcopy", "stop"} & {*called(here)} == set()
+    assert len(link.running()) == 1

@@ -224,7 +224,7 @@ class Source:
 
     def _why_no_channel(self) -> str | None:
         """Return why this agent makes no further channels: an earlier one had the way, which it told nobody."""
-        if self._way is not None or self.request.link is not Transport.UNIX:
+        if self._way is not None or self.request.stream.transport is not Transport.UNIX:
             return None
         return f"post-copy of guest {self.name} needs a channel that a restarted agent cannot make (--link unix)"
 
