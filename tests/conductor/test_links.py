@@ -252,6 +252,7 @@ async def test_a_restarted_agent_makes_no_channel_for_postcopy(hosts: tuple[Host
     again.begin_postcopy("asked for")
     await wait_finished(here, there)
     assert again.state is SourceState.ABORTED
-    assert "a channel that a restarted agent cannot make" in (again.reason or "")
+    assert again.runner.failure is not None
+    assert "a channel that a restarted agent cannot make" in again.runner.failure.what
     assert {"start_postcopy", "stop"} & {*called(here)} == set()
     assert len(link.running()) == 1
