@@ -20,7 +20,10 @@ _PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
 
 
 def main() -> None:
-    """Run the command, and end when neither it nor anything that it left behind runs any more."""
+    """Run the command, and end when neither it nor anything that it left behind runs any more.
+
+    How the command itself ended is said at once, when it did not end well: what it left behind may run for long.
+    """
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
     first = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ)
@@ -32,6 +35,9 @@ def main() -> None:
             sys.exit(code)
         if pid == first:
             code = os.waitstatus_to_exitcode(status)
+            if code:
+                how = f"exit code {code}" if code > 0 else f"signal {-code}"
+                print(f"The command ended with {how}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

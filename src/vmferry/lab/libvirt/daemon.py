@@ -171,6 +171,8 @@ class LibvirtDaemon:
         ran = await self.virsh(*arguments, timeout_s=timeout_s)
         if ran.exit_code:
             said = ran.stderr.strip() or ran.stdout.strip()
+            if self._daemon is not None and not is_alive(self._daemon):
+                said += f"\nlibvirtd does not run; its log ends with:\n{self.tail()}"
             raise Broken(f"`virsh {' '.join(arguments)}` on {self.host} failed: {said}", fix=f"look at {self.log}")
         return ran.stdout.strip()
 
