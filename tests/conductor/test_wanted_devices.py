@@ -183,8 +183,35 @@ async def test_its_driver_is_missing(
     row = here.journal.guest(GUEST)
     assert row is not None
     assert ("br0", row.guest.macs[0]) in here.standbys.forgotten
-    here.standbys.carrier = Carrier.FUNCTION
-    await wait_until(lambda: here.given.degraded(GUEST) == {}, "it is heard")
+    for _ in range(2):  # its driver comes, and goes again
+        here.standbys.carrier = Carrier.FUNCTION
+        await wait_until(lambda: here.given.degraded(GUEST) == {}, "it is heard")
+        here.standbys.carrier = Carrier.STANDBY
+        await wait_until(lambda: here.given.degraded(GUEST) != {}, "it is heard from its standby again")
+
+
+async def test_its_card_is_told_otherwise_by_others(
+    pair: tuple[Host, Host], link: WatchedLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card is told again what the guest knows its function by; where it does not take it, the guest is degraded."""
+    monkeypatch.setattr(guest_devices, "_LOOK_AGAIN_S", 0.01)
+    here, _ = pair
+    await here.guests.run(WITH_FUNCTION)
+    await wait_has_it(here, link)
+    (claim,) = here.given.of(GUEST)
+    right = here.devices.told[claim.address]
+    here.devices.told[claim.address] = replace(right, mac="52:54:00:00:00:99")
+    await wait_until(lambda: here.devices.told[claim.address] == right, "its card is told again")
+    assert here.given.degraded(GUEST) == {}
+    here.devices.told[claim.address] = replace(right, vlan=8)
+    here.devices.fail_next = Broken("the card says no")
+    await wait_until(lambda: here.given.degraded(GUEST) != {}, "the card does not take it")
+    assert here.given.degraded(GUEST) == {
+        "nic0": f"nic0's virtual function of fabric ({claim.address}) may get nothing: the card says no"
+    }
+    await wait_until(lambda: here.devices.told[claim.address] == right, "its card is told again")
+    await wait_until(lambda: here.given.degraded(GUEST) == {}, "and it is not degraded any more")
+    assert plugged(here, link) == [claim.address]
 
 
 async def test_not_by_hand(pair: tuple[Host, Host], link: WatchedLink) -> None:

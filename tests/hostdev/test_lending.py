@@ -201,6 +201,10 @@ async def test_a_function_is_told_what_its_guest_is_to_have(place: Place) -> Non
     held = place.open(claim)
     with pytest.raises(Refused, match="has its IOMMU group"):
         await place.lender.tell(claim, FunctionSettings(mac="52:54:00:00:00:08"))
+    assert await place.lender.tell_again(claim, wanted) == FunctionSettings()
+    place.cards.write("ens1", 1, "mac", "52:54:00:00:00:08")  # somebody else does
+    assert await place.lender.tell_again(claim, wanted) == FunctionSettings(mac="52:54:00:00:00:08")
+    assert (await place.lender.read(claim.address)).of_a_guest == wanted
     await place.lender.tell(claim, QUIET)
     assert (await place.lender.read(claim.address)).of_a_guest == QUIET
     held.unlink()

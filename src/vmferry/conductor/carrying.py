@@ -75,19 +75,28 @@ class Carrying:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _watch(self, card: tuple[GuestName, str], bridge: str, mac: str) -> None:
-        ends = asyncio.get_running_loop().time() + PATIENCE_S
+        clock = asyncio.get_running_loop().time
+        began, since = clock(), None  #: since when it is heard from its standby alone
         while True:
             heard = await asyncio.to_thread(self._standbys.heard, bridge, mac)
-            if heard is not None:
-                self._seen[card] = heard
             if heard is Carrier.FUNCTION:
-                self._late.discard(card)
-                _log.info("guest uses its function", guest=card[0], device=card[1])
-                return
-            is_late = asyncio.get_running_loop().time() > ends
-            if heard is Carrier.STANDBY:
-                await asyncio.to_thread(self._standbys.forget, bridge, mac)
-                if is_late and card not in self._late:
-                    self._late.add(card)
-                    _log.warning("guest does not use its function", guest=card[0], device=card[1])
-            await asyncio.sleep(_LOOK_LATER_S if is_late else _LOOK_EVERY_S)
+                since = None
+                self._is_used(card)
+            elif heard is Carrier.STANDBY:
+                since = clock() if since is None else since
+                await self._is_not_used(card, bridge, mac, clock() - since > PATIENCE_S)
+            rests = self._seen.get(card) is Carrier.FUNCTION or clock() - began > PATIENCE_S
+            await asyncio.sleep(_LOOK_LATER_S if rests else _LOOK_EVERY_S)
+
+    def _is_used(self, card: tuple[GuestName, str]) -> None:
+        if self._seen.get(card) is not Carrier.FUNCTION:
+            _log.info("guest uses its function", guest=card[0], device=card[1])
+        self._seen[card] = Carrier.FUNCTION
+        self._late.discard(card)
+
+    async def _is_not_used(self, card: tuple[GuestName, str], bridge: str, mac: str, is_late: bool) -> None:
+        self._seen[card] = Carrier.STANDBY
+        await asyncio.to_thread(self._standbys.forget, bridge, mac)
+        if is_late and card not in self._late:
+            self._late.add(card)
+            _log.warning("guest does not use its function", guest=card[0], device=card[1])

@@ -34,6 +34,8 @@ from vmferry.ports.store import HandoverRow
 LET_GO_WITHIN_S = 30.0
 #: Pauses of what is tried until it is done.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
+#: How often it is seen whether a guest's functions are still what it was given: others may change their cards.
+_LOOK_AGAIN_S = 10.0
 _log = structlog.get_logger(__name__)
 
 
@@ -279,18 +281,23 @@ class GuestDevices:
         await self._guests.adopted(name)
         pause_s = _FIRST_PAUSE_S
         while True:
-            try:
-                async with self._locks[name]:
-                    await self._settle(name)
-                    unwanted = not self._unwanted.isdisjoint(claim.id for claim in self.of(name))
-                    if not unwanted and not self._missing.get(name):
-                        return
-            except VmferryError as error:
-                _log.warning("a guest's devices are not given back yet", guest=name, error=str(error))
-            except Exception:  # noqa: BLE001 - whatever it was, what is kept for the guest is not forgotten
-                _log.exception("a guest's devices cannot be looked after", guest=name)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            is_settled = await self._is_settled(name)
+            if is_settled and not any(claim.before.given() for claim in self.of(name)):
+                return
+            await asyncio.sleep(_LOOK_AGAIN_S if is_settled else pause_s)
+            pause_s = _FIRST_PAUSE_S if is_settled else min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _is_settled(self, name: GuestName) -> bool:
+        """Settle it; tell whether the guest has what it is to have, and the host the rest."""
+        try:
+            async with self._locks[name]:
+                await self._settle(name)
+                return self._unwanted.isdisjoint(claim.id for claim in self.of(name)) and not self._missing.get(name)
+        except VmferryError as error:
+            _log.warning("a guest's devices are not given back yet", guest=name, error=str(error))
+        except Exception:  # noqa: BLE001 - whatever it was, what is kept for the guest is not forgotten
+            _log.exception("a guest's devices cannot be looked after", guest=name)
+        return False
 
     async def _settle(self, name: GuestName) -> None:
         """Give the host back what a guest has no more, and the guest what it is to have.

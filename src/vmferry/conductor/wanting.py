@@ -107,7 +107,7 @@ class Wanting:
             await self._host.lend(claim, row.uid, frozenset({claim.address}))
 
     async def give(self, row: GuestRow, process: GuestProcess, plugged: Collection[str]) -> dict[str, str]:
-        """Plug in what a guest does not have yet; return what it does not get, and why.
+        """Plug in what a guest does not have yet, and hold what it has; return what it does not get, and why.
 
         No card delivers to a function that the guest does not have in the end.
         """
@@ -126,9 +126,24 @@ class Wanting:
             with contextlib.suppress(VmferryError):  # tried again with the next attempt
                 await self.quiet(self._of(name), await process.plugs.plugged())
         for one in wanted_devices(row.guest):
-            if one not in wanted:  # an earlier agent gave it
-                self._carrying.begin(name, one)
+            if one not in wanted:
+                self._carrying.begin(name, one)  # an earlier agent gave it
+                if (why := await self._uphold(name, one)) is not None:
+                    failed[one.id] = why
         return failed
+
+    async def _uphold(self, name: GuestName, one: WantedDevice) -> str | None:
+        """Tell a card again what others changed of a function that the guest has; return why it cannot be told."""
+        claim = next((claim for claim in self._of(name) if claim.wanted == one.id), None)
+        if claim is None or not one.settings.given():
+            return None
+        try:
+            changed = (await self._host.tell_again(claim, one.settings)).given()
+        except VmferryError as error:
+            return f"{one} ({claim.address}) may get nothing: {_why(error)}"
+        if changed:
+            _log.warning("a guest's function was set otherwise by others", guest=name, device=str(one), seen=changed)
+        return None
 
     async def _give(self, row: GuestRow, process: GuestProcess, one: WantedDevice) -> None:
         name = row.guest.spec.name

@@ -149,16 +149,33 @@ class DeviceLender:
         await self.alone(lambda: lambda: self._tell(claim, wanted))
 
     def _tell(self, claim: DeviceClaim, wanted: FunctionSettings) -> None:
-        found = self._look()
+        # no driver minds losing its address: whoever has the function still is about to let it go
+        if self._news(claim, wanted)[0].given() and wanted.mac != NO_MAC:
+            self._wait_let_go(claim)
+        self._tell_now(claim, wanted)
+
+    async def tell_again(self, claim: DeviceClaim, wanted: FunctionSettings) -> FunctionSettings:
+        """Tell a virtual function's card what it was told before a guest got the function."""
+        changed: list[FunctionSettings] = []
+        await self.alone(lambda: lambda: changed.append(self._tell_now(claim, wanted)))
+        return changed[0]
+
+    def _tell_now(self, claim: DeviceClaim, wanted: FunctionSettings) -> FunctionSettings:
+        """Tell a card what is not so yet, whoever has the function; return what was so instead."""
+        new, told = self._news(claim, wanted)
+        if new.given():
+            set_function(self._cards, read_inventory(self._sysfs), claim.address, new)
+        there = told.given()
+        return FunctionSettings(**{name: there[name] for name in new.given() if name in there})  # type: ignore[arg-type]
+
+    def _news(self, claim: DeviceClaim, wanted: FunctionSettings) -> tuple[FunctionSettings, FunctionSettings]:
+        """Return what a card is to be told that is not so yet, and what it was told."""
+        found = read_inventory(self._sysfs)
         _find(found, claim)
         told = read_settings(self._cards, found, claim.address)
         if (told.vlan, wanted.vlan) == (None, 0):  # a card that knows none has none
             wanted = replace(wanted, vlan=None)
-        if not (new := wanted.without(told)).given():
-            return
-        # no driver minds losing its address: whoever has the function still is about to let it go
-        found = read_inventory(self._sysfs) if wanted.mac == NO_MAC else self._wait_let_go(claim)
-        set_function(self._cards, found, claim.address, new)
+        return wanted.without(told), told
 
     def _give_back(self, claim: DeviceClaim) -> None:
         device = _find(self._wait_let_go(claim), claim)

@@ -56,6 +56,21 @@ class HostDevices(Protocol):
             Broken: the card does not take it, in the kernel's words.
         """
 
+    async def tell_again(self, claim: DeviceClaim, wanted: FunctionSettings) -> FunctionSettings:
+        """Tell a virtual function's card what it was told before a guest got the function, which knows it by that.
+
+        Nobody is waited for. On failure what was set before is set again.
+
+        Returns:
+            What others had told the card meanwhile.
+
+        Raises:
+            NotFound: there is no such device (any more).
+            BadInput: it is no virtual function (any more).
+            Refused: its card has no interface, or cannot do it.
+            Broken: the card does not take it, in the kernel's words.
+        """
+
     async def give_back(self, claim: DeviceClaim) -> None:
         """Let the host's own driver have a device again; a process that still lets go of it is waited for. Idempotent.
 

@@ -99,13 +99,25 @@ class FakeHostDevices:
     async def tell(self, claim: DeviceClaim, wanted: FunctionSettings) -> None:
         """Tell a card of a function; nobody else on its network has the MAC, and no process has the function."""
         new = wanted.without(await self.read(claim.address))
-        if not new.given():
-            return
-        self._change(claim)
-        if self.lent.get(claim.address) != claim:
-            raise AssertionError(f"{claim.address} is not lent to {claim.guest}, and its card is told {wanted}")
         if new.mac is not None and any(one.address == claim.address for one in self._plugged()):
             raise Refused(f"PCI device {claim.address} belongs to guest {claim.guest}")
+        if new.given():
+            self._tell(claim, new)
+
+    async def tell_again(self, claim: DeviceClaim, wanted: FunctionSettings) -> FunctionSettings:
+        """Tell a card of a function that its guest has."""
+        told = (await self.read(claim.address)).given()
+        if claim not in self._plugged():
+            raise AssertionError(f"{claim.guest} has no {claim.address}, and its card is told again")
+        new = wanted.without(FunctionSettings(**told))  # type: ignore[arg-type]
+        if new.given():
+            self._tell(claim, new)
+        return FunctionSettings(**{name: told[name] for name in new.given()})  # type: ignore[arg-type]
+
+    def _tell(self, claim: DeviceClaim, new: FunctionSettings) -> None:
+        self._change(claim)
+        if self.lent.get(claim.address) != claim:
+            raise AssertionError(f"{claim.address} is not lent to {claim.guest}, and its card is told {new}")
         for host in self.fabric:
             others = [at for at, told in host.told.items() if (host, at) != (self, claim.address)]
             if new.mac not in {None, NO_MAC} and any(host.told[at].mac == new.mac for at in others):
