@@ -6,24 +6,21 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
-from xml.etree import ElementTree as ET  # reads our own domain
 
 import pytest
 import pytest_asyncio
 from tests.libvirt_loop import running_event_loop
+from tests.nested.libvirtd import CARD, kvm_domain, start_guest, start_libvirt
 
 from vmferry.core.errors import Broken, TimedOut
 from vmferry.core.pci import PciAddress
 from vmferry.lab.guest_plans import GuestPlan
-from vmferry.lab.guests import build
-from vmferry.lab.libvirt import domain_xml, libvirt_missing
-from vmferry.lab.libvirt.settings import ACCOUNTS, LIBVIRTD_CONF, QEMU_CONF
+from vmferry.lab.libvirt import libvirt_missing
 from vmferry.lab.nested import HostPlan
 from vmferry.lab.nested.image import host_image
 from vmferry.lab.nested.sriov import MEMORY_MIB, SriovHost
 from vmferry.lab.processes import MARK
 from vmferry.lab.registry import claim, destroy
-from vmferry.lab.scenarios import wait_until
 from vmferry.lab.toolchain import cache_dir, find_qemus
 from vmferry.libvirt.adapter import LibvirtConnection
 from vmferry.libvirt.devices import HostDevices, Pairing, plug, unplug
@@ -41,12 +38,9 @@ pytestmark = [
     pytest.mark.skipif(libvirt_missing() is not None, reason=str(libvirt_missing())),
 ]
 ADDRESS, DAEMON = "10.79.0.1", 16509
-CARD, VF = PciAddress.parse("01:00.0"), PciAddress.parse("01:10.0")
+VF = PciAddress.parse("01:10.0")
 MAC = "52:54:00:00:00:09"
-EMULATOR = "/usr/bin/qemu-system-x86_64"
 PLAN = GuestPlan("linux", memory_mib=160, working_set_mib=8, rate=1)
-#: Until the guest's workload runs: 60 s on an idle machine.
-GUEST_UP_S = 400.0
 
 
 @pytest_asyncio.fixture
@@ -63,8 +57,8 @@ async def uri() -> AsyncIterator[str]:
         host = SriovHost(plan, host_image(cache_dir()), find_qemus()[0], directory, {**os.environ, MARK: lab.id}, wire)
         await host.start()
         try:
-            await start_libvirt(host)
-            await start_guest(host)
+            await start_libvirt(host, DAEMON)
+            await start_guest(host, await kvm_domain(PLAN))
             yield f"qemu+tcp://127.0.0.1:{port}/system"
         finally:
             await host.power_off()
@@ -77,46 +71,6 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
-
-
-async def start_libvirt(host: SriovHost) -> None:
-    """Make the virtual functions, and start the daemon."""
-    await host.shell(f"echo 2 > {CARD.sysfs}/sriov_numvfs")
-    for name, line in ACCOUNTS.items():
-        await host.shell(f"grep -q '^{line.partition(':')[0]}:' /etc/{name} || printf '{line}' >> /etc/{name}")
-    await host.shell("mkdir -p /etc/libvirt/qemu/networks /run/libvirt /var/lib/libvirt /var/log/libvirt")
-    conf = LIBVIRTD_CONF.format(host_uuid="6f1c1a1e-0000-4000-8000-0000000000aa")
-    for name, text in (("libvirtd", conf), ("qemu", QEMU_CONF)):
-        await host.must("sh", "-c", f"cat > /etc/libvirt/{name}.conf", text=text)
-    await host.shell("PATH=$PATH:/usr/sbin; setsid libvirtd --listen </dev/null >/run/libvirtd.log 2>&1 &")
-
-    async def it_answers() -> bool:
-        return (await host.run("virsh", "-c", "qemu:///system", "version", timeout_s=120)).exit_code == 0
-
-    await wait_until(it_answers, "libvirtd answers", 240)
-
-
-async def start_guest(host: SriovHost) -> None:
-    """Run a guest with room for devices, and wait until its own system runs: it must let go of them."""
-    image = await asyncio.to_thread(build, PLAN.kind, cache_dir())
-    domain = ET.fromstring(domain_xml(PLAN, image, emulator=EMULATOR, cpu="qemu64", beat_port=5507))  # noqa: S314
-    domain.set("type", "kvm")
-    cpu, devices = domain.find("cpu"), domain.find("devices")
-    assert cpu is not None
-    assert devices is not None
-    cpu.clear()
-    cpu.set("mode", "host-passthrough")
-    for index in range(4):
-        model = "pcie-root-port" if index else "pcie-root"
-        ET.SubElement(devices, "controller", type="pci", model=model, index=str(index))
-    await host.must("sh", "-c", "cat > /run/web-7.xml", text=ET.tostring(domain, encoding="unicode"))
-    await host.must("virsh", "-c", "qemu:///system", "create", "/run/web-7.xml", timeout_s=240)
-
-    async def it_runs() -> bool:
-        await asyncio.sleep(2)
-        return "built-in shell" in await host.must("cat", "/var/log/libvirt/console.log")
-
-    await wait_until(it_runs, "the guest's system runs", GUEST_UP_S)
 
 
 async def test_a_virtual_function_goes_in_and_out(uri: str) -> None:
