@@ -42,11 +42,39 @@ async def test_two_hosts_join(agents: FleetAgents) -> None:
     assert (added_a.is_authority, added_b.is_authority) == (True, False)
     assert added_b.told.hosts == ("host-a",)
     assert added_b.told.untold == ()
+    assert (added_a.silent, added_b.silent) == (None, None)
     for agent, other in ((first, "host-b"), (second, "host-a")):
         assert agent.peers is not None
         reply = await agent.peers.client(HostName(other)).hello()
         assert reply.name == other
         assert (await ask(agents, other, "GET", "/v1/host"))["name"] == other
+
+
+async def test_it_answers_when_it_is_added(agents: FleetAgents, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever adds a host waits until its agent has begun to work; one that never does is told, and is a member."""
+    await agents.init()
+    agent = await agents.start("host-b")
+    seen: list[str | None] = []
+    tell = commands._tell_one
+
+    def told(*arguments: Any) -> str | None:
+        seen.append(tell(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(commands, "_tell_one", told)
+    add = commands.add_host
+    added = await asyncio.to_thread(
+        add, "host-b", agent.config.listen, agent.code, ca_dir=agents.ca_dir, identity_dir=agents.operator_dir,
+        port=agent.port,
+    )  # fmt: skip
+    assert (added.silent, seen[-1]) == (None, None)
+    assert (await ask(agents, "host-b", "GET", "/v1/host"))["name"] == "host-b"
+    await agents.start("host-c")
+    monkeypatch.setattr(commands, "_SERVES_WITHIN_S", 0.2)
+    monkeypatch.setattr(commands, "_tell_one", lambda *_: "nobody answers")
+    assert (await agents.add("host-c")).silent == "nobody answers"
+    monkeypatch.setattr(commands, "_tell_one", tell)
+    assert (await ask(agents, "host-c", "GET", "/v1/host"))["name"] == "host-c"
 
 
 async def test_keys_are_private_and_stay(agents: FleetAgents) -> None:

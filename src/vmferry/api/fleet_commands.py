@@ -8,6 +8,7 @@ back).
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from vmferry.pki.membership import (
 )
 
 _TELL_TIME_LIMIT_S = 5.0
+#: An agent that was enrolled begins its work within a second or two, and some on a slow host.
+_SERVES_WITHIN_S, _LOOK_EVERY_S = 30.0, 0.1
 DEFAULT_PORT = 7716
 
 
@@ -58,6 +61,7 @@ class AddedHost:
     is_authority: bool
     agent_version: str
     told: Told
+    silent: str | None  #: why its agent does not answer as a member yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ def add_host(
     identity_dir: Path,
     port: int = DEFAULT_PORT,
 ) -> AddedHost:
-    """Enrol the agent that printed the code, and tell the fleet.
+    """Enrol the agent that printed the code, tell the fleet, and wait until the agent answers as a member.
 
     Args:
         name: the host's name in the fleet.
@@ -150,9 +154,21 @@ def add_host(
             except VmferryError:
                 authority.publish(replace(before, version=membership.version + 1))
                 raise
-        # The new host has the document already, and may still be on its way from enrolment to work.
         told = _tell(signed, membership, identity_dir, without=member)
-    return AddedHost(member, membership.authority == name, str(reply.get("agent_version")), told)
+    silent = _wait_serving(member, signed, identity_dir)
+    return AddedHost(member, membership.authority == name, str(reply.get("agent_version")), told, silent)
+
+
+def _wait_serving(member: HostMember, signed: SignedMembership, identity_dir: Path) -> str | None:
+    """Wait until a new host has come from its enrolment to its work: what is asked of it next is answered."""
+    ends = time.monotonic() + _SERVES_WITHIN_S
+    try:
+        context = IdentityDirectory(identity_dir).client_context()
+    except VmferryError as error:
+        return str(error)
+    while (why := _tell_one(member, signed, context)) is not None and time.monotonic() < ends:
+        time.sleep(_LOOK_EVERY_S)
+    return why
 
 
 def remove_host(name: str, *, ca_dir: Path, identity_dir: Path, force: bool = False) -> RemovedHost:
@@ -301,20 +317,20 @@ def _tell(
         context = directory.client_context()
     except VmferryError as error:
         return Told(membership.version, (), tuple((member.name, str(error)) for member in members))
-    body = {"document": signed.document, "signature": signed.signature}
-
-    def tell(member: HostMember) -> str | None:
-        try:
-            with _client(member, context) as client:
-                client.request("PUT", "/v1/membership", body)
-        except VmferryError as error:
-            return str(error)
-        return None
-
-    results = _map(tell, members)
+    results = _map(lambda member: _tell_one(member, signed, context), members)
     known = tuple(member.name for member, why in zip(members, results, strict=True) if why is None)
     untold = tuple((member.name, why) for member, why in zip(members, results, strict=True) if why is not None)
     return Told(membership.version, known, untold)
+
+
+def _tell_one(member: HostMember, signed: SignedMembership, context: ssl.SSLContext) -> str | None:
+    """Bring the document to one host; return why it does not have it."""
+    try:
+        with _client(member, context) as client:
+            client.request("PUT", "/v1/membership", {"document": signed.document, "signature": signed.signature})
+    except VmferryError as error:
+        return str(error)
+    return None
 
 
 def _map(function: Callable[[HostMember], str | None], members: Sequence[HostMember]) -> list[str | None]:

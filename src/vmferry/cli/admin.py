@@ -150,10 +150,13 @@ def add_host(  # noqa: PLR0913 - one for each option of the command
     added = commands.add_host(name, address, shown, ca_dir=ca_dir, identity_dir=identity_directory(), port=port)
     if as_json:
         told = _told(added.told)
-        print_json({"host": name, "address": address, "port": port, "authority": added.is_authority, **told})
+        seen = {"host": name, "address": address, "port": port, "authority": added.is_authority}
+        print_json({**seen, "answers": added.silent is None, **told})
         return
     renews = "; it renews the fleet's certificates" if added.is_authority else ""
     print(f"host {name} at {address} port {port} is in the fleet (vmferry {added.agent_version}){renews}")
+    if added.silent is not None:
+        say(f"warning: its agent does not answer yet: {added.silent}")
     _warn_untold(added.told)
 
 
