@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
-from tests.nested import nfs, sanlock
+from tests.nested import sanlock
 
-from vmferry.lab.nested import NestedLab, rdma
+from vmferry.lab.nested import NestedLab, nfs, rdma
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")

@@ -9,14 +9,13 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from tests.core_checks.conftest import make_case, with_probe, with_runtime, with_spec
-from tests.nested import nfs
 from tests.nested.qemus import Writer, end_qemus, facts, make_image, start_qemu, why_locked
 from tests.qemus import find_or_skip
 
 from vmferry.core.checks import guarantee
 from vmferry.core.checks.guarantee import NFS, NONE
 from vmferry.core.guest import Disk
-from vmferry.lab.nested import NestedHost, NestedLab
+from vmferry.lab.nested import NestedHost, NestedLab, nfs
 
 pytestmark = [
     pytest.mark.real,

@@ -10,14 +10,14 @@ import pytest
 import pytest_asyncio
 from tests.core_checks.conftest import make_case, with_spec
 from tests.core_checks.test_leases import promised, with_leases
-from tests.nested import nfs, sanlock
+from tests.nested import sanlock
 from tests.nested.qemus import make_image
 from tests.nested.sanlock import DEAD_AFTER_S, MOUNTED, begin_qemu, facts
 from tests.qemus import find_or_skip
 
 from vmferry.core.checks import find_blockers
 from vmferry.core.guest import Disk
-from vmferry.lab.nested import NestedHost, NestedLab
+from vmferry.lab.nested import NestedHost, NestedLab, nfs
 
 pytestmark = [
     pytest.mark.real,

@@ -38,7 +38,9 @@ async def host() -> AsyncIterator[SriovHost]:
         directory.mkdir(mode=0o700)
         wire = ["-netdev", "user,id=wire,restrict=on"]
         env = {**os.environ, MARK: lab.id}
-        made = SriovHost(PLAN, host_image(cache_dir()), find_qemus()[0], directory, env, wire, ["hubport,hubid=0"] * 2)
+        made = SriovHost(
+            PLAN, host_image(cache_dir()), find_qemus()[0], directory, env, wire, [["hubport,hubid=0"]] * 2
+        )
         await made.start()
         try:
             yield made

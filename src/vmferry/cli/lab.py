@@ -1,4 +1,4 @@
-"""`vmferry lab ...`: two hosts on this machine, emulated, with agents; for who has none to try things on.
+"""`vmferry lab ...`: hosts on this machine, emulated, with agents; for who has none to try things on.
 
 The lab is above everything, so it is run, not imported.
 """
@@ -13,17 +13,20 @@ import typer
 
 from vmferry.cli.options import group
 
-app = group("Two emulated hosts on this machine, to try things without any hardware.")
+app = group("Emulated hosts on this machine, to try things without any hardware.")
 
 SriovOption = Annotated[
     bool, typer.Option("--sriov", help="With cards that make virtual functions, an IOMMU and KVM, all emulated.")
 ]
+#: Their memory is this machine's (vmferry.lab.nested.lab.MOST_HOSTS).
+_MOST_HOSTS = 4
+HostsOption = Annotated[int, typer.Option("--hosts", metavar="N", min=1, max=_MOST_HOSTS, help="How many hosts.")]
 
 
 @app.command("up")
-def up(*, sriov: SriovOption = False) -> None:
-    """Start two hosts with agents, and say how to ask them; they stay until `vmferry lab down`."""
-    _run("up", *(["--sriov"] if sriov else []))
+def up(*, hosts: HostsOption = 2, sriov: SriovOption = False) -> None:
+    """Start hosts with agents and one shared folder, and say how to ask them; they stay until `vmferry lab down`."""
+    _run("up", "--hosts", str(hosts), *(["--sriov"] if sriov else []))
 
 
 @app.command("show")

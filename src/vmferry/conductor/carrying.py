@@ -84,7 +84,7 @@ class Carrying:
                 self._is_used(card)
             elif heard is Carrier.STANDBY:
                 since = clock() if since is None else since
-                await self._is_not_used(card, bridge, mac, clock() - since > PATIENCE_S)
+                await self._is_not_used(card, bridge, mac, since)
             rests = self._seen.get(card) is Carrier.FUNCTION or clock() - began > PATIENCE_S
             await asyncio.sleep(_LOOK_LATER_S if rests else _LOOK_EVERY_S)
 
@@ -94,9 +94,10 @@ class Carrying:
         self._seen[card] = Carrier.FUNCTION
         self._late.discard(card)
 
-    async def _is_not_used(self, card: tuple[GuestName, str], bridge: str, mac: str, is_late: bool) -> None:
+    async def _is_not_used(self, card: tuple[GuestName, str], bridge: str, mac: str, since: float) -> None:
         self._seen[card] = Carrier.STANDBY
         await asyncio.to_thread(self._standbys.forget, bridge, mac)
+        is_late = asyncio.get_running_loop().time() - since > PATIENCE_S
         if is_late and card not in self._late:
             self._late.add(card)
             _log.warning("guest does not use its function", guest=card[0], device=card[1])

@@ -1,6 +1,6 @@
-"""A lab that stays until it is told to go: two nested hosts with agents, for who wants to try things by hand.
+"""A lab that stays until it is told to go: nested hosts with agents, for who wants to try things by hand.
 
-    vmferry lab up [--sriov] | show | shell HOST [COMMAND ...] | down
+    vmferry lab up [--hosts N] [--sriov] | show | shell HOST [COMMAND ...] | down
 
 A process of its own keeps it, and answers at a socket that only its user can reach; nothing of the lab outlives that
 process. The agents are reached from this machine: VMFERRY_CONFIG names the operator that may ask them.
@@ -27,13 +27,16 @@ from vmferry.cli.console import LEAVE, raw_terminal
 from vmferry.cli.output import INTERRUPTED
 from vmferry.core.errors import BadInput, Broken, NotFound, TimedOut, VmferryError
 from vmferry.core.guest import Acceleration
-from vmferry.lab.nested import NestedFleet, NestedLab
+from vmferry.lab.nested import NestedFleet, NestedLab, nfs
+from vmferry.lab.nested.lab import MOST_HOSTS
 from vmferry.lab.nested.sriov import BRIDGE, SriovHost
 from vmferry.lab.processes import Identity, identify, is_alive
 from vmferry.lab.registry import base_directory, sweep
 from vmferry.lab.toolchain import find_qemu
 
 NETWORK = "fabric"
+#: One folder of all hosts: the first one's, by NFS.
+SHARED = Path("/srv/shared")
 _QEMU = (10, 0)
 _UP_WITHIN_S, _DOWN_WITHIN_S = 300.0, 30.0
 _COMMAND_TIMEOUT_S = 600.0
@@ -48,7 +51,7 @@ def directory() -> Path:
 # -- asked by people --------------------------------------------------------------------------------------------------
 
 
-def up(*, sriov: bool) -> None:
+def up(*, count: int, sriov: bool) -> None:
     """Start the lab and wait until its agents serve.
 
     Raises:
@@ -63,13 +66,14 @@ def up(*, sriov: bool) -> None:
     here.mkdir(mode=0o700, exist_ok=True)
     for name in ("lab.json", "lab.sock"):
         (here / name).unlink(missing_ok=True)
-    words = [sys.executable, "-m", "vmferry.lab.kept", "keep", *(["--sriov"] if sriov else [])]
+    words = [sys.executable, "-m", "vmferry.lab.kept", "keep", "--hosts", str(count), *(["--sriov"] if sriov else [])]
     with (here / "lab.log").open("wb") as log:
         keeper = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     identity = identify(keeper.pid)
     if identity is not None:
         (here / "keeper.json").write_text(json.dumps(asdict(identity)), "utf-8")
-    print("Two nested hosts are started; that takes a minute or two without hardware virtualisation.", flush=True)
+    hosts = "A nested host is" if count == 1 else f"{count} nested hosts are"
+    print(f"{hosts} started; that takes a minute or two without hardware virtualisation.", flush=True)
     try:
         _wait_up(here, keeper)
     except BaseException:  # Ctrl-C, too
@@ -180,24 +184,34 @@ def _join(console: Path) -> int:
 # -- the process that keeps it ----------------------------------------------------------------------------------------
 
 
-async def keep(*, sriov: bool) -> None:
+async def keep(*, count: int, sriov: bool) -> None:
     """Have a lab, answer for it, and take it down on SIGTERM."""
     ended = asyncio.Event()
     for signalled in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signalled, ended.set)
     qemu = find_qemu(*_QEMU)
-    async with NestedLab(cards=1 if sriov else 0, qemu=qemu, shells=True) as lab:
-        cards = [host for host in lab.hosts.values() if isinstance(host, SriovHost)]
-        for number, host in enumerate(cards, 1):
+    cards = 1 if sriov else 0
+    async with NestedLab(count=count, packages=nfs.PACKAGES, qemu=qemu, cards=cards, shells=True) as lab:
+        await _share(lab)
+        with_cards = [host for host in lab.hosts.values() if isinstance(host, SriovHost)]
+        for number, host in enumerate(with_cards, 1):
             await host.make_bridge(f"10.78.0.{number}/24")
-        networks = {NETWORK: cards[0].cards[:1]} if cards else {}
+        networks = {NETWORK: with_cards[0].cards[:1]} if cards else {}
         acceleration = Acceleration.KVM if sriov else Acceleration.AUTO
         qemus = dict.fromkeys(lab.hosts, qemu)
-        async with NestedFleet(lab.hosts, qemus, acceleration=acceleration, networks=networks) as fleet:
+        async with NestedFleet(lab.hosts, qemus, (SHARED,), acceleration, networks) as fleet:
             server = await asyncio.start_unix_server(_answers(lab), directory() / "lab.sock")
             _tell(lab, fleet, sriov=sriov)
             await ended.wait()
             server.close()
+
+
+async def _share(lab: NestedLab) -> None:
+    """Give all hosts one folder, which the first one serves."""
+    server = next(iter(lab.hosts.values()))
+    await asyncio.gather(*(nfs.prepare(host) for host in lab.hosts.values()))
+    await nfs.serve(server)
+    await asyncio.gather(*(nfs.mount(host, server, str(SHARED)) for host in lab.hosts.values()))
 
 
 def _answers(lab: NestedLab) -> Any:
@@ -216,7 +230,8 @@ def _answers(lab: NestedLab) -> Any:
 
 
 def _tell(lab: NestedLab, fleet: NestedFleet, *, sriov: bool) -> None:
-    hints = ["vmferry host list", "vmferry lab shell host-a", "vmferry lab down"]
+    shared = f"vmferry lab shell host-a ls {SHARED}        # disks of guests: one folder of all hosts (NFS)"
+    hints = ["vmferry host list", "vmferry lab shell host-a", shared, "vmferry lab down"]
     if sriov:
         card = next(host.cards[0] for host in lab.hosts.values() if isinstance(host, SriovHost))
         hints[1:1] = [f"vmferry vf create host-a {card} 2        # and host-b; guests: physical_network = {NETWORK!r},"]
@@ -233,7 +248,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="vmferry lab")
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("up", "keep"):
-        commands.add_parser(name).add_argument("--sriov", action="store_true")
+        begun = commands.add_parser(name)
+        begun.add_argument("--sriov", action="store_true")
+        begun.add_argument("--hosts", type=int, default=2, choices=range(1, MOST_HOSTS + 1))
     for name in ("show", "down"):
         commands.add_parser(name)
     joined = commands.add_parser("shell")
@@ -242,11 +259,11 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         if asked.command == "keep":
-            asyncio.run(keep(sriov=asked.sriov))
+            asyncio.run(keep(count=asked.hosts, sriov=asked.sriov))
         elif asked.command == "shell":
             return shell(asked.host, asked.argv)
         elif asked.command == "up":
-            up(sriov=asked.sriov)
+            up(count=asked.hosts, sriov=asked.sriov)
         else:
             {"show": show, "down": down}[asked.command]()
     except VmferryError as error:

@@ -270,6 +270,24 @@ class NestedHost:
         return " ".join([_CMDLINE, *(f"vmferry_{name}={value}" for name, value in told.items())])
 
 
+def hub(name: str, number: int, backends: Sequence[str], ports: Sequence[str] = ()) -> list[str]:
+    """Return arguments of QEMU that join back-ends: a frame of one goes to all others.
+
+    Args:
+        name: of the network device that is joined with them.
+        number: of the hub, one of the host's own.
+        backends: without their ids; one alone needs no hub.
+        ports: names of more network devices on it.
+    """
+    if len(backends) == 1 and not ports:
+        return ["-netdev", f"{backends[0]},id={name}"]
+    links = [f"{name}-link{index}" for index in range(len(backends))]
+    netdevs = [f"{backend},id={link}" for backend, link in zip(backends, links, strict=True)]
+    netdevs += [f"hubport,id={link}-port,hubid={number},netdev={link}" for link in links]
+    netdevs += [f"hubport,id={port},hubid={number}" for port in (name, *ports)]
+    return [word for netdev in netdevs for word in ("-netdev", netdev)]
+
+
 def _words(options: Mapping[str, Iterable[str]]) -> list[str]:
     return [word for name, values in options.items() for value in values for word in (f"-{name}", value)]
 

@@ -1,4 +1,4 @@
-"""Two nested hosts on one wire, claimed as every lab is, and gone without a trace when the block is left.
+"""Nested hosts on one wire, claimed as every lab is, and gone without a trace when the block is left.
 
 async with NestedLab(packages=("nfs-kernel-server",)) as lab:
     await lab.hosts["host-a"].must("uname", "-r")
@@ -15,7 +15,7 @@ from typing import Self
 
 from vmferry.core.errors import Broken
 from vmferry.lab.nested import sriov
-from vmferry.lab.nested.host import HostPlan, NestedHost
+from vmferry.lab.nested.host import HostPlan, NestedHost, hub
 from vmferry.lab.nested.image import host_image
 from vmferry.lab.nested.packages import packages_layer
 from vmferry.lab.processes import MARK
@@ -23,20 +23,20 @@ from vmferry.lab.registry import Claim, claim, destroy
 from vmferry.lab.toolchain import QemuBinary, cache_dir, find_qemus
 
 _MEMORY_MIB = 1024
-HOSTS = ("host-a", "host-b")
-#: Only on the wire between the two: no packet of it reaches this machine's network.
-_ADDRESSES = ("10.79.0.1/24", "10.79.0.2/24")
-_MACS = ("52:54:00:7e:00:01", "52:54:00:7e:00:02")
+MOST_HOSTS = 4
+#: Hubs of QEMU's own: of the wire, and of the cards (`sriov`), which count from theirs on.
+_WIRE_HUB = 6
 
 
 class NestedLab:
-    """Two nested hosts, host-a and host-b.
+    """Nested hosts, host-a and on; every wire hangs on the first, which is the hub where there are more than two.
 
     Args:
+        count: how many hosts, 1 to MOST_HOSTS.
         packages: Debian packages that the hosts have beside what is installed here.
         memory_mib: of each host.
         qemu: the emulator; the newest on this machine by default.
-        cards: how many cards that make virtual functions each host has, joined to the other's; 0: it has no IOMMU
+        cards: how many cards that make virtual functions each host has, joined to the others'; 0: it has no IOMMU
             either, and no KVM.
         spares: devices that the hosts do not need (`sriov.SPARES`), where there are cards.
         shells: whether each host has a shell at a socket (`NestedHost.shell_socket`).
@@ -45,6 +45,7 @@ class NestedLab:
     def __init__(
         self,
         *,
+        count: int = 2,
         packages: Sequence[str] = (),
         memory_mib: int | None = None,
         qemu: QemuBinary | None = None,
@@ -52,6 +53,7 @@ class NestedLab:
         spares: Sequence[str] = (),
         shells: bool = False,
     ) -> None:
+        self._count = count
         self._shells = shells
         self._packages = tuple(packages)
         self._memory_mib = memory_mib or (sriov.MEMORY_MIB if cards else _MEMORY_MIB)
@@ -62,11 +64,11 @@ class NestedLab:
         self.hosts: dict[str, NestedHost] = {}
 
     async def __aenter__(self) -> Self:
-        """Start both hosts and wait until they are up; on failure nothing is left."""
+        """Start the hosts and wait until they are up; on failure nothing is left."""
         layers = await asyncio.to_thread(self._layers)
         self._claim = claim()
         try:
-            for number in range(len(HOSTS)):
+            for number in range(self._count):
                 self._plan(number, self._claim, layers)
             await self._start()
         except BaseException:
@@ -79,7 +81,7 @@ class NestedLab:
         await self.close()
 
     async def close(self) -> None:
-        """Power both hosts off and remove their files; idempotent."""
+        """Power the hosts off and remove their files; idempotent."""
         if self._claim is not None:
             destroy(self._claim)
             self._claim = None
@@ -88,7 +90,7 @@ class NestedLab:
         self.hosts.clear()
 
     async def _start(self) -> None:
-        """Start both at once; a failure is told when both have ended to start."""
+        """Start all at once; a failure is told when all have ended to start."""
         starts = (host.start() for host in self.hosts.values())
         for ended in await asyncio.gather(*starts, return_exceptions=True):
             if ended is not None:
@@ -98,16 +100,19 @@ class NestedLab:
         return (packages_layer(self._packages, cache_dir()),) if self._packages else ()
 
     def _plan(self, number: int, lab: Claim, layers: tuple[Path, ...]) -> None:
-        name = HOSTS[number]
+        name = f"host-{chr(ord('a') + number)}"
         directory = lab.directory / name
         directory.mkdir(mode=0o700)
-        plan = HostPlan(name, _MACS[number], _ADDRESSES[number], self._memory_mib, layers, _free_port(), self._shells)
+        mac, address = f"52:54:00:7e:00:{number + 1:02x}", f"10.79.0.{number + 1}/24"
+        plan = HostPlan(name, mac, address, self._memory_mib, layers, _free_port(), self._shells)
         env = {**os.environ, MARK: lab.id}
+        others = [0] if number else range(1, self._count)
 
-        def joined(what: str) -> str:
-            return _wire(lab.directory / f"{what}{number}", lab.directory / f"{what}{1 - number}")
+        def joined(what: str) -> list[str]:
+            places = [(f"{what}{number}-{other}", f"{what}{other}-{number}") for other in others]
+            return [_wire(lab.directory / here, lab.directory / there) for here, there in places]
 
-        wire = ["-netdev", f"{joined('wire')},id=wire"]
+        wire = hub("wire", _WIRE_HUB, joined("wire"))
         made = (plan, host_image(cache_dir()), self._emulator(), directory, env, wire)
         cards = [joined(f"card{one}-") for one in range(self._cards)]
         self.hosts[name] = sriov.SriovHost(*made, cards, self._spares) if cards else NestedHost(*made)

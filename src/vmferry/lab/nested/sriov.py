@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmferry.core.pci import PciAddress
 from vmferry.core.units import MIB
-from vmferry.lab.nested.host import HostPlan, NestedHost
+from vmferry.lab.nested.host import HostPlan, NestedHost, hub
 from vmferry.lab.nested.image import HostImage
 from vmferry.lab.toolchain import QemuBinary
 
@@ -21,6 +21,8 @@ MEMORY_MIB = 2600
 MODULES = ("igb", "kvm-amd", "vfio-pci", "vhost_net", "nvme", "virtio_blk", "e1000e")
 #: Of the agents' network: each packet costs an emulated host much, however long it is.
 _MTU = 9000
+#: QEMU's own, one for each card that needs one.
+_FIRST_HUB = 7
 #: Of guests' standbys, and the other card on the first wire in it.
 BRIDGE = "br0"
 _UPLINK = "for net in /sys/class/net/*; do [ $(cat $net/address) != {mac} ] || echo ${{net##*/}}; done"
@@ -56,7 +58,7 @@ class SriovHost(NestedHost):
         directory: likewise.
         env: likewise.
         wire: of its network card, likewise.
-        cards: QEMU's network back-end of each card, without its id: `hubport,hubid=0`.
+        cards: QEMU's network back-ends of each card's wire, without their ids: `hubport,hubid=0`.
         spares: which of `SPARES` it has.
     """
 
@@ -68,7 +70,7 @@ class SriovHost(NestedHost):
         directory: Path,
         env: Mapping[str, str],
         wire: Sequence[str],
-        cards: Sequence[str] = ("hubport,hubid=0",),
+        cards: Sequence[Sequence[str]] = (("hubport,hubid=0",),),
         spares: Sequence[str] = (),
     ) -> None:
         super().__init__(plan, image, qemu, directory, env, wire)
@@ -123,12 +125,8 @@ class SriovHost(NestedHost):
     def _card(self, number: int) -> Sequence[str]:
         mac = f"52:54:00:aa:{number + 1:02x}:{self.plan.mac[-2:]}"
         device = f"igb,netdev=card{number},mac={mac},romfile="
-        backend = self._cards[number]
-        if number:
-            return ["-netdev", f"{backend},id=card{number}", "-device", device]
-        hub = [f"{backend},id=wire0", "hubport,id=hub0,hubid=7,netdev=wire0", "hubport,id=card0,hubid=7"]
-        ports = [*hub, "hubport,id=uplink,hubid=7"]
-        return [*(word for port in ports for word in ("-netdev", port)), "-device", device]
+        uplink = () if number else ("uplink",)
+        return [*hub(f"card{number}", _FIRST_HUB + number, self._cards[number], uplink), "-device", device]
 
     def _spare_arguments(self) -> Iterable[Sequence[str]]:
         return (SPARES[name] for name in self._spares)
