@@ -21,15 +21,15 @@ FABRIC = Nic(IoPath.SRIOV_VF, NetworkKind.BRIDGE, bridge="br0", physical_network
 WITH_FUNCTION: GuestSpec = replace(SPEC, nics=(FABRIC,))
 
 
-def inventory(count: int) -> Inventory:
-    """Return a card with so many functions, each in a group of its own."""
+def inventory(count: int, driver: str | None = None) -> Inventory:
+    """Return a card with so many functions, each in a group of its own, perhaps with a driver of VFIO."""
     functions = FUNCTIONS[:count]
     card = PciDevice(
         CARD, 0x8086, 0x10C9, 0x020000, "igb", nets=(HostNet("ens1", is_up=True),), iommu_group=10,
         sriov=SriovFacts(7, count, autoprobe=False, functions=functions),
     )  # fmt: skip
     made = [
-        PciDevice(one, 0x8086, 0x10CA, 0x020000, iommu_group=20 + number, physical=CARD, resets=("flr",))
+        PciDevice(one, 0x8086, 0x10CA, 0x020000, driver, iommu_group=20 + number, physical=CARD, resets=("flr",))
         for number, one in enumerate(functions)
     ]
     disk = PciDevice(NVME, 0x1B36, 0x0010, 0x010802, "nvme", iommu_group=30, resets=("flr",), disks=("nvme0n1",))

@@ -26,6 +26,7 @@ from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.states import FACTS, AnyState, Owner, SourceState
 from vmferry.core.host import GuestProbe, HostFacts, QemuFacts
 from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
+from vmferry.core.migratable import MigratableDevice
 from vmferry.core.pci import PciAddress
 from vmferry.core.pci_devices import Inventory
 from vmferry.core.progress import Finished, Guarantee, Outcome
@@ -111,6 +112,7 @@ class Host:
     uids: range | None = None
     free_memory: Bytes = _FREE
     blockers: tuple[Blocker, ...] = ()
+    migratable: tuple[MigratableDevice, ...] = ()  #: devices that go along, as its checks find
     throttle: FakeThrottle = field(default_factory=FakeThrottle)
     files: FakeDiskFiles = field(default_factory=FakeDiskFiles)
     leases: DiskLeases | None = None
@@ -215,7 +217,7 @@ class Host:
 
     async def _check(self, request: Request) -> Checked:
         images = written_images(self.guests.row(request.guest).guest.spec) if request.copy_disks else ()
-        return Checked(self.blockers, GUARANTEE, self.qemus, nodes_of(images), self.certificates)
+        return Checked(self.blockers, GUARANTEE, self.qemus, nodes_of(images), self.certificates, self.migratable)
 
     async def _report(self, source: Source) -> None:
         state = source.runner.machine.state

@@ -26,6 +26,7 @@ from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import BadInput, Broken
 from vmferry.core.guest import GuestSpec, IoPath, KernelBoot, NetworkKind, Nic
 from vmferry.core.handover.states import SourceState
+from vmferry.core.migratable import agreed
 from vmferry.core.migration import RunState
 from vmferry.core.units import MIB, Bytes, BytesPerSecond
 from vmferry.lab.guests import GuestImage, build
@@ -152,6 +153,26 @@ async def test_there_and_back(hosts: tuple[Host, Host], linux: GuestImage, bridg
         await wait_finished(here, there)
         assert source.state is SourceState.DONE
         await wait_cards(there, 3)
+        assert here.journal.device_claims() == []
+
+
+async def test_its_state_goes_along(hosts: tuple[Host, Host], linux: GuestImage, bridge: str) -> None:
+    """As with a driver that knows a device's state: the guest has its card all the way, and never lets it go."""
+    for host in hosts:
+        host.devices.inventory = inventory(1, "mlx5_vfio_pci")
+    await start(hosts[0], spec(linux, bridge))
+    for here, there in (hosts, hosts[::-1]):
+        row = here.journal.guest(GUEST)
+        assert row is not None
+        has = await here.given.migratable(await here.given.plugged(GUEST), ())
+        here.migratable = agreed(has, await there.given.offers(row.guest), postcopy=False)
+        assert [one.wanted for one in here.migratable] == ["nic0"]
+        source = await slowly(here, there)
+        assert await cards(here) == ["virtio_net:", "virtio_net:eth0", "e1000:eth0"]
+        await here.handovers.limit(source.request.handover, None)
+        await wait_finished(here, there)
+        assert source.state is SourceState.DONE
+        assert await cards(there) == ["virtio_net:", "virtio_net:eth0", "e1000:eth0"]
         assert here.journal.device_claims() == []
 
 

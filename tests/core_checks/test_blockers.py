@@ -23,7 +23,7 @@ from tests.core_checks.conftest import (
     with_spec,
 )
 
-from vmferry.core.checks import Case, find_blockers, memory_needed
+from vmferry.core.checks import Case, find_blockers, guarantee, memory_needed
 from vmferry.core.errors import Blocker
 from vmferry.core.guest import (
     TPM_DRIVER,
@@ -38,6 +38,7 @@ from vmferry.core.guest import (
     UefiBoot,
 )
 from vmferry.core.host import FileFacts
+from vmferry.core.migratable import MigratableDevice
 from vmferry.core.pci import PciAddress
 from vmferry.core.pci_devices import Inventory
 from vmferry.core.units import MIB, Bytes
@@ -512,6 +513,21 @@ def test_a_guest_whose_cards_the_kernel_serves_moves_to_a_host_that_can(case: Ca
     vfio = "0000:01:10.0: VFIO migration is not supported in kernel"
     assert find(with_runtime(with_function(case), blocked_reasons=(vfio,), functions=("0000:01:10.0",))) == ()
     assert find(with_destination(case, why_no_vhost="no")) == ()
+
+
+def test_a_device_whose_state_goes_along_is_not_let_go(case: Case) -> None:
+    """Both hosts have the same one: it need not be allowed to be taken away, nor have a standby, nor does it stand."""
+    kind = MigratableDevice("host0", "15b3:101e", "mlx5_vfio_pci")
+    case = with_host_device(case, may_detach=False)
+    case = with_runtime(case, functions=("0000:01:10.0",), migratable=(kind,), run_state="paused")
+    assert find(with_probe(case, offers=(kind,))) == ()
+    other = dataclasses.replace(kind, ids="15b3:1018")
+    for spoiled in (with_probe(case, offers=(other,)), case):
+        assert {one.code for one in find(spoiled)} == {"device.may-not-detach", "device.cannot-let-go"}
+    with_pages = dataclasses.replace(with_probe(case, offers=(kind,)), postcopy=True)
+    assert {"device.may-not-detach", "device.cannot-let-go"} <= {one.code for one in find(with_pages)}
+    promised = guarantee(case.guest, case.runtime, with_probe(case, offers=(kind,)).probe)
+    assert "the state of host0 (1b36:0010) goes along, into an equal one there (VFIO migration)" in promised.sentence
 
 
 def test_a_move_to_the_same_host_has_one_blocker_only(case: Case) -> None:

@@ -26,6 +26,7 @@ from vmferry.core.errors import BadInput, Blocker, Refused, VmferryError
 from vmferry.core.guest import FrozenGuest, GuestSpec, IoPath, NetworkKind
 from vmferry.core.host import GuestProbe, GuestRuntime, HostFacts, QemuFacts
 from vmferry.core.ids import GuestName, GuestUuid, HostName
+from vmferry.core.migratable import MigratableDevice
 from vmferry.core.progress import Guarantee
 from vmferry.core.saved import SavedGuest
 from vmferry.core.units import format_bytes
@@ -54,6 +55,7 @@ class Found:
     qemus: tuple[QemuFacts, QemuFacts]  #: what QEMU can do here and there
     copies: tuple[Image, ...] = ()  #: what is to be copied
     certificates: Certificates | None = None  #: by which the stream is encrypted, if it is to be
+    migratable: tuple[MigratableDevice, ...] = ()  #: devices that go with the guest
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Checking:
                 row.guest, runtime, probe, postcopy=postcopy, copied=copied, leased=leased, watchdogs=watchdogs
             )
         certificates = certificates_of(here, there) if stream.by_certificates else None
-        return Found(blockers, promised, (here.qemu, there.qemu), copies, certificates)
+        return Found(blockers, promised, (here.qemu, there.qemu), copies, certificates, case.migratable)
 
     def _distrusted(self, there: HostFacts) -> tuple[Blocker, ...]:
         """Return why the destination's certificate is not believed here; nothing where there is none to judge or by."""
@@ -147,8 +149,12 @@ class Checking:
         unleased = await self.guests.leases.unleased(name)
         by_hand = [claim for claim in self.devices.of(name) if claim.wanted is None]
         attached = addresses_of(name, by_hand)
-        functions = tuple(str(claim.address) for claim in await self.devices.plugged(name))
-        return GuestRuntime(run_state, busy, reasons, files, not_mirrored, lost_tpm, attached, unleased, functions)
+        plugged = await self.devices.plugged(name)
+        functions = tuple(str(claim.address) for claim in plugged)
+        migratable = await self.devices.migratable(plugged, reasons)
+        return GuestRuntime(
+            run_state, busy, reasons, files, not_mirrored, lost_tpm, attached, unleased, functions, migratable
+        )
 
     async def probe(self, guest: FrozenGuest) -> GuestProbe:
         """Return what a guest would find here; nothing is reserved.
@@ -168,6 +174,7 @@ class Checking:
             cpu_missing_features=missing,
             cpu_error=error,
             without_devices=await self.devices.why_not(guest),
+            offers=await self.devices.offers(guest),
         )
 
     async def _cpu(self, guest: FrozenGuest) -> tuple[tuple[str, ...], str | None]:

@@ -61,6 +61,7 @@ class RemotePeer:
             link=request.link,
             pipeline=request.pipeline,
             copies=request.copies,
+            migratable=request.migratable,
         )
         reply = await self._client.reserve(request.handover, body, time_limit_s=55.0)
         return ReserveReply(reply.address, reply.port, reply.ticket, reply.disk_port)

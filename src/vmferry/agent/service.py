@@ -363,6 +363,7 @@ class Service:
             body.link,
             body.pipeline,
             body.copies,
+            body.migratable,
         )
         self.probing.give_way()
         reply = await self.handovers.arrivals.reserve(request)

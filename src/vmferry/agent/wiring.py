@@ -248,7 +248,7 @@ def _check(checking: Checking) -> Callable[[Request], Awaitable[Checked]]:
             copy_disks=request.copy_disks,
         )
         copies = nodes_of(found.copies)
-        return Checked(found.blockers, found.guarantee, found.qemus, copies, found.certificates)
+        return Checked(found.blockers, found.guarantee, found.qemus, copies, found.certificates, found.migratable)
 
     return check
 

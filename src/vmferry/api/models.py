@@ -19,6 +19,7 @@ from vmferry.core.errors import Blocker
 from vmferry.core.guest import Acceleration, Desired, FrozenGuest, GuestSpec
 from vmferry.core.host import HostFacts
 from vmferry.core.ids import NAME_PATTERN, Epoch, GuestName, GuestUuid, HandoverId, HostName, check_name
+from vmferry.core.migratable import MigratableDevice
 from vmferry.core.progress import (
     DisksCopied,
     Finished,
@@ -424,6 +425,7 @@ class ReserveRequest(Request):
     link: Transport = Transport.TCP
     pipeline: NameField | None = None
     copies: Annotated[tuple[ImageCopy, ...], Field(max_length=64)] = ()  #: images that are made there
+    migratable: Annotated[tuple[MigratableDevice, ...], Field(max_length=8)] = ()  #: devices whose state comes
 
 
 class ReserveReply(Reply):

@@ -15,6 +15,7 @@ from vmferry.core.convergence.trace import Trace
 from vmferry.core.errors import Blocker
 from vmferry.core.handover.states import AnyState
 from vmferry.core.ids import HandoverId, HostName
+from vmferry.core.migratable import MigratableDevice
 from vmferry.core.progress import Guarantee
 from vmferry.core.units import Bytes, BytesPerSecond
 from vmferry.ports.compression import Compressing
@@ -46,6 +47,7 @@ class Checked:
     qemus: Qemus
     copies: tuple[str, ...] = ()  #: nodes of the images that are to be copied
     certificates: Certificates | None = None  #: by which the stream is encrypted; None: it is not by any
+    migratable: tuple[MigratableDevice, ...] = ()  #: devices that go with the guest
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

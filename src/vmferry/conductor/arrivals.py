@@ -90,7 +90,7 @@ class Arrivals:
             raise
         paths = tuple(one.image.path for one in request.copies)
         arrival = Arrival(request.handover, name, request.source, request.epoch, reply, paths)
-        incoming = Incoming(request.setup, request.link, request.pipeline, request.copies)
+        incoming = Incoming(request.setup, request.link, request.pipeline, request.copies, request.migratable)
         return self._destination(arrival, incoming, Machine(Side.DESTINATION))
 
     def _reply(self, request: ReserveRequest) -> ReserveReply:

@@ -27,6 +27,7 @@ from vmferry.core.handover.effects import AnyEffect, DestinationEffect
 from vmferry.core.handover.events import DestinationEvent
 from vmferry.core.handover.states import DestinationState, Side
 from vmferry.core.ids import Epoch, GuestName, HandoverId
+from vmferry.core.migratable import MigratableDevice
 from vmferry.core.migration import MigrationStatus, RunState
 from vmferry.ports.disks import DiskFiles, nodes_of
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess, MigrationSetup
@@ -58,6 +59,7 @@ class Incoming:
     link: Transport = Transport.TCP
     pipeline: str | None = None
     copies: tuple[ImageCopy, ...] = ()
+    migratable: tuple[MigratableDevice, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -206,6 +208,7 @@ class Destination:
         await self._make_images(self._incoming.copies)
         await self._guests.launch(row, incoming=True)
         process = self._process()
+        await self._calls.devices.plug_before_load(row, process, self._incoming.migratable)
         await process.prepare_migration(self._incoming.setup, incoming=True)
         await self._serve_images(process, self._incoming)
         if self._incoming.link in _THROUGH_THE_DOOR:

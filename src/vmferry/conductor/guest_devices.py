@@ -20,15 +20,16 @@ from vmferry.conductor.carrying import Carrying
 from vmferry.conductor.guests import Guests
 from vmferry.conductor.wanting import Holding, Wanting, announce, holding
 from vmferry.core.device_claims import DeviceClaim, check_unclaimed, find_devices, given_back, plan_claims
-from vmferry.core.errors import BadInput, Blocker, NotFound, Refused, TimedOut, VmferryError
+from vmferry.core.errors import BadInput, Blocker, Broken, NotFound, Refused, TimedOut, VmferryError
 from vmferry.core.guest import FrozenGuest, GuestSpec
 from vmferry.core.ids import GuestName
+from vmferry.core.migratable import MigratableDevice, is_blocked, kind_of
 from vmferry.core.migration import RunState
 from vmferry.core.pci import PciAddress
 from vmferry.core.wanted_devices import wanted_devices
 from vmferry.ports.host_devices import Carrier, HostDevices, Standbys
 from vmferry.ports.hypervisor import GuestEvent, GuestEventKind, GuestProcess
-from vmferry.ports.store import HandoverRow
+from vmferry.ports.store import GuestRow, HandoverRow
 
 #: Within which a guest that leaves lets its devices go: ACPI takes 0.3 to 1.5 s, native hot-plug some 6.5 s.
 LET_GO_WITHIN_S = 30.0
@@ -220,21 +221,58 @@ class GuestDevices:
         """Return, of each card that has its function, what carries its traffic; None: it has not been heard since."""
         return self._carrying.of(name)
 
-    async def plugged(self, name: GuestName) -> tuple[DeviceClaim, ...]:
-        """Return what of its wanted devices a guest's process has."""
-        async with self._locks[name]:
-            return await self._plugged(name)
+    async def migratable(self, claims: Sequence[DeviceClaim], reasons: Sequence[str]) -> tuple[MigratableDevice, ...]:
+        """Return of which devices QEMU can move the state.
 
-    async def _plugged(self, name: GuestName) -> tuple[DeviceClaim, ...]:
+        Args:
+            claims: what the guest's process has.
+            reasons: QEMU's own against a migration.
+        """
+        free = [claim for claim in claims if not is_blocked(claim, reasons)]
+        found = (await self._host.look()).devices if free else {}
+        kinds = (kind_of(claim, found.get(claim.address)) for claim in free)
+        return tuple(kind for kind in kinds if kind is not None)
+
+    async def offers(self, guest: FrozenGuest) -> tuple[MigratableDevice, ...]:
+        """Return which devices a guest that may come would have here that could have another one's state."""
+        return await self._wanting.offers(guest)
+
+    async def plug_before_load(self, row: GuestRow, process: GuestProcess, sent: Sequence[MigratableDevice]) -> None:
+        """Give a guest that comes the devices whose state comes with it.
+
+        Raises:
+            Refused: what is kept for it is not of the same kind.
+            Broken: the card or QEMU does not do it, in its words.
+        """
+        if not sent:
+            return
+        async with self._locks[row.guest.spec.name]:
+            await self._wanting.plug_before_load(row, process, sent)
+
+    async def plugged(self, name: GuestName, but: Collection[str] = ()) -> tuple[DeviceClaim, ...]:
+        """Return what of its wanted devices a guest's process has, but for some.
+
+        Raises:
+            Broken: it does not have all of those (any more).
+        """
+        async with self._locks[name]:
+            return await self._plugged(name, but)
+
+    async def _plugged(self, name: GuestName, but: Collection[str]) -> tuple[DeviceClaim, ...]:
         process = self._guests.process(name)
         claims = [claim for claim in self.of(name) if claim.wanted is not None]
-        if process is None or not claims:
-            return ()
-        plugged = await process.plugs.plugged()
-        return tuple(claim for claim in claims if claim.id in plugged)
+        plugged = await process.plugs.plugged() if process is not None and claims else ()
+        has = {claim.wanted: claim for claim in claims if claim.id in plugged}
+        if lost := sorted(set(but) - has.keys()):
+            raise Broken(
+                f"Guest {name} has {', '.join(lost)} no more, which was to go along", fix="try again", retry=True
+            )
+        return tuple(claim for wanted, claim in has.items() if wanted not in but)
 
-    async def take_away(self, name: GuestName) -> None:
+    async def take_away(self, name: GuestName, but: Collection[str] = ()) -> None:
         """Have a guest that leaves let its wanted devices go; they are kept for it, and their cards are silent.
+
+        Those that go with it stay (`but`).
 
         On failure it has them, or gets them again when its hand-over is over.
 
@@ -246,13 +284,15 @@ class GuestDevices:
         """
         async with self._locks[name]:
             process = self._guests.alive(name)
-            claims = await self._plugged(name)
+            claims = await self._plugged(name, but)
             asked = (self._unplug(process, claim, LET_GO_WITHIN_S) for claim in claims)
             for ended in await asyncio.gather(*asked, return_exceptions=True):
                 if ended is not None:
                     raise ended
             # first: until its network hears of it, what comes for the guest is lost
-            await announce(process, wanted_devices(self._guests.row(name).guest))
+            taken = {claim.wanted for claim in claims}
+            wanted = wanted_devices(self._guests.row(name).guest)
+            await announce(process, [one for one in wanted if one.id in taken])
             for claim in claims:
                 self._carrying.end(name, claim.wanted or "")
             await self._settle(name)

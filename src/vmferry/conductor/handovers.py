@@ -242,7 +242,7 @@ class Handovers:
         blockers += await self.brake_blockers(request.guest, request.throttle)
         if blockers:
             return await self._with_streams_own(blockers, request, checked.qemus), None
-        self._sources[request.handover].take_copies(checked.copies)
+        self._sources[request.handover].take_along(checked.copies, checked.migratable)
         await self._settle_stream(self._sources[request.handover], checked.qemus)
         blockers = await steering.prepare(checked.qemus, checked.certificates)
         return blockers, None if blockers else checked.guarantee

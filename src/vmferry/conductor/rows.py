@@ -17,6 +17,7 @@ from vmferry.core.handover.machine import Machine
 from vmferry.core.handover.replay import replay
 from vmferry.core.handover.states import DestinationState, Side, SourceState
 from vmferry.core.ids import Epoch, GuestName, HandoverId, HostName
+from vmferry.core.migratable import MigratableDevice
 from vmferry.core.units import BytesPerSecond, Milliseconds
 from vmferry.ports.peer import ReserveReply, ReserveRequest
 from vmferry.ports.store import HandoverRow, Journal
@@ -49,6 +50,12 @@ class Request:
     encryption: Encryption = Encryption.PSK  #: by what, if encrypted
     copy_disks: bool = False  #: allowed for images that the hosts do not share
     copies: tuple[str, ...] = ()  #: these, by their nodes, as the checks found
+    migratable: tuple[MigratableDevice, ...] = ()  #: devices that go with the guest, as the checks found
+
+    @property
+    def go_along(self) -> frozenset[str]:
+        """Return which of its own the guest does not let go."""
+        return frozenset(one.wanted for one in self.migratable)
 
     @property
     def stream(self) -> StreamWish:
@@ -96,14 +103,16 @@ def source_row(request: Request) -> HandoverRow:
 
 def written(request: Request) -> dict[str, object]:
     """Return what was asked for as the journal has it, which knows no tuples."""
-    return {**dataclasses.asdict(request), "copies": list(request.copies)}
+    written_out = dataclasses.asdict(request)
+    return {**written_out, "copies": list(request.copies), "migratable": list(written_out["migratable"])}
 
 
 def request_of(row: HandoverRow) -> Request:
     """Return what a source's row asks for: an older agent may have written fewer values, a newer one more."""
     names = {field.name for field in dataclasses.fields(Request)}
     known: dict[str, Any] = {key: value for key, value in row.request.items() if key in names}
-    return Request(**{**known, "copies": tuple(known.get("copies", ()))})
+    migratable = tuple(MigratableDevice(**one) for one in known.get("migratable", ()))
+    return Request(**{**known, "copies": tuple(known.get("copies", ())), "migratable": migratable})
 
 
 def arrival_row(request: ReserveRequest, reply: ReserveReply) -> HandoverRow:

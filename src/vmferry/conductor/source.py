@@ -32,6 +32,7 @@ from vmferry.core.handover.effects import AnyEffect, SourceEffect
 from vmferry.core.handover.events import SourceEvent
 from vmferry.core.handover.states import AnyState, DestinationState, Side, SourceState
 from vmferry.core.ids import GuestName, HostName
+from vmferry.core.migratable import MigratableDevice
 from vmferry.core.migration import POSTCOPY, MigrationSample, MigrationStatus, RunState
 from vmferry.core.progress import Guarantee, Throttled
 from vmferry.core.units import BytesPerSecond, Milliseconds
@@ -193,10 +194,10 @@ class Source:
         self._change(dataclasses.replace(self.request, channels=channels, compression=compression))
         self.steering.settle(stream)
 
-    def take_copies(self, nodes: Sequence[str]) -> None:
-        """Take which images are copied, for this agent and for one that comes later."""
-        if nodes:
-            self._change(dataclasses.replace(self.request, copies=tuple(nodes)))
+    def take_along(self, nodes: Sequence[str], migratable: Sequence[MigratableDevice]) -> None:
+        """Take which images are copied and which devices go along, for this agent and for one that comes later."""
+        if nodes or migratable:
+            self._change(dataclasses.replace(self.request, copies=tuple(nodes), migratable=tuple(migratable)))
 
     def _change(self, request: Request) -> None:
         self.request = request
@@ -365,6 +366,7 @@ class Source:
             self.request.stream.transport,
             self.request.pipeline,
             await self.disks.copies(),
+            self.request.migratable,
         )
         # While the destination's QEMU starts, which takes ten times as long.
         preparing = asyncio.create_task(self._process().prepare_migration(self.setup, incoming=False))
@@ -391,7 +393,7 @@ class Source:
 
     async def _detach_devices(self) -> None:
         self.marks.mark("detaching")
-        await self._calls.devices.take_away(self.name)
+        await self._calls.devices.take_away(self.name, self.request.go_along)
         self.marks.mark("detached")
         self.runner.post(_E.DEVICES_DETACHED)
 
@@ -399,7 +401,7 @@ class Source:
         self._calls.devices.settle_later(self.name)
 
     async def _send(self) -> None:
-        if plugged := await self._calls.devices.plugged(self.name):
+        if plugged := await self._calls.devices.plugged(self.name, self.request.go_along):
             which = ", ".join(f"{claim.wanted} ({claim.address})" for claim in plugged)
             self.runner.post(_E.DEVICES_PLUGGED, f"guest {self.name} has {which} of this host")
             return

@@ -18,6 +18,7 @@ from vmferry.core.functions import NOTHING_SAID, QUIET
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.handover.states import FACTS, AnyState, DestinationState, Side, SourceState
 from vmferry.core.ids import GuestName, HostName
+from vmferry.core.migratable import MigratableDevice, kind_as, kind_of
 from vmferry.core.pci import PciAddress
 from vmferry.core.wanted_devices import Pools, WantedDevice, choose_devices, missing, wanted_devices
 from vmferry.ports.host_devices import HostDevices
@@ -88,6 +89,43 @@ class Wanting:
         mine = {claim.wanted for claim in self._of(guest.spec.name)}  # it was here, and they are not given back yet
         wanted = [one for one in wanted_devices(guest) if one.id not in mine]
         return choose_devices(wanted, await self._pools())[1] if wanted else ()
+
+    async def offers(self, guest: FrozenGuest) -> tuple[MigratableDevice, ...]:
+        """Return which devices a guest would have that could have another one's state; nothing is touched."""
+        wanted = wanted_devices(guest)
+        if not wanted:
+            return ()
+        pools = await self._pools()
+        kept = {claim.wanted: claim.address for claim in self._of(guest.spec.name)}
+        chosen, _ = choose_devices([one for one in wanted if one.id not in kept], pools)
+        would = [(one.id, device) for one, device in chosen]
+        would += [(one, pools.found.devices[at]) for one, at in kept.items() if one and at in pools.found.devices]
+        return tuple(kind for one, device in would if (kind := kind_as(one, device)) is not None)
+
+    async def plug_before_load(self, row: GuestRow, process: GuestProcess, sent: Sequence[MigratableDevice]) -> None:
+        """Plug in what comes with its state.
+
+        Raises:
+            Refused: what is kept for the guest is not of the same kind.
+            Broken: the card or QEMU does not do it, in its words.
+        """
+        found = (await self._host.look()).devices
+        claims = {claim.wanted: claim for claim in self._of(row.guest.spec.name)}
+        wanted = {one.id: one for one in wanted_devices(row.guest)}
+        for one in sent:
+            claim = claims.get(one.wanted)
+            has = None if claim is None else kind_of(claim, found.get(claim.address))
+            if claim is None or has != one:
+                seen = "nothing" if has is None else f"{has.ids} with {has.driver}"
+                raise Refused(
+                    f"{one.wanted} comes with the state of a {one.ids} with {one.driver}, and {self._here} has {seen}"
+                    " for it",
+                    fix="try again: the check looks anew",
+                    retry=True,
+                )
+            if wanted[one.wanted].settings.given():
+                await self._host.tell(claim, wanted[one.wanted].settings)
+            await process.plugs.plug(claim)
 
     async def reserve(self, row: GuestRow) -> None:
         """Keep devices for a guest that comes, and take them from the host's drivers: all that it wants, or none.

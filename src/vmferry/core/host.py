@@ -9,6 +9,7 @@ from vmferry.core.disk_leases import DiskLeaseFacts
 from vmferry.core.errors import Blocker
 from vmferry.core.guest import Acceleration
 from vmferry.core.ids import HostName
+from vmferry.core.migratable import MigratableDevice
 from vmferry.core.units import Bytes
 
 
@@ -98,6 +99,7 @@ class GuestProbe:
     cpu_missing_features: tuple[str, ...]  #: of the guest's expanded CPU, not offered by this host
     cpu_error: str | None = None  #: QEMU's own words, when it refuses the CPU outright
     without_devices: tuple[Blocker, ...] = ()  #: why it could not have there what it is to have of its host
+    offers: tuple[MigratableDevice, ...] = ()  #: of what it would have there: that could have another one's state
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,4 +115,5 @@ class GuestRuntime:
     has_lost_tpm: bool = False  #: what emulates its TPM has ended
     attached: tuple[str, ...] = ()  #: addresses of its host's devices that it has
     unleased: tuple[str, ...] = ()  #: images that should have a lease here, and whose lease its process does not have
-    functions: tuple[str, ...] = ()  #: addresses of what it is to have of its host and has, and lets go to move
+    functions: tuple[str, ...] = ()  #: addresses of what it is to have of its host and has
+    migratable: tuple[MigratableDevice, ...] = ()  #: of these: whose state QEMU can move

@@ -12,6 +12,7 @@ from vmferry.core.disks import ImageCopy
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.host import GuestProbe, HostFacts
 from vmferry.core.ids import Epoch, HandoverId, HostName
+from vmferry.core.migratable import MigratableDevice
 from vmferry.core.units import Milliseconds, Nanoseconds
 from vmferry.ports.hypervisor import MigrationSetup, MigrationStatus, RunState
 from vmferry.ports.stream import Ticket
@@ -39,6 +40,7 @@ class ReserveRequest:
     link: Transport = Transport.TCP
     pipeline: str | None = None  #: with link = pipe: through which of the destination's
     copies: tuple[ImageCopy, ...] = ()  #: images that the destination makes and its QEMU serves
+    migratable: tuple[MigratableDevice, ...] = ()  #: devices of which its QEMU gets the state
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from vmferry.core.guest import Acceleration, FrozenGuest, GuestSpec
 from vmferry.core.host import QemuFacts
 from vmferry.core.ids import GuestUuid
 from vmferry.core.migration import POSTCOPY, POSTCOPY_BROKEN
+from vmferry.core.pci_devices import VFIO
 from vmferry.core.units import Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import (
     GuestEvent,
@@ -254,7 +255,12 @@ class FakeGuestProcess:
         self._call("query_migration")
         if self.qemu.stream is not None:
             return self.qemu.stream.sample()
-        return MigrationSample(status=self.qemu.incoming_status)
+        return MigrationSample(status=self.qemu.incoming_status, blocked_reasons=self._blocked())
+
+    def _blocked(self) -> tuple[str, ...]:
+        kinds = self._link.kinds_of(self.qemu)
+        plain = [claim.address for claim in self.qemu.plugged.values() if kinds[claim.port][1] == VFIO]
+        return tuple(f"{address}: VFIO migration is not supported in kernel" for address in plain)
 
     async def cont(self, *, seen: RunState | None = None) -> int:
         """Start the vCPUs, with all that the real driver refuses."""
@@ -333,7 +339,10 @@ class FakeGuestProcess:
         self._require(self.qemu.setup is not None, "migrate", "it was not prepared")
         wrong = self.qemu.state in {RunState.INMIGRATE, RunState.POSTMIGRATE, RunState.FINISH_MIGRATE}
         self._require(not wrong, "migrate", f"Guest is in state {self.qemu.state}")
-        self._require(not self.qemu.plugged, "migrate", "VFIO migration is not supported in kernel")
+        blocked = self._blocked()
+        self._require(not blocked, "migrate", "; ".join(blocked))
+        with_state = self.qemu.plugged and self._has("postcopy-ram")
+        self._require(not with_state, "migrate", "VFIO migration is not supported with postcopy migration")
         self._link.open_stream(self.qemu, address)
 
     async def take_stream(self, connection: StreamConnection) -> None:

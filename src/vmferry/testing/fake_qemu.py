@@ -22,6 +22,8 @@ from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.errors import Broken
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.migration import POSTCOPY
+from vmferry.core.pci import PciAddress
+from vmferry.core.pci_devices import VFIO
 from vmferry.core.units import MIB, Bytes, BytesPerSecond, Milliseconds
 from vmferry.ports.hypervisor import (
     GuestEvent,
@@ -174,6 +176,7 @@ class FakeLink:
     def __init__(self, *, auto: bool = True, rounds: int = 2, now_ns: Callable[[], int] | None = None) -> None:
         ticks = itertools.count(1)
         self.lent: set[tuple[str, DeviceClaim, int | None]] = set()  #: by each host, and to which user
+        self.kinds: dict[tuple[str, PciAddress], tuple[str, str]] = {}  #: of what was lent: vendor:device, driver
         self.now_ns = now_ns or (lambda: next(ticks))
         self.rounds = rounds
         self.locks: dict[str, FakeQemu] = {}
@@ -230,6 +233,11 @@ class FakeLink:
             self.take_locks(qemu)
         self.processes[pid] = qemu
         return qemu
+
+    def kinds_of(self, qemu: FakeQemu) -> dict[str, tuple[str, str]]:
+        """Return of what kind a process's devices of its host are, by their ports."""
+        host = qemu.record.boot_id.partition(":")[0]
+        return {claim.port: self.kinds.get((host, claim.address), ("", VFIO)) for claim in qemu.plugged.values()}
 
     def take_locks(self, qemu: FakeQemu) -> None:
         """Take the write lock of each image, all or none.
@@ -428,6 +436,9 @@ class FakeLink:
         stream.destination.arrival = stream
         if stream.destination.setup != stream.source.setup:
             self._fail(stream, "the two sides are set up differently")
+            return
+        if self.kinds_of(stream.destination) != self.kinds_of(stream.source):
+            self._fail(stream, "Unknown section or instance '0000:00:02.0:00.0/vfio' 0")
             return
         self._set_incoming(stream.destination, MigrationStatus.ACTIVE)
         self._enter(stream, MigrationStatus.ACTIVE)

@@ -8,6 +8,7 @@ from vmferry.core.capabilities import DEFAULT_STREAM, StreamWish
 from vmferry.core.errors import Blocker
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.host import FileFacts, GuestProbe, GuestRuntime, HostFacts
+from vmferry.core.migratable import MigratableDevice, agreed
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,11 @@ class Case:
     stream: StreamWish = DEFAULT_STREAM
     copy_disks: bool = False  #: images that the hosts do not share may be copied
     distrusted: tuple[Blocker, ...] = ()  #: why the source does not believe the destination's certificate
+
+    @property
+    def migratable(self) -> tuple[MigratableDevice, ...]:
+        """Return which of its host's devices go with the guest; it lets the others go."""
+        return agreed(self.runtime.migratable, self.probe.offers, postcopy=self.postcopy)
 
     def at_source(self, path: str) -> FileFacts | None:
         """Return the source's view of a file, None when it said nothing about it."""

@@ -55,7 +55,8 @@ def _check_wanted(case: Case) -> Iterator[Blocker]:
             told.what or f"guest {guest} cannot have on {case.destination.name} what it is to have of its host",
             told.fix or f"see `vmferry pf list {case.destination.name}`",
         )
-    if functions and case.runtime.run_state == "paused":
+    go_along = {one.wanted for one in case.migratable}
+    if len(case.runtime.functions) > len(go_along) and case.runtime.run_state == "paused":
         yield Blocker(
             "device.cannot-let-go",
             f"guest {guest} stands still (paused) and has {functions} of {case.source.name}: its own system must let"
@@ -63,6 +64,8 @@ def _check_wanted(case: Case) -> Iterator[Blocker]:
             f"`vmferry guest resume {guest}`, and move it then",
         )
     for one in wanted_devices(case.guest):
+        if one.id in go_along:
+            continue
         if one.network is None and not one.may_detach:
             yield Blocker(
                 "device.may-not-detach",

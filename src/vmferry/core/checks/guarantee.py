@@ -8,6 +8,7 @@ from vmferry.core.checks.files import LOCAL, NFS4, file_system, is_same_file
 from vmferry.core.disks import written_images
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.host import FileFacts, GuestProbe, GuestRuntime
+from vmferry.core.migratable import agreed
 from vmferry.core.progress import Guarantee
 from vmferry.core.wanted_devices import WantedDevice, wanted_devices
 
@@ -77,13 +78,16 @@ def guarantee(
         f" {guest.spec.name} running there; {MEANING[fence]}"
     )
     if wanted := wanted_devices(guest):
-        sentence += f"; {', '.join(map(_told, wanted))}"
+        go_along = {one.wanted for one in agreed(runtime.migratable, probe.offers, postcopy=postcopy)}
+        sentence += f"; {', '.join(_told(one, goes_along=one.id in go_along) for one in wanted)}"
     if postcopy:
         sentence += f"; {POSTCOPY_RISK}"
     return Guarantee(COMMIT_OWNER, ROLLBACK_UNTIL, fence, sentence)
 
 
-def _told(wanted: WantedDevice) -> str:
+def _told(wanted: WantedDevice, *, goes_along: bool) -> str:
+    if goes_along:
+        return f"the state of {wanted} goes along, into an equal one there (VFIO migration)"
     if wanted.network is None:
         return f"{wanted} is taken from it before the first round, with what is in it, and it is given one there"
     meanwhile = "runs on its standby" if wanted.has_standby else "has no network"
