@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from vmferry.api import models as m
 from vmferry.core.errors import Broken, GuestBusy, Refused, TimedOut, Unreachable
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.ids import Epoch, HandoverId, HostName
+from vmferry.core.migratable import MigratableDevice
 from vmferry.core.units import Milliseconds
 from vmferry.ports.hypervisor import MigrationSetup
 from vmferry.ports.stream import Ticket
@@ -40,6 +42,15 @@ def make_reserve() -> m.ReserveRequest:
     """Return a reservation with a secret key."""
     setup = MigrationSetup({"multifd": False}, None, Milliseconds(300.0), psk_key="c0ffee")
     return m.ReserveRequest(guest=make_guest(), epoch=Epoch(1), running=True, source=HostName("host-b"), setup=setup)
+
+
+def test_what_is_newer_and_empty_is_left_out() -> None:
+    """An agent that does not know it would refuse it; what is not empty is told, and read back."""
+    body = make_reserve()
+    assert "migratable" not in json.loads(body.model_dump_json())
+    kind = MigratableDevice("nic0", "15b3:101e", "mlx5_vfio_pci")
+    told = body.model_copy(update={"migratable": (kind,)}).model_dump_json()
+    assert m.ReserveRequest.model_validate_json(told).migratable == (kind,)
 
 
 async def test_every_method(world: World, peer: PeerClient) -> None:

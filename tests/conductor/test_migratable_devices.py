@@ -5,6 +5,7 @@ On fakes alone: no machine that we have makes such devices (docs/devices.md).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +27,9 @@ from tests.conductor.pair import GUEST, Host, running, wait_finished, wait_until
 from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.functions import NO_MAC
 from vmferry.core.handover.states import SourceState
-from vmferry.core.migratable import MigratableDevice, agreed, is_blocked, kind_of
+from vmferry.core.migratable import MigratableDevice, agreed, is_blocked, kind_of, plugging_s
 from vmferry.core.pci_devices import Inventory
+from vmferry.core.units import GIB, Bytes
 from vmferry.testing.fake_hypervisor import FakeGuestProcess
 
 DRIVER = "mlx5_vfio_pci"
@@ -66,6 +68,12 @@ async def find(source: Host, destination: Host, *, postcopy: bool = False) -> tu
     return source.migratable
 
 
+async def wait_told(host: Host, link: WatchedLink) -> None:
+    """Wait until the guest has a function on a host, whose card is told of it once the guest runs there."""
+    await wait_until(lambda: any(told.mac != NO_MAC for told in host.devices.told.values()), "its card is told")
+    await wait_has_it(host, link)
+
+
 async def test_there_and_back(moving: tuple[Host, Host], link: WatchedLink) -> None:
     """The guest has it all the time; each host gives an equal one, and has its own back."""
     here, there = moving
@@ -83,7 +91,7 @@ async def test_there_and_back(moving: tuple[Host, Host], link: WatchedLink) -> N
         await wait_finished(source, destination)
         assert handover.state is SourceState.DONE
         assert handover.marks.at("detaching") is None
-        await wait_has_it(destination, link)
+        await wait_told(destination, link)
         await wait_free(source)
         assert destination.given.degraded(GUEST) == {}
 
@@ -119,7 +127,7 @@ async def test_an_agent_is_killed(moving: tuple[Host, Host], link: WatchedLink, 
     await wait_finished(here, there)
     where = [host for host in (here, there) if (qemu := qemu_of(host, link)) is not None and qemu.alive]
     (host,) = where
-    await wait_has_it(host, link)
+    await wait_told(host, link)
     await wait_free(there if host is here else here)
 
 
@@ -133,8 +141,8 @@ async def test_the_other_host_has_another_kind(moving: tuple[Host, Host], link: 
     await wait_finished(here, there)
     assert refused.state is SourceState.ABORTED
     assert (
-        "nic0 comes with the state of a 8086:10ca with mlx5_vfio_pci, and host-b has 8086:10ca with virtio_vfio_pci"
-        in (refused.reason or "")
+        "nic0 comes with the state of a 8086:10ca with driver mlx5_vfio_pci, and host-b has 0000:01:10.0, a"
+        " 8086:10ca with virtio_vfio_pci for it" in (refused.reason or "")
     )
     await wait_has_it(here, link)
     await wait_free(there)
@@ -186,6 +194,38 @@ async def test_it_vanishes_before_it_is_sent(moving: tuple[Host, Host], link: Wa
     await wait_free(there)
 
 
+async def test_the_guest_ejects_it_on_the_way(moving: tuple[Host, Host], link: WatchedLink) -> None:
+    """By itself, while pages are sent: the move is given up, and it is given one again."""
+    here, there = moving
+    await find(here, there)
+    (had,) = here.given.of(GUEST)
+    process = here.guests.process(GUEST)
+    assert isinstance(process, FakeGuestProcess)
+    here.hold.ask(SourceState.PRECOPY)
+    handover = await here.migrate(there)
+    await here.hold.wait_reached(SourceState.PRECOPY)
+    process.plugs.guest_lets_go(had.id)
+    await asyncio.sleep(0.05)  # it is told before the hand-over goes on
+    here.hold.let_go(SourceState.PRECOPY)
+    await wait_finished(here, there)
+    assert (handover.state, "has nic0 no more" in (handover.reason or "")) == (SourceState.ABORTED, True)
+    await wait_has_it(here, link)
+    await wait_free(there)
+
+
+async def test_the_network_is_not_told_of_the_standby(moving: tuple[Host, Host], link: WatchedLink) -> None:
+    """What comes for the guest goes to its function, where it was heard last; where it is let go, to its standby."""
+    here, there = moving
+    await find(here, there)
+    await here.migrate(there)
+    await wait_finished(here, there)
+    qemu = qemu_of(there, link)
+    assert qemu is not None
+    assert qemu.announced == []
+    await there.given.take_away(GUEST)
+    assert set(qemu.announced) == {frozenset({"nic0"})}
+
+
 async def test_not_beside_post_copy(moving: tuple[Host, Host]) -> None:
     """QEMU has not both: the guest lets its device go where post-copy is allowed."""
     assert await find(*moving, postcopy=True) == ()
@@ -206,6 +246,12 @@ def test_what_qemu_says(reasons: tuple[str, ...], blocked: bool) -> None:
     """Of this device, or of all of them."""
     claim = DeviceClaim(FUNCTIONS[0], GUEST, 20, "rp0", wanted="nic0")
     assert is_blocked(claim, reasons) is blocked
+
+
+def test_how_long_plugging_may_take() -> None:
+    """A guest's memory is pinned meanwhile, which a large one's preparation must have the time for; others none."""
+    assert plugging_s((), Bytes(100 * GIB)) == 0
+    assert plugging_s((KIND,), Bytes(100 * GIB)) == 310
 
 
 def test_kinds() -> None:

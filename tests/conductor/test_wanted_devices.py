@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,25 @@ async def test_its_driver_is_missing(
         await wait_until(lambda: here.given.degraded(GUEST) == {}, "it is heard")
         here.standbys.carrier = Carrier.STANDBY
         await wait_until(lambda: here.given.degraded(GUEST) != {}, "it is heard from its standby again")
+
+
+async def test_one_that_is_silent_is_not_late(
+    pair: tuple[Host, Host], link: WatchedLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heard once from its standby, and once more much later: nobody knows what it used in between."""
+    monkeypatch.setattr(carrying, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(carrying, "_LOOK_LATER_S", 0.01)
+    monkeypatch.setattr(carrying, "_LOOK_EVERY_S", 0.01)
+    here, _ = pair
+    for _ in range(3):
+        here.standbys.carrier = Carrier.STANDBY
+        if not here.given.of(GUEST):
+            await here.guests.run(WITH_FUNCTION)
+            await wait_has_it(here, link)
+        await wait_until(lambda: here.given.carriers(GUEST) == {"nic0": Carrier.STANDBY}, "it is heard")
+        here.standbys.carrier = None
+        await asyncio.sleep(0.25)
+        assert here.given.degraded(GUEST) == {}
 
 
 async def test_its_card_is_told_otherwise_by_others(

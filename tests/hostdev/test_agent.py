@@ -66,6 +66,22 @@ async def test_a_function_is_told_of_and_shown(tmp_path: Path) -> None:
     assert settings == [told.settings, FunctionSettings(NO_MAC, 0, trust=False, spoofchk=True, max_rate_mbit=0)]
 
 
+async def test_what_a_guests_definition_says_is_not_set_by_hand(tmp_path: Path) -> None:
+    """Its MAC and VLAN would be set back; the rest is the operator's."""
+    kernel = host(tmp_path)
+    told = cards(kernel)
+    claims: list[DeviceClaim] = []
+    here = HostDevices(kernel, told, DeviceLender(kernel, told), lambda: claims)
+    await here.set_functions(d.SetFunctions(card=CARD, count=2))
+    claims.append(DeviceClaim(at("0000:01:10.0"), GuestName("web-7"), 20, "rp0", wanted="nic0"))
+    for asked in ({"mac": "52:54:00:00:00:09"}, {"vlan": 9}):
+        with pytest.raises(Refused, match="is nic0 of guest web-7, which says its MAC and VLAN"):
+            await here.set_function(d.SetFunction(function="01:10.0", **asked))
+    assert (await here.set_function(d.SetFunction(function="01:10.0", trust=True))).settings == FunctionSettings(
+        NO_MAC, 0, trust=True, spoofchk=True, max_rate_mbit=0
+    )
+
+
 async def test_a_card_that_is_kept_for_a_guest_is_left_alone(tmp_path: Path) -> None:
     """Before the guest has it open too: no functions are made of it, and it is told whose it is."""
     kernel = host(tmp_path)

@@ -55,13 +55,13 @@ async def test_it_answers_when_it_is_added(agents: FleetAgents, monkeypatch: pyt
     await agents.init()
     agent = await agents.start("host-b")
     seen: list[str | None] = []
-    tell = commands._tell_one
+    ask_it = commands._ask
 
     def told(*arguments: Any) -> str | None:
-        seen.append(tell(*arguments))
+        seen.append(ask_it(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(commands, "_tell_one", told)
+    monkeypatch.setattr(commands, "_ask", told)
     add = commands.add_host
     added = await asyncio.to_thread(
         add, "host-b", agent.config.listen, agent.code, ca_dir=agents.ca_dir, identity_dir=agents.operator_dir,
@@ -71,9 +71,8 @@ async def test_it_answers_when_it_is_added(agents: FleetAgents, monkeypatch: pyt
     assert (await ask(agents, "host-b", "GET", "/v1/host"))["name"] == "host-b"
     await agents.start("host-c")
     monkeypatch.setattr(commands, "_SERVES_WITHIN_S", 0.2)
-    monkeypatch.setattr(commands, "_tell_one", lambda *_: "nobody answers")
+    monkeypatch.setattr(commands, "_ask", lambda *_: "nobody answers")
     assert (await agents.add("host-c")).silent == "nobody answers"
-    monkeypatch.setattr(commands, "_tell_one", tell)
     assert (await ask(agents, "host-c", "GET", "/v1/host"))["name"] == "host-c"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vmferry.api import device_models as d
 from vmferry.core.device_claims import DeviceClaim
-from vmferry.core.errors import Broken, VmferryError
+from vmferry.core.errors import Broken, Refused, VmferryError
 from vmferry.core.functions import FunctionSettings
 from vmferry.core.pci import PciAddress
 from vmferry.core.pci_devices import Inventory, PciDevice
@@ -62,7 +62,17 @@ class HostDevices:
         """Tell a card of one of its virtual functions; raises as `hostdev.set_function`."""
         address = PciAddress.parse(body.function)
         wanted = FunctionSettings(body.mac, body.vlan, body.trust, body.spoofchk, body.max_rate_mbit)
+        self._check_not_a_guests(address, wanted)
         return await self._change(address, lambda users: set_function(self._cards, self._look(users), address, wanted))
+
+    def _check_not_a_guests(self, address: PciAddress, wanted: FunctionSettings) -> None:
+        """Refuse what a guest's definition says of its function: it would be set back."""
+        claim = next((claim for claim in self._claims() if claim.address == address and claim.wanted), None)
+        if claim is not None and wanted.of_a_guest.given():
+            raise Refused(
+                f"Virtual function {address} is {claim.wanted} of guest {claim.guest}, which says its MAC and VLAN",
+                fix="change them in the guest's file, and start it anew",
+            )
 
     async def _change(self, address: PciAddress, change: Callable[[Mapping[str, str]], object]) -> d.PciView:
         """Make one change at a time, and return the device as it is then.

@@ -10,6 +10,7 @@ from vmferry.api import models as m
 from vmferry.core.guest import FrozenGuest
 from vmferry.core.host import GuestProbe, HostFacts
 from vmferry.core.ids import Epoch, HandoverId, HostName
+from vmferry.core.migratable import plugging_s
 from vmferry.core.units import Milliseconds, Nanoseconds
 from vmferry.ports.peer import (
     ClockSample,
@@ -63,7 +64,8 @@ class RemotePeer:
             copies=request.copies,
             migratable=request.migratable,
         )
-        reply = await self._client.reserve(request.handover, body, time_limit_s=55.0)
+        limit_s = 55.0 + plugging_s(request.migratable, request.guest.spec.memory_bytes)
+        reply = await self._client.reserve(request.handover, body, time_limit_s=limit_s)
         return ReserveReply(reply.address, reply.port, reply.ticket, reply.disk_port)
 
     async def wait_loaded(self, handover: HandoverId, limit_ms: Milliseconds) -> PeerStatus:

@@ -155,20 +155,30 @@ def add_host(
                 authority.publish(replace(before, version=membership.version + 1))
                 raise
         told = _tell(signed, membership, identity_dir, without=member)
-    silent = _wait_serving(member, signed, identity_dir)
+    silent = _wait_serving(member, identity_dir)
     return AddedHost(member, membership.authority == name, str(reply.get("agent_version")), told, silent)
 
 
-def _wait_serving(member: HostMember, signed: SignedMembership, identity_dir: Path) -> str | None:
+def _wait_serving(member: HostMember, identity_dir: Path) -> str | None:
     """Wait until a new host has come from its enrolment to its work: what is asked of it next is answered."""
     ends = time.monotonic() + _SERVES_WITHIN_S
     try:
         context = IdentityDirectory(identity_dir).client_context()
     except VmferryError as error:
-        return str(error)
-    while (why := _tell_one(member, signed, context)) is not None and time.monotonic() < ends:
+        return f"no operator is here who could ask it: {error}"
+    while (why := _ask(member, context)) is not None and time.monotonic() < ends:
         time.sleep(_LOOK_EVERY_S)
     return why
+
+
+def _ask(member: HostMember, context: ssl.SSLContext) -> str | None:
+    """Ask a host's agent for what it is; return why it does not say."""
+    try:
+        with _client(member, context) as client:
+            client.request("GET", "/v1/host")
+    except VmferryError as error:
+        return str(error)
+    return None
 
 
 def remove_host(name: str, *, ca_dir: Path, identity_dir: Path, force: bool = False) -> RemovedHost:

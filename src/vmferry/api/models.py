@@ -7,9 +7,9 @@ another guest. Replies may grow; who reads them ignores what it does not know.
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from vmferry.api.bases import Reply, Request
 from vmferry.core.bandwidth import MOST_BANDWIDTH
@@ -426,6 +426,14 @@ class ReserveRequest(Request):
     pipeline: NameField | None = None
     copies: Annotated[tuple[ImageCopy, ...], Field(max_length=64)] = ()  #: images that are made there
     migratable: Annotated[tuple[MigratableDevice, ...], Field(max_length=8)] = ()  #: devices whose state comes
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is empty and newer: an agent that does not know it refuses it."""
+        written: dict[str, Any] = write(self)
+        if not self.migratable:
+            del written["migratable"]
+        return written
 
 
 class ReserveReply(Reply):

@@ -156,7 +156,7 @@ def add_host(  # noqa: PLR0913 - one for each option of the command
     renews = "; it renews the fleet's certificates" if added.is_authority else ""
     print(f"host {name} at {address} port {port} is in the fleet (vmferry {added.agent_version}){renews}")
     if added.silent is not None:
-        say(f"warning: its agent does not answer yet: {added.silent}")
+        say(f"warning: its agent was not heard yet: {added.silent}")
     _warn_untold(added.told)
 
 

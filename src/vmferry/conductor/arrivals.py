@@ -22,6 +22,7 @@ from vmferry.core.handover.replay import to_json
 from vmferry.core.handover.states import DestinationState, Side
 from vmferry.core.handover.table import OPENING
 from vmferry.core.ids import Epoch, GuestName, HandoverId
+from vmferry.core.migratable import plugging_s
 from vmferry.ports.peer import CommitReply, PeerStatus, RejoinReply, ReserveReply, ReserveRequest
 from vmferry.ports.store import HandoverRow, Reservation
 
@@ -91,7 +92,10 @@ class Arrivals:
         paths = tuple(one.image.path for one in request.copies)
         arrival = Arrival(request.handover, name, request.source, request.epoch, reply, paths)
         incoming = Incoming(request.setup, request.link, request.pipeline, request.copies, request.migratable)
-        return self._destination(arrival, incoming, Machine(Side.DESTINATION))
+        destination = self._destination(arrival, incoming, Machine(Side.DESTINATION))
+        longer_s = plugging_s(request.migratable, request.guest.spec.memory_bytes)
+        destination.runner.allow(DestinationState.PREPARING, 1000 * longer_s)
+        return destination
 
     def _reply(self, request: ReserveRequest) -> ReserveReply:
         """Return where the stream goes, and the images that are copied."""

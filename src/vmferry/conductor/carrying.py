@@ -76,14 +76,15 @@ class Carrying:
 
     async def _watch(self, card: tuple[GuestName, str], bridge: str, mac: str) -> None:
         clock = asyncio.get_running_loop().time
-        began, since = clock(), None  #: since when it is heard from its standby alone
+        began, last, since = clock(), clock(), None  #: since when it is heard from its standby alone, again and again
         while True:
             heard = await asyncio.to_thread(self._standbys.heard, bridge, mac)
             if heard is Carrier.FUNCTION:
                 since = None
                 self._is_used(card)
             elif heard is Carrier.STANDBY:
-                since = clock() if since is None else since
+                since = clock() if since is None or clock() - last > PATIENCE_S else since
+                last = clock()
                 await self._is_not_used(card, bridge, mac, since)
             rests = self._seen.get(card) is Carrier.FUNCTION or clock() - began > PATIENCE_S
             await asyncio.sleep(_LOOK_LATER_S if rests else _LOOK_EVERY_S)

@@ -406,7 +406,7 @@ class Destination:
             return
         with contextlib.suppress(VmferryError):
             if await process.query_run_state() is RunState.RUNNING:
-                await process.announce()
+                await self._tell_network(process)
                 self._calls.arrived()
         await process.cleanup_migration()
 
@@ -417,7 +417,18 @@ class Destination:
         """Tell the network once more where the guest is, if it runs."""
         process = self._guests.process(self.name)
         if process is not None and await process.query_run_state() is RunState.RUNNING:
+            await self._tell_network(process)
+
+    async def _tell_network(self, process: GuestProcess) -> None:
+        """Tell where the guest is, but not by the standbys of functions that it has."""
+        row = self._guests.journal.guest(self.name)
+        if row is None or self._incoming is None or not self._incoming.migratable:
             await process.announce()
+            return
+        go_along = {one.wanted for one in self._incoming.migratable}
+        cards = [f"nic{index}" for index, nic in enumerate(row.guest.spec.nics) if not nic.is_function or nic.bridge]
+        if told := [card for card in cards if card not in go_along]:
+            await process.announce(told)
 
     async def _clean_up(self) -> None:
         self._calls.ways.end(self.arrival.handover)

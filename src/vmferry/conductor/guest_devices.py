@@ -258,6 +258,14 @@ class GuestDevices:
         async with self._locks[name]:
             return await self._plugged(name, but)
 
+    async def why_not_along(self, name: GuestName, go_along: Collection[str]) -> str | None:
+        """Return why not all devices that are to go with a guest can; None: it has them."""
+        try:
+            await self.plugged(name, go_along)
+        except VmferryError as error:
+            return error.what
+        return None
+
     async def _plugged(self, name: GuestName, but: Collection[str]) -> tuple[DeviceClaim, ...]:
         process = self._guests.process(name)
         claims = [claim for claim in self.of(name) if claim.wanted is not None]
@@ -265,7 +273,10 @@ class GuestDevices:
         has = {claim.wanted: claim for claim in claims if claim.id in plugged}
         if lost := sorted(set(but) - has.keys()):
             raise Broken(
-                f"Guest {name} has {', '.join(lost)} no more, which was to go along", fix="try again", retry=True
+                f"Guest {name} has {', '.join(lost)} no more, which was to go along",
+                owner=self._guests.settings.name,
+                fix=f"see `vmferry guest show {name}`; the next check finds how it can move",
+                retry=True,
             )
         return tuple(claim for wanted, claim in has.items() if wanted not in but)
 
@@ -334,7 +345,7 @@ class GuestDevices:
                 await self._settle(name)
                 return self._unwanted.isdisjoint(claim.id for claim in self.of(name)) and not self._missing.get(name)
         except VmferryError as error:
-            _log.warning("a guest's devices are not given back yet", guest=name, error=str(error))
+            _log.warning("a guest's devices are not as they are to be yet", guest=name, error=str(error))
         except Exception:  # noqa: BLE001 - whatever it was, what is kept for the guest is not forgotten
             _log.exception("a guest's devices cannot be looked after", guest=name)
         return False

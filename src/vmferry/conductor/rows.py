@@ -111,7 +111,8 @@ def request_of(row: HandoverRow) -> Request:
     """Return what a source's row asks for: an older agent may have written fewer values, a newer one more."""
     names = {field.name for field in dataclasses.fields(Request)}
     known: dict[str, Any] = {key: value for key, value in row.request.items() if key in names}
-    migratable = tuple(MigratableDevice(**one) for one in known.get("migratable", ()))
+    kinds = [field.name for field in dataclasses.fields(MigratableDevice)]
+    migratable = tuple(MigratableDevice(*(one[kind] for kind in kinds)) for one in known.get("migratable", ()))
     return Request(**{**known, "copies": tuple(known.get("copies", ())), "migratable": migratable})
 
 

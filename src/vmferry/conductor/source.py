@@ -32,7 +32,7 @@ from vmferry.core.handover.effects import AnyEffect, SourceEffect
 from vmferry.core.handover.events import SourceEvent
 from vmferry.core.handover.states import AnyState, DestinationState, Side, SourceState
 from vmferry.core.ids import GuestName, HostName
-from vmferry.core.migratable import MigratableDevice
+from vmferry.core.migratable import MigratableDevice, plugging_s
 from vmferry.core.migration import POSTCOPY, MigrationSample, MigrationStatus, RunState
 from vmferry.core.progress import Guarantee, Throttled
 from vmferry.core.units import BytesPerSecond, Milliseconds
@@ -46,6 +46,10 @@ _E, _S, _X = SourceEvent, SourceState, SourceEffect
 
 #: Why a hand-over was given up when a person asked for it; also tells this in the journal from a time limit.
 CANCELLED = "cancelled by an operator"
+#: of QEMU's own statuses: those whose time is told
+_MARKED = frozenset(
+    {MigrationStatus.ACTIVE, MigrationStatus.PRE_SWITCHOVER, MigrationStatus.DEVICE, MigrationStatus.POSTCOPY_ACTIVE}
+)
 _BEFORE_THE_STREAM = frozenset({_S.CHECKING, _S.RESERVING, _S.COPYING_DISKS, _S.DETACHING, _S.RESERVED})
 #: Pages are, or may still be, sent.
 _SENDING = frozenset(
@@ -198,6 +202,8 @@ class Source:
         """Take which images are copied and which devices go along, for this agent and for one that comes later."""
         if nodes or migratable:
             self._change(dataclasses.replace(self.request, copies=tuple(nodes), migratable=tuple(migratable)))
+        if self.guest is not None:
+            self.runner.allow(_S.RESERVING, 1000 * plugging_s(migratable, self.guest.spec.memory_bytes))
 
     def _change(self, request: Request) -> None:
         self.request = request
@@ -316,21 +322,19 @@ class Source:
             self.runner.post(_E.SOURCE_QEMU_DIED, why)
         elif event.kind is GuestEventKind.MIRROR_FAILED:
             self.runner.post(_E.STREAM_FAILED, event.detail)
+        elif event.kind is GuestEventKind.UNPLUGGED:
+            if (lost := await self._calls.devices.why_not_along(self.name, self.request.go_along)) is not None:
+                self.runner.post(_E.STREAM_FAILED, lost)  # the destination waits for its state
         elif event.kind in (GuestEventKind.POWERED_OFF, GuestEventKind.PANICKED):
             self.runner.post(_E.GUEST_ENDED, f"guest {self.name} {event.kind} at the source during the hand-over")
 
     def _saw_status(self, status: MigrationStatus, at_ns: int) -> None:
-        if status is MigrationStatus.ACTIVE:
-            self.marks.mark("active", at_ns)
+        if status in _MARKED:
+            self.marks.mark(str(status).replace("-", "_"), at_ns)
+        if status in {MigrationStatus.ACTIVE, MigrationStatus.PRE_SWITCHOVER}:
             self.runner.post(_E.PRECOPY_BEGAN, only_in=_S.RESERVED)
-        elif status is MigrationStatus.PRE_SWITCHOVER:
-            self.marks.mark("pre_switchover", at_ns)
-            self.runner.post(_E.PRECOPY_BEGAN, only_in=_S.RESERVED)
+        if status is MigrationStatus.PRE_SWITCHOVER:
             self.runner.post(_E.SOURCE_PAUSED)
-        elif status is MigrationStatus.DEVICE:
-            self.marks.mark("device", at_ns)
-        elif status is MigrationStatus.POSTCOPY_ACTIVE:
-            self.marks.mark("postcopy_active", at_ns)
 
     async def _saw_completed(self, process: GuestProcess) -> None:
         """Tell of `completed` once the run state is `postmigrate` too; asked while the destination still loads."""

@@ -103,7 +103,7 @@ class Wanting:
         return tuple(kind for one, device in would if (kind := kind_as(one, device)) is not None)
 
     async def plug_before_load(self, row: GuestRow, process: GuestProcess, sent: Sequence[MigratableDevice]) -> None:
-        """Plug in what comes with its state.
+        """Plug in what comes with its state; their cards are told nothing before the guest runs here.
 
         Raises:
             Refused: what is kept for the guest is not of the same kind.
@@ -111,20 +111,19 @@ class Wanting:
         """
         found = (await self._host.look()).devices
         claims = {claim.wanted: claim for claim in self._of(row.guest.spec.name)}
-        wanted = {one.id: one for one in wanted_devices(row.guest)}
         for one in sent:
             claim = claims.get(one.wanted)
             has = None if claim is None else kind_of(claim, found.get(claim.address))
             if claim is None or has != one:
-                seen = "nothing" if has is None else f"{has.ids} with {has.driver}"
+                device = None if claim is None else found.get(claim.address)
+                seen = "none" if device is None else f"{device.address}, a {device.ids} with {device.driver or 'none'}"
                 raise Refused(
-                    f"{one.wanted} comes with the state of a {one.ids} with {one.driver}, and {self._here} has {seen}"
-                    " for it",
-                    fix="try again: the check looks anew",
+                    f"{one.wanted} comes with the state of a {one.ids} with driver {one.driver}, and {self._here} has"
+                    f" {seen} for it",
+                    side="destination",
+                    fix=f"give {self._here} such a device with that driver, or check again: it may be let go then",
                     retry=True,
                 )
-            if wanted[one.wanted].settings.given():
-                await self._host.tell(claim, wanted[one.wanted].settings)
             await process.plugs.plug(claim)
 
     async def reserve(self, row: GuestRow) -> None:
@@ -229,9 +228,9 @@ class Wanting:
 
 async def announce(process: GuestProcess, wanted: Sequence[WantedDevice]) -> None:
     """Have the network send to the standbys what comes for cards without their functions."""
-    if any(one.has_standby for one in wanted):
+    if cards := [one.id for one in wanted if one.has_standby]:
         with contextlib.suppress(VmferryError):  # whatever the guest says next does the same
-            await process.announce()
+            await process.announce(cards)
 
 
 def _why(error: VmferryError) -> str:

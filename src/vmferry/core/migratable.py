@@ -16,7 +16,10 @@ from dataclasses import dataclass
 
 from vmferry.core.device_claims import DeviceClaim
 from vmferry.core.pci_devices import VFIO, PciDevice
+from vmferry.core.units import GIB, Bytes
 
+#: A device, and each GiB of a guest whose pages must be cleared first.
+_PLUG_S, _PIN_GIB_S = 10.0, 3.0
 _ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
@@ -50,6 +53,11 @@ def is_blocked(claim: DeviceClaim, reasons: Sequence[str]) -> bool:
     """Return whether QEMU says that it cannot move a device: by its address, or of all such devices."""
     about = [reason.lower() for reason in reasons if "vfio" in reason.lower()]
     return any(str(claim.address) in reason or not _ADDRESS.search(reason) for reason in about)
+
+
+def plugging_s(sent: Collection[MigratableDevice], memory_bytes: Bytes) -> float:
+    """Return how much longer a destination may take to prepare for a guest with such devices: its memory is pinned."""
+    return len(sent) * _PLUG_S + memory_bytes / GIB * _PIN_GIB_S if sent else 0.0
 
 
 def agreed(

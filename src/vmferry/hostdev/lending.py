@@ -156,6 +156,9 @@ class DeviceLender:
 
     async def tell_again(self, claim: DeviceClaim, wanted: FunctionSettings) -> FunctionSettings:
         """Tell a virtual function's card what it was told before a guest got the function."""
+        new, _ = await asyncio.to_thread(self._news, claim, wanted)
+        if not new.given():  # as a rule: nobody is waited for
+            return new
         changed: list[FunctionSettings] = []
         await self.alone(lambda: lambda: changed.append(self._tell_now(claim, wanted)))
         return changed[0]

@@ -7,7 +7,7 @@ carry our units. No method retries; each says how it fails.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -261,8 +261,8 @@ class GuestProcess(Protocol):
     async def cleanup_migration(self) -> None:
         """Remove the key of the last migration, here and in the process. Idempotent; for when a migration has ended."""
 
-    async def announce(self) -> None:
-        """Tell the network where the guest is now (announce-self)."""
+    async def announce(self, cards: Collection[str] | None = None) -> None:
+        """Tell the network where the guest is now (announce-self): by all of its cards, or by these."""
 
     async def quit(self) -> None:
         """End the process politely and wait for it; kills it when it does not go in time. Idempotent."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -480,9 +480,10 @@ class QemuGuestProcess:
         """Change the downtime limit of a running migration."""
         await self._session.execute("migrate-set-parameters", {"downtime-limit": round(limit_ms)})
 
-    async def announce(self) -> None:
+    async def announce(self, cards: Collection[str] | None = None) -> None:
         """Send five announcements over 1.5 s, as QEMU does after a migration."""
-        await self._session.execute("announce-self", {"initial": 50, "max": 550, "rounds": 5, "step": 100})
+        by = {} if cards is None else {"interfaces": sorted(cards)}
+        await self._session.execute("announce-self", {"initial": 50, "max": 550, "rounds": 5, "step": 100, **by})
 
     async def open_console(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open the first serial port; QEMU serves one reader at a time, the log keeps everything.

@@ -408,6 +408,7 @@ class HypervisorConformance:
         await move.destination.cont()
         await wait_event(move.destination_events, GuestEventKind.RESUMED)
         await move.destination.announce()
+        await move.destination.announce([])
         assert await move.states() == (RunState.POSTMIGRATE, RunState.RUNNING)
 
     async def test_moves_over_a_connection(self, bench: Bench) -> None:

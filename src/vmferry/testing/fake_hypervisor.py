@@ -12,7 +12,7 @@ import itertools
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -474,9 +474,13 @@ class FakeGuestProcess:
         self._call("set_downtime_limit")
         self.qemu.downtime_limit_ms = limit_ms
 
-    async def announce(self) -> None:
-        """Note the order; only a guest that runs announces itself."""
+    async def announce(self, cards: Collection[str] | None = None) -> None:
+        """Note the order; only a guest that runs announces itself, by cards that it has."""
         self._call("announce")
+        has = {device.id for device in self.qemu.guest.devices}
+        if cards is not None and not set(cards) <= has:
+            raise AssertionError(f"announce by {cards}, of {has}")
+        self.qemu.announced.append(None if cards is None else frozenset(cards))
         self._require(self.qemu.state is RunState.RUNNING, "announce", "the guest does not run here")
 
     async def quit(self) -> None:

@@ -147,9 +147,12 @@ class FakeHostDevices:
         self.link.lent -= {one for one in self.link.lent if one[:2] == (self.host, claim)}
 
     def _leaves(self, claim: DeviceClaim, address: PciAddress) -> bool:
-        """Return whether a function is the one whose state goes into another's: they have one MAC for a while."""
-        lent, kind = self.lent.get(address), self.link.kinds.get((self.host, address), ("", VFIO))
-        return lent is not None and (lent.guest, lent.wanted) == (claim.guest, claim.wanted) and kind[1] != VFIO
+        """Return whether a function's guest stands still and will be ended: its state has gone into the other one."""
+        lent = self.lent.get(address)
+        if lent is None or (lent.guest, lent.wanted) != (claim.guest, claim.wanted):
+            return False
+        has = [qemu for qemu in self.link.processes.values() if qemu.alive and lent in qemu.plugged.values()]
+        return all(qemu.state is RunState.POSTMIGRATE for qemu in has)
 
     def _plugged(self) -> list[DeviceClaim]:
         here = [qemu for qemu in self.link.processes.values() if qemu.record.boot_id.startswith(f"{self.host}:")]

@@ -103,6 +103,7 @@ class FakeQemu:
     has_lost_tpm: bool = False  #: what emulates its TPM has ended
     empty: set[str] = field(default_factory=set)  #: images that it does not have, or not all of
     plugged: dict[str, DeviceClaim] = field(default_factory=dict)  #: those that it has, by their ids
+    announced: list[frozenset[str] | None] = field(default_factory=list)  #: by which cards, each time; None: all
     obeys_unplug: bool = True
     refuses_unplug: bool = False  #: the guest says no, and tells so
 
