@@ -34,7 +34,10 @@ pytestmark = [
 GUESTS, COUNT, MOST_OF_ONE = ("web-7", "db-1"), 4, 2
 #: Functions that were given to a guest and taken from it again.
 CYCLES = 200
-PLAN = replace(linux_guest("web-7", memory_mib=128, rate=1, bridge=False), working_set_mib=8)
+#: They cost an emulated host little.
+PLAN = replace(
+    linux_guest("web-7", memory_mib=128, rate=1, bridge=False), working_set_mib=8, beat_us=50_000, echo=False
+)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
