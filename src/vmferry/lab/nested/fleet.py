@@ -37,6 +37,8 @@ LOG = FOLDER / "agent.log"
 #: The nested hosts have one slow CPU each: a command takes seconds to start.
 _COMMAND_TIMEOUT_S = 180.0
 _READY_TIMEOUT_S = 120.0
+#: An agent takes 20 s of its host's one emulated CPU to start, of which guests leave it a third.
+_UP_WITHIN_S = 300.0
 _VMFERRY = (sys.executable, "-m", "vmferry")
 #: Asks, again after a while until there is an answer: a guest that boots empties its console's queue, and what was
 #: asked before is lost. It loads nothing, which an emulated host would take seconds for.
@@ -213,7 +215,7 @@ class NestedFleet:
         await self.hosts[name].shell(f"setsid {agent} </dev/null >{LOG} 2>&1 &")
 
     async def _wait_up(self, name: str) -> None:
-        for _ in range(int(_READY_TIMEOUT_S / _LOOK_EVERY_S)):
+        for _ in range(int(_UP_WITHIN_S / _LOOK_EVERY_S)):
             if _UP in await self.log(name):
                 return
             await asyncio.sleep(_LOOK_EVERY_S)
