@@ -115,7 +115,7 @@ async def test_agents_that_are_killed_lose_no_function(fleet: NestedFleet) -> No
 
     while min(done["attach"], done["detach"]) < CYCLES:
         ordering = asyncio.create_task(orders(fleet, functions, chance, done))
-        await asyncio.sleep(chance.uniform(10, 60))  # a command takes two seconds, and the next agent's start sixty
+        await asyncio.sleep(chance.uniform(20, 240))  # an order takes four seconds, and the next agent's start sixty
         await fleet.kill_agent(host.plan.name)
         await ordering
         done["deaths"] += 1
