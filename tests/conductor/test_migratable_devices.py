@@ -175,40 +175,23 @@ async def test_one_goes_along_and_one_does_not(pair: tuple[Host, Host], link: Wa
     await wait_until(lambda: len(plugged(there, link)) == 2, "it has both there")
 
 
-async def test_it_vanishes_before_it_is_sent(moving: tuple[Host, Host], link: WatchedLink) -> None:
-    """The move is given up: its destination waits for a state that nobody has."""
+@pytest.mark.parametrize("state", [SourceState.RESERVED, SourceState.PRECOPY])
+async def test_the_guest_ejects_it(moving: tuple[Host, Host], link: WatchedLink, state: SourceState) -> None:
+    """By itself, before or while pages are sent: the move is given up, and the guest is given one again."""
     here, there = moving
     await find(here, there)
     (had,) = here.given.of(GUEST)
     process = here.guests.process(GUEST)
     assert isinstance(process, FakeGuestProcess)
-    here.hold.ask(SourceState.RESERVED)
+    here.hold.ask(state)
     handover = await here.migrate(there)
-    await here.hold.wait_reached(SourceState.RESERVED)
+    await here.hold.wait_reached(state)
     process.plugs.guest_lets_go(had.id)
-    here.hold.let_go(SourceState.RESERVED)
+    await asyncio.sleep(0.05)  # it is told before the hand-over goes on
+    here.hold.let_go(state)
     await wait_finished(here, there)
     assert handover.state is SourceState.ABORTED
     assert "has nic0 no more, which was to go along" in (handover.reason or "")
-    await wait_has_it(here, link)
-    await wait_free(there)
-
-
-async def test_the_guest_ejects_it_on_the_way(moving: tuple[Host, Host], link: WatchedLink) -> None:
-    """By itself, while pages are sent: the move is given up, and it is given one again."""
-    here, there = moving
-    await find(here, there)
-    (had,) = here.given.of(GUEST)
-    process = here.guests.process(GUEST)
-    assert isinstance(process, FakeGuestProcess)
-    here.hold.ask(SourceState.PRECOPY)
-    handover = await here.migrate(there)
-    await here.hold.wait_reached(SourceState.PRECOPY)
-    process.plugs.guest_lets_go(had.id)
-    await asyncio.sleep(0.05)  # it is told before the hand-over goes on
-    here.hold.let_go(SourceState.PRECOPY)
-    await wait_finished(here, there)
-    assert (handover.state, "has nic0 no more" in (handover.reason or "")) == (SourceState.ABORTED, True)
     await wait_has_it(here, link)
     await wait_free(there)
 
